@@ -20,6 +20,7 @@ from flows.run.process_setup import set_up_process
 
 set_up_process()
 
+import json
 import shutil
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -174,7 +175,7 @@ def measure_row(root: str, name: str, start: str, overrides: Sequence[str]) -> d
     trained, cost = train_row(root, name, row, overrides) if row.step else (untrained, {})
     records = []
     for measure in row.measures:
-        keys = (f"evaluate.starts=[{trained}]", *MEASURES[measure])
+        keys = (f"evaluate.starts={json.dumps([trained])}", *MEASURES[measure])
         measured = run(RECIPE, root, [*overrides, *keys], "evaluate")
         records += [{"measure": measure, **record} for record in leading_records(measured)]
     return {"cost": cost, "records": records}

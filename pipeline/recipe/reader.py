@@ -109,7 +109,7 @@ def expand(value: Any, origin: str) -> Any:
 
 def explain(origin: str, problem: ErrorDetails, model: type[BaseModel], given: Any) -> str:
     """Return one line about a mistake in a recipe, or in a section of the class `model`."""
-    location, whole = [str(part) for part in problem["loc"]], issubclass(model, Recipe)
+    location, whole = _written(problem, given), issubclass(model, Recipe)
     if whole and location[:1] == ["stages"] and len(location) > 1:
         location[1] = _stage_name(given["stages"], int(location[1]))
     where = f"{origin}: {'.'.join(location) or 'recipe'}" if whole else ".".join([origin, *location])
@@ -125,6 +125,18 @@ def explain(origin: str, problem: ErrorDetails, model: type[BaseModel], given: A
         return f"{where}{problem['msg']}."
     quoted = f" (value {value!r})" if kind != "value_error" else ""
     return f"{where}: {message[0].lower()}{message[1:]}{quoted}."
+
+
+def _written(problem: ErrorDetails, given: Any) -> list[str]:
+    """Return the place of a mistake as the recipe has it, without pydantic's names for the members of a union."""
+    location: list[str] = []
+    for part in problem["loc"]:
+        is_there = part in given if isinstance(given, Mapping) else isinstance(given, list) and isinstance(part, int)
+        if is_there:
+            given = given[part]  # type: ignore[index]  # a position in a list
+        if is_there or (problem["type"] == "missing" and part == problem["loc"][-1]):
+            location.append(str(part))
+    return location
 
 
 def _stage_name(stages: Sequence[Any], number: int) -> str:

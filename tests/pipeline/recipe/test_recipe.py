@@ -181,6 +181,12 @@ def test_recipe_yes_and_no_are_no_numbers(override: str) -> None:
     assert "is neither a number nor a name" in changed(override)
 
 
+def test_recipe_errors_name_places_as_they_are_written() -> None:
+    text = changed("student.validate={every: often}", "compare.k={data: [street], methods: {9: {}}, labels: [0.5, x]}")
+    assert "constrained" not in text
+    assert "photos.yaml: student.validate.every: " in text
+
+
 @pytest.mark.parametrize(
     "override", ["student.lr=.inf", "student.epochs=.nan", "student.loss_weights.street=.inf", "student.clip=.inf"]
 )

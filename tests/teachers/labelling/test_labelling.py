@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import shutil
 import threading
 import time
@@ -15,7 +14,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 
 import tasks
 from ingest.dataset import IngestedSet
@@ -27,17 +25,17 @@ from pipeline.steps.artifact import Artifact, Inputs
 from pipeline.steps.runtime import Runtime, quiet
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root, local_file
-from pipeline.stores.images import ImageShard, NewImage, ShardWriter
+from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import LabelShard
 from pipeline.training import autotune
 from pipeline.training.autotune import ComputeConfig
 from tasks.network import Network, NetworkConfig
-from tasks.prediction import Predictor, Preprocessing, network_predictor
+from tasks.prediction import Predictor, network_predictor
 from tasks.teacher import Teacher
 from teachers.labelling import inference, label_folder, labeller
 from teachers.labelling.inference import ShardInference, ShardRows, label_batches
 from teachers.labelling.labeller import label_pool
-from tests.disk import folder_of, image_shard
+from tests.disk import folder_of
 from tests.steps import make_step
 
 if TYPE_CHECKING:
@@ -364,39 +362,6 @@ def test_label_batches_bounds_work_in_flight(
             time.sleep(0.05)  # time to run ahead
         assert len(begun) - taken <= 2 * threads + 1
     assert taken == len(begun) == total
-
-
-def jpeg(side: int) -> bytes:
-    file = io.BytesIO()
-    pixels = np.random.default_rng(0).integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize((side, side)).save(file, "JPEG")
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_shard_inference_decodes_the_same_whatever_other_teachers_need(tmp_path: Path, suffix: str) -> None:
-    """Each teacher's JPEGs are decoded at the size that it needs, also beside teachers that need a larger one."""
-    data = jpeg(256)
-    if suffix == "png":
-        file = io.BytesIO()
-        Image.open(io.BytesIO(data)).save(file, "PNG")
-        data = file.getvalue()
-    writer = ShardWriter(tmp_path, "shard")
-    writer.add(NewImage(data, suffix, 256, 256, "one"))
-    writer.close()
-    shard = image_shard(writer.tar_path)
-    all_ways = [Preprocessing(size) for size in (32, 48, 192)]
-    all_ways += [Preprocessing(64, crop_pct=0.875, bicubic=True), Preprocessing(64, "pad")]
-
-    def preprocess(company: list[Preprocessing]) -> dict[Preprocessing, bytes]:
-        nothing = inference.torch.nn.Identity()
-        predictors = {str(number): Predictor(nothing, {}, way) for number, way in enumerate(company)}
-        batch = ShardInference(shard, predictors, {}).load(range(1))
-        return {way: images.tobytes() for way, images in batch.inputs.items()}
-
-    together = preprocess(all_ways)
-    assert together == {way: preprocess([way])[way] for way in all_ways}
-    assert together == preprocess(all_ways[::-1])
 
 
 @pytest.mark.parametrize(
