@@ -133,7 +133,7 @@ def _written(problem: ErrorDetails, given: Any) -> list[str]:
     for part in problem["loc"]:
         is_there = part in given if isinstance(given, Mapping) else isinstance(given, list) and isinstance(part, int)
         if is_there:
-            given = given[part]  # type: ignore[index]  # a position in a list
+            given = given[part]
         if is_there or (problem["type"] == "missing" and part == problem["loc"][-1]):
             location.append(str(part))
     return location
