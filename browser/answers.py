@@ -181,25 +181,26 @@ class Answers:
         if column.name == "class" and isinstance(column.table, Store):
             store, threshold = column.table, class_threshold(column.table, selection.thresholds)
             words = f"unnest({store.table}.classes)::VARCHAR AS word, unnest({store.table}.amounts) AS amount"
-            return self._count_words(selection.select(words, stores, [table]), f"amount >= {threshold!r}::FLOAT")
+            return self._count_words(selection.select(words, stores, [table]), "amount >= ?::FLOAT", (threshold,))
         if column.kind is str:
             return self._count_words(selection.select(f"{column.sql}::VARCHAR AS word", stores, [table]))
         return self._count_in_bins(selection.select(f"{column.sql}::DOUBLE AS number", stores, [table]))
 
-    def _count_words(self, inner: Clause, condition: str = "true") -> dict[str, Any]:
+    def _count_words(self, inner: Clause, condition: str = "true", values: tuple[float, ...] = ()) -> dict[str, Any]:
         sql = f"SELECT word, count(*) FROM ({inner.sql}) WHERE word IS NOT NULL AND {condition} GROUP BY 1"
-        rows = self.tables.query(f"{sql} ORDER BY 2 DESC, 1 LIMIT {MAX_VALUES}", inner.parameters)
+        rows = self.tables.query(f"{sql} ORDER BY 2 DESC, 1 LIMIT {MAX_VALUES}", (*inner.parameters, *values))
         return {"kind": "words", "values": [row[0] for row in rows], "counts": [row[1] for row in rows]}
 
     def _count_in_bins(self, inner: Clause) -> dict[str, Any]:
-        finite = f"FROM ({inner.sql}) WHERE isfinite(number)"
+        finite = f"FROM ({inner.sql}) WHERE isfinite(number)"  # NaN and infinity have no bin
         ends = self.tables.query(f"SELECT min(number), max(number) {finite}", inner.parameters)[0]
         if ends[0] is None:
             return {"kind": "numbers", "edges": [], "counts": []}
         edges = np.linspace(ends[0], ends[1] if ends[1] > ends[0] else ends[0] + 1, BINS + 1)
         low, width = float(edges[0]), float(edges[1] - edges[0])
-        bin_sql = f"least(floor((number - {low!r}) / {width!r})::INTEGER, {BINS - 1})"
-        counts = dict(self.tables.query(f"SELECT {bin_sql}, count(*) {finite} GROUP BY 1", inner.parameters))
+        bin_sql = f"least(floor((number - ?) / ?)::INTEGER, {BINS - 1})"
+        sql = f"SELECT {bin_sql}, count(*) {finite} GROUP BY 1"
+        counts = dict(self.tables.query(sql, (low, width, *inner.parameters)))
         return {"kind": "numbers", "edges": edges.tolist(), "counts": [counts.get(n, 0) for n in range(BINS)]}
 
     def balance(self, selection: ImageSelection, store: Store, threshold: float) -> dict[str, Any]:

@@ -7,6 +7,7 @@ that arrive or change later are compared as soon as the pair, or its progress, i
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 
 import numpy as np
@@ -131,7 +132,7 @@ class Differences:
 
 
 def _distances(pair: StorePair, one: StoredFile, other: StoredFile) -> list[float | None]:
-    """Return the distance in [0, 1] for every row of two files, None where one of them has no label.
+    """Return the distance in [0, 1] for every row of two files, None where one has no label or holds no numbers (NaN).
 
     The task's own threshold is applied: labels below it are mostly noise that no student learns from.
     """
@@ -142,7 +143,8 @@ def _distances(pair: StorePair, one: StoredFile, other: StoredFile) -> list[floa
             distances.append(None)
             continue
         values = decode_row(pair.one, left, threshold), decode_row(pair.other, right, threshold)
-        distances.append(float(np.clip(label.distance(*values), 0, 1)))
+        distance = float(np.clip(label.distance(*values), 0, 1))
+        distances.append(None if math.isnan(distance) else distance)
     return distances
 
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.errors import ConfigError, require_one_of
-from pipeline.models.weights import NETWORK, expand_home
+from pydantic import ValidationError
+
+from pipeline.errors import ConfigError, DataError, require_one_of
+from pipeline.models.weights import NETWORK, find_weights
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Inputs, read_json, write_json
 from pipeline.stores.labels import LabelSpace
@@ -29,12 +31,21 @@ class Config(TeacherConfig):
     """The head's name; not needed if the network has only one."""
 
     def check(self) -> None:
-        """Raise ConfigError if the network is missing or damaged, or has no such head for the task."""
-        from pipeline.models.checkpoint import read_tensors, require_finite
+        """Raise ConfigError or DataError if the network is missing or damaged, or has no such head for the task."""
+        import torch
+
+        from pipeline.models.pretrained import check_state
+        from tasks.network import Network, NetworkConfig
 
         self.head_and_space()
-        weights = expand_home(self.weights)
-        require_finite(read_tensors(weights)[1], str(weights))
+        settings = {name: value for name, value in self._about().items() if name != "format"}
+        try:
+            with torch.device("meta"):  # no memory, no arithmetic
+                network = Network(NetworkConfig(**settings))
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            raise DataError(f"{self._about_file()}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}.") from error
+        check_state(network, find_weights(self.weights))
 
     def backbone_name(self) -> str:
         return str(self._about()["backbone"])
@@ -51,17 +62,27 @@ class Config(TeacherConfig):
             raise ConfigError(f"head {head!r} is for {space.task!r}, the recipe says {self.task!r}.")
         return head, space
 
-    def _about(self) -> dict[str, Any]:
-        """Return the network's `model.json`. Raises ConfigError if there is none."""
-        about_file = expand_home(self.weights).with_suffix(".json")
+    def _about_file(self) -> Path:
+        """Return the path of the network's `model.json`. Raises ConfigError if there are no weights or no such file."""
+        about_file = find_weights(self.weights).with_suffix(".json")
         if not about_file.is_file():
             raise ConfigError(f"weights: {self.weights} has no {about_file.name} beside it, as a trained network has.")
-        about: dict[str, Any] = read_json(about_file)
-        found = about.get("format") if isinstance(about, dict) else about
-        if found != NETWORK:
+        return about_file
+
+    def _about(self) -> dict[str, Any]:
+        """Return the network's `model.json`. Raises ConfigError if there is none of this version."""
+        about_file = self._about_file()
+        about = read_json(about_file)
+        if not isinstance(about, dict):
+            raise ConfigError(f"weights: {about_file} holds {about!r:.40}, not the settings of a trained network.")
+        if about.get("format") != NETWORK:
             raise ConfigError(
                 f"weights: {self.weights} is of format {found!r}; a network of this version, of format "
                 f"{NETWORK!r}, would work."
+            )
+        if not isinstance(about.get("backbone"), str) or not isinstance(about.get("heads"), dict):
+            raise ConfigError(
+                f"weights: {about_file} names no backbone or no heads, as that of a trained network does."
             )
         return about
 
@@ -69,8 +90,9 @@ class Config(TeacherConfig):
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """Copy the network into the artifact."""
     teacher = Config.model_validate(config["teacher"])
+    teacher.check()  # the file may have changed since the plan, and a damaged one must not become an artifact
     head, space = teacher.head_and_space()
-    weights = expand_home(teacher.weights)
+    weights = find_weights(teacher.weights)
     shutil.copyfile(weights, out / "model.safetensors")
     shutil.copyfile(weights.with_suffix(".json"), out / "model.json")
     write_json(out / "head.json", {"head": head, "name": config["name"]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import sys
 import zipfile
@@ -54,7 +55,8 @@ def load_weights(model: nn.Module, name: str, weights: str, num_classes: int = 0
 def read_matching_weights(model: nn.Module, name: str, weights: str) -> dict[str, Tensor]:
     """Return the weights of a file (see `find_weights`) as a state dict of the model called `name`.
 
-    Raises ConfigError if they are another model's, or not finite.
+    On a model on the meta device, they are only compared and checked. Raises ConfigError if they are
+    another model's, or none that `match_weights` takes.
     """
     tensors = read_weights(find_weights(weights))
     try:
@@ -86,21 +88,30 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged or harmful file makes torch raise nearly anything
-        raise DataError(f"{path}: not readable as weights alone ({type(error).__name__}: {error}).") from error
-    if not isinstance(loaded, dict):
-        raise DataError(f"{path}: a {type(loaded).__name__}; a dict of tensors by name would work.")
+        raise DataError(f"{path}: not readable as weights alone ({_why_unreadable(error)}).") from error
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    return {name.removeprefix("module."): tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
+    if not isinstance(loaded, dict):
+        raise DataError(f"{path}: holds a {type(loaded).__name__}; tensors by name, as in a state dict, would work.")
+    named = {name: tensor for name, tensor in loaded.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
+    return {name.removeprefix("module."): tensor for name, tensor in named.items()}
+
+
+def _why_unreadable(error: Exception) -> str:
+    """Return why torch could not load a file; on one that is not its own it stumbles over some byte, and says which."""
+    if isinstance(error, pickle.UnpicklingError) and str(error).startswith("Weights only"):
+        return str(error).splitlines()[0]
+    return f"it is not a whole file that torch.save wrote: {type(error).__name__} {error}".splitlines()[0].rstrip()
 
 
 def match_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     """Return the weights under the model's names: by name, or in order if the file names its tensors otherwise.
 
     In order, shapes have to agree one by one from the first tensor on. A classifier in the file that the model does not
-    have is left out. Raises DataError with the first tensor that does not fit or is not finite, or that the model lacks
-    in one of its blocks: a deeper model's weights are not cut short.
+    have is left out. Raises DataError with the first tensor that does not fit, or that the model lacks in one of its
+    blocks: a deeper model's weights are not cut short. Raises ConfigError if they fit, but are quantized, NaN or
+    infinite.
     """
     own = model.state_dict()
     matches = {name: name for name in own} if set(own) <= set(weights) else _match_in_order(own, weights, source)
@@ -118,8 +129,49 @@ def match_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> 
             f"{source}: not weights of this model: its blocks lack {len(missing)} tensors, first {missing[0]!r}."
         )
     matched = {name: weights[theirs] for name, theirs in matches.items()}
-    require_finite(matched, source)
+    _check_kinds(own, matched, source)
+    check_finite(matched, source)
     return {**own, **matched}
+
+
+def _check_kinds(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:
+    """Raise ConfigError if integers stand for a floating-point tensor of the model, or the reverse.
+
+    Counters are exempt: files that were converted as a whole to half precision have them as floats.
+    """
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() != own[name].is_floating_point() and not _is_counter(own[name]):
+            raise ConfigError(
+                f"{source}: {name} is of {tensor.dtype}, and the model's of {own[name].dtype}: weights that are not "
+                "quantized would work, in any floating-point precision."
+            )
+
+
+def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
+    """Raise ConfigError, with the first such tensor, if weights are NaN or infinite."""
+    floating = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()}
+    bad = [name for name, tensor in floating.items() if not bool(tensor.float().isfinite().all())]
+    if bad:
+        raise ConfigError(
+            f"{source}: {len(bad)} of {len(weights)} tensors hold NaN or infinite numbers, first {bad[0]!r}: their "
+            "training diverged, or the file is damaged. Finite weights would work."
+        )
+
+
+def check_state(model: nn.Module, path: Path) -> None:
+    """Raise DataError or ConfigError, naming the file, unless it holds the model's tensors and no others, finite.
+
+    Example:
+        check_state(Network(config), Path("model.safetensors"))
+    """
+    own, weights = model.state_dict(), read_tensors(path)[1]
+    unmatched = sorted(own.keys() ^ weights.keys())
+    if unmatched:
+        raise DataError(
+            f"{path}: not weights of this model: {len(unmatched)} tensors are only in one of the two, first "
+            f"{unmatched[0]!r}."
+        )
+    match_weights(model, weights, str(path))
 
 
 def _match_in_order(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> dict[str, str]:

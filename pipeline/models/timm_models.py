@@ -58,16 +58,26 @@ def img_size_options(name: str, image_size: int) -> dict[str, Any]:
 
 
 def check_model_name(name: str) -> None:
-    """Raise ConfigError, with near names, unless timm has a model of this name."""
+    """Raise ConfigError, with near names, unless timm has a model of this name and, after a dot, this tag."""
+    architecture, dot, _ = name.partition(".")
     if not timm.is_model(name):
         family = timm.list_models(f"*{name.partition('_')[0]}*")
         require_one_of(name, family or timm.list_models("resnet*"), "timm model")
-    if "." in name:
-        require_one_of(name, timm.models.get_arch_pretrained_cfgs(name), "timm model")
+    elif dot and not _has_tag(name):
+        require_one_of(name, [architecture, *timm.list_pretrained(f"{architecture}.*")], "timm model")
+
+
+def _has_tag(name: str) -> bool:
+    """Return True if timm knows the tag of a model's name; it does not need to have weights for it."""
+    try:
+        return timm.get_pretrained_cfg(name) is not None
+    except RuntimeError:
+        return False
 
 
 def statistics(name: str) -> Statistics:
-    """Return the statistics that timm states for the model."""
+    """Return the statistics that timm states for the model. Raises ConfigError if timm has no such model."""
+    check_model_name(name)
     config = timm.get_pretrained_cfg(name)
     if config is None:
         return timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD

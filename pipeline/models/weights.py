@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from pathlib import Path
+import os
+import re
+from pathlib import Path, PurePosixPath
 
 from pipeline.errors import ConfigError
 from pipeline.steps.artifact import hash_file, hash_json
@@ -13,37 +15,58 @@ PUBLISHERS = ("timm", "torchvision")
 """Libraries that download the weights they publish."""
 NETWORK = "network-2"
 """The `format` of a `model.json` of a trained network; raised when older weights no longer fit."""
+PACKAGE = "package:"
+"""Prefix of a file inside an installed package."""
+MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+"""Name of a package."""
 HUB = "hub:"
 """Prefix of a name on the Hugging Face hub."""
 
 
 def find_weights(weights: str) -> Path:
     """Return the file: a path, or `package:<module>/<file or glob>`. Raises ConfigError if there is none."""
-    if not weights.startswith("package:"):
-        path = expand_home(weights)
-        if not path.is_file():
-            raise ConfigError(
-                f"weights {weights!r}: no such file. A path, package:<module>/<file> or `timm` would work."
-            )
-        return path
-    module, _, pattern = weights.removeprefix("package:").partition("/")
-    if not module.isidentifier() or not pattern or pattern.startswith("/") or ".." in Path(pattern).parts:
-        raise ConfigError(f"weights {weights!r}: package:<module>/<file in it> would work.")
-    spec = importlib.util.find_spec(module)
-    if spec is None or not spec.submodule_search_locations:
+    if weights.startswith(PACKAGE):
+        return _find_in_package(weights)
+    path = expand_home(weights)
+    if not os.path.isfile(path):  # not path.is_file(), which raises for a name that is too long
+        raise ConfigError(f"weights {weights!r}: no such file. A path, package:<module>/<file> or `timm` would work.")
+    return path
+
+
+def expand_home(weights: str) -> Path:
+    """Return a path with `~` replaced. Raises ConfigError if it names the home of an unknown user."""
+    try:
+        return Path(weights).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"weights {weights!r}: there is no such user's home; a whole path would work.") from error
+
+
+def _find_in_package(weights: str) -> Path:
+    """Return the first file that matches inside a package's folder. Raises ConfigError if none does."""
+    module, _, pattern = weights.removeprefix(PACKAGE).partition("/")
+    inside = PurePosixPath(pattern)
+    if not MODULE.fullmatch(module) or not inside.name or inside.is_absolute() or ".." in inside.parts:
+        raise ConfigError(
+            f"weights {weights!r}: write package:<module>/<file>, with the file's path inside the module's folder."
+        )
+    folder = _package_folder(module)
+    if folder is None:
         raise ConfigError(f"weights {weights!r}: the package {module!r} is not installed.")
-    matches = sorted(Path(spec.submodule_search_locations[0]).glob(pattern))
+    try:
+        matches = sorted(path for path in folder.glob(pattern) if path.is_file())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"weights {weights!r}: {pattern!r} is no path or pattern of one ({error}).") from error
     if not matches:
         raise ConfigError(f"weights {weights!r}: {module} holds no file {pattern!r}.")
     return matches[0]
 
 
-def expand_home(path: str) -> Path:
-    """Return the path with `~` replaced. Raises ConfigError if it names the home of a user that there is not."""
+def _package_folder(module: str) -> Path | None:
     try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"{path!r}: there is no such user's home.") from error
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # of a dotted name whose parent is missing or no package
+        return None
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 
 
 def weights_digest(weights: str) -> str:
@@ -51,7 +74,7 @@ def weights_digest(weights: str) -> str:
     if weights in PUBLISHERS or weights.startswith(HUB):
         return weights
     folder = expand_home(weights)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return hash_json({file.name: _file_digest(file) for file in folder.iterdir() if file.is_file()})[:16]
     return _file_digest(find_weights(weights))[:16]
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import tasks
 from pipeline.errors import ConfigError, DataError
+from pipeline.models.pretrained import check_finite
 from pipeline.models.timm_models import Statistics
-from pipeline.models.weights import HUB
+from pipeline.models.weights import HUB, expand_home
 from pipeline.stores.labels import LabelSpace
 from tasks.detection.model import MIN_SCORE
 from tasks.prediction import Predictor, Preprocessing
@@ -41,13 +42,13 @@ def fetch(where: str, task: str) -> tuple[Any, Any]:
     """Load the model for a task, in float32, and its image processor, from a folder or the hub.
 
     Only safetensors are read, and no code that comes with a model is run. Raises ConfigError if there is no such model
-    or it is not for the task, DataError if its weights lack a part of it.
+    it is not for the task, or its weights are not finite, DataError if its weights lack a part of it.
     """
     library: Any = transformers
     library.logging.set_verbosity_error()
     library.logging.disable_progress_bar()
     local = not where.startswith(HUB)
-    source = Path(where).expanduser() if local else where.removeprefix(HUB)
+    source = expand_home(where) if local else where.removeprefix(HUB)
     try:
         model, info = getattr(library, MODELS[task]).from_pretrained(
             source, local_files_only=local, use_safetensors=True, dtype=torch.float32, output_loading_info=True
@@ -62,6 +63,7 @@ def fetch(where: str, task: str) -> tuple[Any, Any]:
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise DataError(f"{where!r} has no weights for {missing}: it was not trained for {task}.")
+    check_finite(dict(model.named_parameters()), where)
     _check_problem_type(where, task, model.config.problem_type)
     return model, processor
 
@@ -97,7 +99,7 @@ def folder_space(folder: str, task: str, scale: str) -> LabelSpace:
     """Return the label space of a model in a folder, from its configuration. Raises ConfigError if it has none."""
     library: Any = transformers
     try:
-        config = library.AutoConfig.from_pretrained(Path(folder).expanduser(), local_files_only=True)
+        config = library.AutoConfig.from_pretrained(expand_home(folder), local_files_only=True)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder!r} has no config.json of a model: {str(error).partition(chr(10))[0]}") from error
     return space_of({"task": task, "scale": scale, "classes": _output_names(config, task)})[0]

@@ -14,6 +14,7 @@ from PIL import Image
 
 from browser.answers import Answers
 from browser.app import create_app
+from browser.filters import ImageSelection
 from browser.loading import Loading
 from browser.pictures import as_jpeg
 from pipeline.steps.artifact import read_json
@@ -128,6 +129,22 @@ def test_histogram_counts_what_a_condition_on_a_bar_selects(page: TestClient, wo
         last = "<=" if place == len(found["counts"]) - 1 else "<"
         conditions = [f"{teacher}.confidence>={low!r}", f"{teacher}.confidence{last}{high!r}"]
         assert len(all_images(page, *conditions)) == pytest.approx(count, abs=1)  # float32 against float64 at an edge
+
+
+@pytest.mark.parametrize("bad", ["NaN", "Infinity", "-Infinity"])
+def test_histogram_leaves_out_what_is_not_finite(bad: str, world: World, tmp_path: Path) -> None:
+    answers = copied(world, tmp_path / "root")
+    store = answers.stores[teachers(world)[0]]
+    query, column = answers.tables.query, f"{store.name}.confidence"
+    with answers.tables.cursor() as cursor:
+        cursor.execute(f"UPDATE {store.table} SET confidence = '{bad}'::FLOAT WHERE id % 2 = 0")
+    [[finite]] = query(f"SELECT count(*) FROM {store.table} WHERE isfinite(confidence)")
+    found = answers.histogram(ImageSelection(), column)
+    assert sum(found["counts"]) == finite > 0
+    assert np.isfinite(found["edges"]).all()
+    with answers.tables.cursor() as cursor:
+        cursor.execute(f"UPDATE {store.table} SET confidence = '{bad}'::FLOAT")
+    assert answers.histogram(ImageSelection(), column) == {"kind": "numbers", "edges": [], "counts": []}
 
 
 def test_image_has_the_labels_of_every_store(page: TestClient, world: World) -> None:

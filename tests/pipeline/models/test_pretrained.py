@@ -13,8 +13,16 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.models.pretrained import adapt_weights, check_backbone, load_weights, match_weights, read_weights
-from pipeline.models.timm_models import create_timm_model, img_size_options
+from pipeline.models.pretrained import (
+    adapt_weights,
+    check_backbone,
+    check_classifier,
+    check_state,
+    load_weights,
+    match_weights,
+    read_weights,
+)
+from pipeline.models.timm_models import create_timm_model, img_size_options, statistics
 
 
 def filled(value: float, **more: Any) -> dict[str, torch.Tensor]:
@@ -195,3 +203,97 @@ def test_read_weights_executes_nothing_in_a_file(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="Weights only load failed"):
         read_weights(tmp_path / "w.pth")
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_match_weights_refuses_weights_that_are_not_finite(value: float, dtype: torch.dtype) -> None:
+    weights = {name: tensor.to(dtype) if tensor.ndim else tensor for name, tensor in filled(1.0).items()}
+    match_weights(create_timm_model("test_resnet", 64), weights, "w.pth")
+    weights["conv1.3.weight"][0, 0, 0, 0] = weights["bn1.weight"][0] = value
+    with pytest.raises(ConfigError, match=r"w\.pth: 2 of \d+ tensors hold NaN or infinite numbers, first 'conv1\.3\.w"):
+        match_weights(create_timm_model("test_resnet", 64), weights, "w.pth")
+    unused = {**filled(1.0), "fc.weight": torch.full((10, 96), value)}
+    match_weights(create_timm_model("test_resnet", 64), unused, "w.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])
+def test_match_weights_refuses_integers_for_floats(dtype: torch.dtype) -> None:
+    weights = {name: tensor.to(dtype) for name, tensor in filled(1.0).items()}
+    with pytest.raises(
+        ConfigError, match=rf"w\.pth: conv1\.0\.weight is of {dtype}, and the model's of torch\.float32"
+    ):
+        match_weights(create_timm_model("test_resnet", 64), weights, "w.pth")
+
+
+def test_match_weights_takes_counters_as_floats() -> None:
+    weights = {name: tensor.half() for name, tensor in filled(1.0).items()}
+    model = create_timm_model("test_resnet", 64)
+    model.load_state_dict(match_weights(model, weights, "w.pth"))
+
+
+@pytest.mark.parametrize("what", ["infinite", "quantized"])
+def test_check_backbone_and_check_classifier_refuse_what_is_no_start(what: str, tmp_path: Path) -> None:
+    state = timm.create_model("test_resnet", num_classes=7).state_dict()
+    bad = {name: tensor / 0 if what == "infinite" else tensor.to(torch.int8) for name, tensor in state.items()}
+    save_file(bad, tmp_path / "w.safetensors")
+    says = "NaN or infinite" if what == "infinite" else r"torch\.int8"
+    with pytest.raises(ConfigError, match=says):
+        check_backbone("test_resnet", 64, str(tmp_path / "w.safetensors"))
+    with pytest.raises(ConfigError, match=says):
+        check_classifier("test_resnet", 7, str(tmp_path / "w.safetensors"))
+    with pytest.raises(ConfigError, match=says):
+        load_weights(create_timm_model("test_resnet", 64), "test_resnet", str(tmp_path / "w.safetensors"))
+
+
+@pytest.mark.parametrize("more", [{"extra": torch.ones(1)}, {}])
+def test_check_state_takes_exactly_the_tensors_of_the_model(more: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    state, path = filled(1.0), tmp_path / "model.safetensors"
+    save_file(state, path)
+    check_state(create_timm_model("test_resnet", 64), path)
+    save_file({**state, **more} if more else dict(list(state.items())[1:]), path)
+    first = "extra" if more else next(iter(state))
+    with pytest.raises(DataError, match=rf"{path}: not weights of this model: 1 tensors are only in .* '{first}'"):
+        check_state(create_timm_model("test_resnet", 64), path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ([torch.ones(2)], "holds a list; tensors by name"),
+        (torch.ones(2), "holds a Tensor; tensors by name"),
+        (3, "holds a int; tensors by name"),
+    ],
+)
+def test_read_weights_refuses_what_has_no_names(content: Any, says: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(DataError, match=rf"w\.pth: {says}"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_read_weights_leaves_out_what_is_no_tensor_by_name(tmp_path: Path) -> None:
+    torch.save({1: torch.ones(2), "epoch": 3, "a": torch.ones(2)}, tmp_path / "w.pth")
+    assert list(read_weights(tmp_path / "w.pth")) == ["a"]
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\3\4 and no more"])
+def test_read_weights_says_what_a_file_that_torch_did_not_save_is(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(DataError, match=r"w\.pth: .*it is not a whole file that torch\.save wrote: "):
+        read_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["test_resnet.nope", "test_resnet.r160_in1k ", "test_resnet.", "test_resnet.a.b"])
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda name: check_backbone(name, 64, None),
+        lambda name: check_classifier(name, 7, "w.safetensors"),
+        lambda name: create_timm_model(name, 64),
+        statistics,
+    ],
+)
+def test_check_model_name_lists_the_tags_that_exist(check: Any, name: str) -> None:
+    says = rf"timm model '{name}' is unknown.*Known: test_resnet, test_resnet\.r160_in1k\."
+    with pytest.raises(ConfigError, match=says):
+        check(name)

@@ -48,12 +48,42 @@ def test_find_weights_in_a_package_does_not_import_it(package: Path) -> None:
         ("package:weights_of_mine//etc/passwd", "<file in it> would work"),
         ("package:weights_of_mine/../../x.pth", "<file in it> would work"),
         ("package:weights_of_mine/models/c.pth", r"weights_of_mine holds no file 'models/c\.pth'"),
+        ("package:weights_of_mine/models", r"weights_of_mine holds no file 'models'"),
+        ("package:weights_of_mine.none/a.pth", r"'weights_of_mine\.none' is not installed"),
+        ("package:no_such_package_here.none/a.pth", r"'no_such_package_here\.none' is not installed"),
+        ("package:__main__/a.pth", r"'__main__' is not installed"),
+        ("~no_such_user_here/w.pth", r"'~no_such_user_here/w\.pth': there is no such user's home"),
+        ("a" * 5000, "no such file"),
+        ("a\0b", "no such file"),
     ],
 )
 @pytest.mark.usefixtures("package")
 def test_find_weights_names_what_is_missing(where: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         find_weights(where)
+
+
+@pytest.mark.parametrize(
+    "inside", ["", "/", "/.", "//etc/passwd", "/../other.pth", "/models/../../other.pth", "/models/../a.pth"]
+)
+def test_find_weights_says_how_a_file_in_a_package_is_written(inside: str, package: Path) -> None:
+    (package.parent / "other.pth").touch()
+    for module in ("weights_of_mine", "..", ".weights_of_mine", ""):
+        with pytest.raises(ConfigError, match=r"write package:<module>/<file>, with the file's path inside"):
+            find_weights(f"package:{module}{inside}")
+
+
+@pytest.mark.parametrize("pattern", ["a**b", "a" * 5000])
+@pytest.mark.usefixtures("package")
+def test_find_weights_refuses_what_is_no_pattern(pattern: str) -> None:
+    with pytest.raises(ConfigError, match=r"is no path or pattern of one"):
+        find_weights(f"package:weights_of_mine/{pattern}")
+
+
+@pytest.mark.parametrize("where", ["~no_such_user_here/w", "a" * 5000, "package:..", "a\0b"])
+def test_weights_digest_refuses_what_names_no_file(where: str) -> None:
+    with pytest.raises(ConfigError, match=r"^weights '"):
+        weights_digest(where)
 
 
 def test_weights_digest_is_that_of_the_content(tmp_path: Path) -> None:
