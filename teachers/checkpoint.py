@@ -77,7 +77,7 @@ class Config(TeacherConfig):
             raise ConfigError(f"weights: {about_file} holds {about!r:.40}, not the settings of a trained network.")
         if about.get("format") != NETWORK:
             raise ConfigError(
-                f"weights: {self.weights} is of format {found!r}; a network of this version, of format "
+                f"weights: {self.weights} is of format {about.get('format')!r}; a network of this version, of format "
                 f"{NETWORK!r}, would work."
             )
         if not isinstance(about.get("backbone"), str) or not isinstance(about.get("heads"), dict):

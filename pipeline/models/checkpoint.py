@@ -49,13 +49,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise DataError(f"{path}: not readable as safetensors ({error}).") from error
 
 
-def require_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raise DataError, naming the first of them, if there are tensors with values that are NaN or infinite."""
-    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-    if broken:
-        raise DataError(f"{source}: not finite: {len(broken)} of {len(tensors)} tensors, first {broken[0]!r}.")
-
-
 def save_model(folder: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Save a model: `model.safetensors` and, written last, `model.json` with what is needed to build it."""
     write_tensors(folder / WEIGHTS, weights)

@@ -55,18 +55,6 @@ def test_class_filter_and_histogram_go_by_probabilities(answers: Answers) -> Non
         assert answers.images(selection, 1, 0)["total"] == count
 
 
-def test_histogram_leaves_out_what_is_not_finite(world: World, tmp_path: Path) -> None:
-    answers = copied(world, tmp_path / "root")
-    name = next(name for name in answers.stores if name.startswith("kinds-"))
-    table = answers.stores[name].table
-    everything = sum(answers.histogram(ImageSelection(), f"{name}.confidence")["counts"])
-    answers.tables.query(f"UPDATE {table} SET confidence = 'nan' WHERE id = (SELECT min(id) FROM {table})", ())
-    answers.tables.query(f"UPDATE {table} SET confidence = 'inf' WHERE id = (SELECT max(id) FROM {table})", ())
-    found = answers.histogram(ImageSelection(), f"{name}.confidence")
-    assert np.isfinite(found["edges"]).all()
-    assert sum(found["counts"]) == everything - 2
-
-
 @pytest.mark.parametrize("maker", ["boxes", "masks", "kinds"])
 def test_tables_have_probabilities_beside_confidences(answers: Answers, maker: str) -> None:
     store = answers.stores[calibrated(answers, maker)]

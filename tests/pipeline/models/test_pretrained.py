@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -70,26 +69,6 @@ def test_match_weights_refuses_another_model_naming_the_first_tensor() -> None:
         match_weights(model, wrong, "w.pth")
 
 
-@pytest.mark.parametrize(
-    ("value", "says"),
-    [
-        (torch.tensor(float("nan")), "not finite: 1 of 90 tensors, first 'conv1.0.weight'"),
-        (torch.tensor(float("-inf")), "not finite"),
-        (torch.tensor(3, dtype=torch.int8), "conv1.0.weight is of torch.int8, the model needs torch.float32"),
-    ],
-)
-def test_match_weights_refuses_what_are_no_numbers_of_a_network(value: torch.Tensor, says: str) -> None:
-    model, state = create_timm_model("test_resnet", 64), filled(1.0)
-    with pytest.raises(DataError, match=re.escape(says)):
-        match_weights(model, {**state, "conv1.0.weight": value.expand_as(state["conv1.0.weight"])}, "w.pth")
-
-
-def test_match_weights_takes_half_precision() -> None:
-    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in filled(0.5).items()}
-    model = create_timm_model("test_resnet", 64)
-    model.load_state_dict(match_weights(model, half, "w.pth"))
-
-
 def test_match_weights_does_not_cut_a_deeper_model_short() -> None:
     deeper = filled(1.0, **{"layer1.7.bn1.weight": torch.ones(3), "layer1.7.bn1.bias": torch.ones(3)})
     with pytest.raises(DataError, match=r"w\.pth: .* its blocks lack 2 tensors, first 'layer1\.7\.bn1\.weight'"):
@@ -147,12 +126,6 @@ def test_check_backbone_does_not_look_for_published_weights() -> None:
     check_backbone("test_resnet", 64, "timm")
 
 
-@pytest.mark.parametrize("name", ["test_resnet.r160", "test_resnet.r160_in1k ", "test_resnet ", "test_resnte"])
-def test_check_backbone_names_models_near_a_misspelt_one(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"timm model '{name}' is unknown.*Did you mean 'test_resnet"):
-        check_backbone(name, 64, None)
-
-
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
 def test_load_weights_resamples_those_of_another_input_size(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -173,13 +146,6 @@ def test_read_weights_names_a_damaged_safetensors_file(content: bytes, tmp_path:
     (tmp_path / "w.safetensors").write_bytes(content)
     with pytest.raises(DataError, match=r"w\.safetensors: not readable as safetensors"):
         read_weights(tmp_path / "w.safetensors")
-
-
-@pytest.mark.parametrize("content", [[1, 2], torch.ones(2)])
-def test_read_weights_refuses_what_is_no_state(content: Any, tmp_path: Path) -> None:
-    torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(DataError, match=rf"w\.pth: a {type(content).__name__}; a dict of tensors by name would work"):
-        read_weights(tmp_path / "w.pth")
 
 
 def test_read_weights_names_a_missing_file(tmp_path: Path) -> None:

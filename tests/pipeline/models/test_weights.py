@@ -42,11 +42,6 @@ def test_find_weights_in_a_package_does_not_import_it(package: Path) -> None:
     [
         ("no/such/file.pth", r"'no/such/file\.pth': no such file.*package:<module>/<file>"),
         ("package:no_such_package_here/x.pth", r"'no_such_package_here' is not installed"),
-        ("~nobody_of_this_name/w.pth", "'~nobody_of_this_name/w.pth': there is no such user's home"),
-        ("package:weights_of_mine", "'package:weights_of_mine': package:<module>/<file in it> would work"),
-        ("package:../x.pth", "<file in it> would work"),
-        ("package:weights_of_mine//etc/passwd", "<file in it> would work"),
-        ("package:weights_of_mine/../../x.pth", "<file in it> would work"),
         ("package:weights_of_mine/models/c.pth", r"weights_of_mine holds no file 'models/c\.pth'"),
         ("package:weights_of_mine/models", r"weights_of_mine holds no file 'models'"),
         ("package:weights_of_mine.none/a.pth", r"'weights_of_mine\.none' is not installed"),

@@ -231,6 +231,13 @@ def test_fetch_refuses_model_without_head_for_the_task(save: Any) -> None:
         make(folder, "classification")
 
 
+def test_fetch_refuses_weights_that_are_not_finite(save: Any) -> None:
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**tiny()))
+    torch.nn.init.constant_(model.classifier.weight, torch.nan)
+    with pytest.raises(ConfigError, match=r"1 of \d+ tensors hold NaN or infinite numbers, first 'classifier\.weight'"):
+        make(save(model, transformers.ViTImageProcessor()), "classification")
+
+
 def test_fetch_refuses_model_of_another_task(save: Any) -> None:
     model = transformers.ViTForImageClassification(transformers.ViTConfig(**tiny()))
     with pytest.raises(ConfigError, match="can't be loaded as a detection model"):
