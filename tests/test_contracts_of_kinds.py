@@ -78,7 +78,8 @@ def test_recipe_finds_the_config_by_kind(package: str, kind: str) -> None:
     config = config_of(package, kind)
     field = "teachers" if package == "teachers" else "data"
     data = {"pool": {"kind": "folder", "path": "p"}, "street": {"kind": "folder", "path": "s"}}
-    recipe: dict[str, Any] = {"name": "r", "data": data, "teachers": {}, "pool": ["pool"], "student": {}}
+    teachers = {"texture": {"kind": "analytic"}}
+    recipe: dict[str, Any] = {"name": "r", "data": data, "teachers": teachers, "pool": ["pool"], "student": {}}
     recipe[field] = {**recipe[field], "one": config.model_dump(mode="json")}
     read = Recipe.model_validate(recipe)
     assert getattr(read, field)["one"] == config
@@ -105,6 +106,7 @@ def test_teacher_config_backbone_name_is_a_timm_model_or_none(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("weights.safetensors").touch()
     write_json(Path("weights.json"), {"format": NETWORK, "backbone": "test_vit", "heads": {}})
     config = config_of("teachers", kind)
     assert isinstance(config, TeacherConfig)
