@@ -104,6 +104,20 @@ MEASURES = {
 """Ways of measuring a backbone, with the recipe's keys."""
 
 
+ABLATIONS: dict[str, tuple[str, ...]] = {
+    "without the ImageNet teacher": ("student.loss_weights={imagenet: 0}",),
+    "a tenth of the ImageNet teacher's weight": ("student.loss_weights={imagenet: 0.1}",),
+    "boxes from a probability of 0.1": ("student.thresholds={detection: 0.1}",),
+    "a tenth of ImageNet and boxes from 0.1": (
+        "student.loss_weights={imagenet: 0.1}",
+        "student.thresholds={detection: 0.1}",
+    ),
+    "heads twice as wide": ("student.width=64",),
+    "weights by uncertainty": ("student.weighting=uncertainty", "student.loss_weights={}"),
+}
+"""What may keep the multi-task student from being better than it is, one change each but for the one that joins two."""
+
+
 class BackboneRow(NamedTuple):
     """A backbone: the recipe's step that leaves it, and how the recipe is changed first; None if no step does."""
 
@@ -140,6 +154,7 @@ def backbone_rows(start: str) -> dict[str, BackboneRow]:
         "  without the labelled sets": BackboneRow("student", ("pool=[world, photos]",)),
         "  and an HPT stage": BackboneRow("stage.hpt"),
         **{f"  pool of {scale}x": scenes_pool(500 * scale) for scale in (1, 5, 20)},
+        **{f"  {name}": BackboneRow("student", changes, ("frozen",)) for name, changes in ABLATIONS.items()},
     }
 
 
