@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,10 +19,10 @@ TEACHER = StepKind("teacher", "teachers.supervised:make", version=4)
 """The kind of all teachers. Plans replace `run` by the `make` of the teacher's own file; `trains` if it is trained."""
 
 
-def label_needs(required: bool, config: Mapping[str, Any]) -> list[Any]:
+def label_needs(config: Mapping[str, Any]) -> list[Any]:
     """Return what training and measuring a teacher ask of its set, as `LabelCheck.needs`."""
     teacher = config["teacher"]
-    return [teacher["data"], teacher["task"], bool(teacher["validate"]), required]
+    return [teacher["data"], teacher["task"], bool(teacher["validate"])]
 
 
 def check_function(teacher: TeacherConfig) -> str:
@@ -42,8 +41,7 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
         inputs = tuple(f"data.{each}" for each in sets)
         kind = dataclasses.replace(TEACHER, run=f"teachers.{teacher.kind}:make", trains=isinstance(teacher, FitConfig))
         if isinstance(teacher, FitConfig) and teacher.training_set is not None:
-            needs = functools.partial(label_needs, bool(teacher.require))
-            kind = dataclasses.replace(kind, label_check=LabelCheck(needs, check_function(teacher)))
+            kind = dataclasses.replace(kind, label_check=LabelCheck(label_needs, check_function(teacher)))
         yield Step(f"teacher.{name}", kind, ("teachers", name), config, inputs)
 
 
