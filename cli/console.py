@@ -19,7 +19,14 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.comparison_plan import PlannedRow, planned_rows, summarize_work
-from evaluation.backbone_table import BackboneTable, Cell, MetricColumn, backbone_tables, read_measurements
+from evaluation.backbone_table import (
+    BackboneTable,
+    Cell,
+    MetricColumn,
+    backbone_tables,
+    not_measured,
+    read_measurements,
+)
 from evaluation.comparison.comparison import Comparison, ComparisonSetting, read_comparisons
 from evaluation.measurement import CLEAN
 from evaluation.metric_table import ARROWS, ROLES, leading_lines, read_lines
@@ -103,6 +110,8 @@ class Console:
         if outcome.measures:
             if "evaluate" in outcome.artifacts:
                 self.out.print(results_table(outcome))
+            for sentence in not_measured(outcome.metrics, outcome.artifacts):
+                self.out.print(sentence)
             for board in backbone_tables(read_measurements(outcome.artifacts)):
                 self.out.print(backbones_table(board))
             for name, comparison in read_comparisons(outcome.artifacts).items():

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from evaluation.measurement import ALL_CORRUPTIONS, CLEAN, MEASUREMENTS_FILE, Measurement, max_or_min
+from evaluation.metric_table import undefined_metrics, unmeasured_teachers
 from pipeline.recipe.comparison import TRIAL, comparison_of
 from pipeline.steps.artifact import Artifact, read_json
 
@@ -73,6 +74,21 @@ def records_in(artifact: Artifact) -> list[Measurement]:
     """Return the records in an artifact, none if it measured nothing."""
     records = artifact.load(MEASUREMENTS_FILE, read_json) if artifact.has(MEASUREMENTS_FILE) else []
     return [Measurement(**record) for record in records]
+
+
+def not_measured(records: Sequence[Mapping[str, Any]], artifacts: Mapping[str, Artifact]) -> list[str]:
+    """Return a sentence for all that a run was to measure and did not, given its `metrics.json` and its artifacts."""
+    teachers = [name.partition(".")[2] for name, made in artifacts.items() if made.kind == "teacher"]
+    unmeasured = unmeasured_teachers(records, teachers) if "evaluate" in artifacts else []
+    return [*unmeasured, *undefined_metrics(records), *_unprobed_sets(artifacts)]
+
+
+def _unprobed_sets(artifacts: Mapping[str, Artifact]) -> list[str]:
+    """Return a sentence for each set, or task of it, that was not probed, with the reason."""
+    probes = [made for made in artifacts.values() if made.kind == "probe" and "why" in made.counts]
+    return list(
+        dict.fromkeys(f"Not probed on {each.manifest['config']['set']}: {each.counts['why']}." for each in probes)
+    )
 
 
 def has_measurements(artifacts: Mapping[str, Artifact]) -> bool:

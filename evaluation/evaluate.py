@@ -15,7 +15,7 @@ from pipeline.steps.artifact import Artifact, Inputs, write_json
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.labels import Value
 from tasks.prediction import Predictor, load_network
-from tasks.scoring import predict_all, score
+from tasks.scoring import predict_all, score, undefined_reason
 from tasks.task import Task
 from tasks.teacher import Teacher, load_teacher
 
@@ -27,7 +27,7 @@ AGREEMENT = (
 
 
 def evaluate(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """Write `metrics.json`: a record per teacher, set, model and metric.
+    """Write `metrics.json`: a record per teacher, set, model and metric; of one that is not defined, `why` not.
 
     Each teacher, and the student's head for it, is measured on the set it was trained on and on those of
     `config["sets"]` that share its task and classes, on the held-out split `config["splits"]` or the other one. If no
@@ -99,12 +99,16 @@ def _measure(trial: TeacherTrial, student: Predictor, inputs: Inputs, seed: int)
         "seed": seed,
         "protocol": PROTOCOL if trial.has_truth else AGREEMENT,
     }
-    better = teacher.heads[trial.head].better
     return [
-        {**context, "model": model, "metric": metric, "value": value, "better": better[metric]}
+        {**context, "model": model, "metric": metric, "better": better, **_value_or_reason(values, metric, trial)}
         for model, values in scores.items()
-        for metric, value in values.items()
+        for metric, better in teacher.heads[trial.head].better.items()
     ]
+
+
+def _value_or_reason(values: Mapping[str, float], metric: str, trial: TeacherTrial) -> dict[str, Any]:
+    """Return the value of a metric, None with a reason where the labels define none."""
+    return {"value": values[metric]} if values else {"value": None, "why": undefined_reason(trial.teacher.space.task)}
 
 
 Scores = dict[str, dict[str, float]]

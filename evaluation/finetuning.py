@@ -161,7 +161,7 @@ class _Finetuning:
             runs.append(self._train(trial, settings, (train, val), str(number)))
         better = runs[0].predictor.heads[trial.task].better
         leading, direction = next(iter(better.items()))
-        best = max_or_min(direction)(runs, key=lambda run: run.scores[leading])
+        best = max_or_min(direction)(runs, key=lambda run: run.scores.get(leading, 0.0))  # of all, or of none
         return [record.to_json() for record in self._measure(trial, best, better)]
 
     def _train(

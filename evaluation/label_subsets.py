@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 import tasks
 from ingest.dataset import IngestedSet
 from ingest.true_labels import CLASSIFICATION, class_ids, held_out_keys, true_label_dataset
+from ingest.validation import check_measurable
 from pipeline.data.dataset import ImageDataset
 from pipeline.data.sampling import random_order
 from pipeline.errors import ConfigError
-from pipeline.recipe.comparison import TRIAL
 from pipeline.recipe.evaluation import Amount
 from pipeline.steps.artifact import Inputs
 from pipeline.stores.labels import LabelSpace
@@ -66,22 +66,37 @@ class LabelRequest(NamedTuple):
 
 
 def label_requests(config: Mapping[str, Any], inputs: Inputs) -> dict[str, LabelRequest]:
-    """Return what a step that probes or fine-tunes has to measure, by task.
+    """Return what a step that probes or fine-tunes has to measure, by task, on a set that the recipe names.
 
-    Tasks without labels to train on or without held-out labels are left out. Raises ConfigError if none is left for a
-    row of a comparison, or if the set has fewer labels than asked for.
+    Tasks without labels to train on or without held-out labels that tell anything are left out. Raises ConfigError if
+    none is left, or if the set has fewer labels than asked for.
+    """
+    found, reasons = possible_requests(config, inputs)
+    if not found:
+        raise ConfigError(
+            f"the set {config['set']!r} can't be measured on: {reasons or 'it has no labels to learn from'}. Give it "
+            "splits train and test, or val, with such labels, or leave the set out."
+        )
+    return found
+
+
+def possible_requests(config: Mapping[str, Any], inputs: Inputs) -> tuple[dict[str, LabelRequest], str]:
+    """Return the same, none if nothing can be measured, and why tasks are left out, "" if none is.
+
+    Raises ConfigError if the set has fewer labels than asked for.
     """
     name = config["set"]
     ingested = IngestedSet(inputs[f"data.{name}"])
     spaces = ingested.spaces
-    learned = [task for task in spaces if "probes" not in config or probes_for(config["probes"], spaces[task])]
-    found = {task: splits for task in learned if (splits := find_splits(ingested, task, config["splits"]))}
-    if TRIAL in config and not found:
-        raise ConfigError(
-            f"the set {name!r} has no labels{' that its probes' if 'probes' in config else ' to'} learn from, or none "
-            f"held out to measure on; its splits: {ingested.splits}."
-        )
-    return {task: LabelRequest(splits, _counts(splits, config["labels"], name)) for task, splits in found.items()}
+    found, reasons = {}, []
+    for task in (task for task in spaces if "probes" not in config or probes_for(config["probes"], spaces[task])):
+        try:
+            splits = find_splits(ingested, task, config["splits"])
+        except ConfigError as error:
+            reasons.append(str(error))
+        else:
+            found[task] = LabelRequest(splits, _counts(splits, config["labels"], name))
+    return found, "; ".join(reasons)
 
 
 def probes_for(probes: Sequence[str], space: LabelSpace) -> list[str]:
@@ -100,20 +115,22 @@ def _counts(splits: Splits, amounts: Sequence[Amount], name: str) -> dict[Amount
     return {amount: label_count(amount, total, splits.classes, name, val_from_train) for amount in amounts}
 
 
-def find_splits(ingested: IngestedSet, task: str, preferred: str) -> Splits | None:
-    """Return the splits for a task, or None if the set has no labels of it to train on or to test on.
+def find_splits(ingested: IngestedSet, task: str, preferred: str) -> Splits:
+    """Return the splits for a task. No test image is used for training or validation, even if another split has it too.
 
-    No test image is used for training or validation, even if another split has it too.
+    Raises ConfigError if the set has no labels of the task to train on, or none held out that tell anything.
     """
     test = ingested.held_out_split(preferred, task)
-    if test is None or not ingested.counts.get(f"labels.{task}.train"):
-        return None
+    if test is None:
+        raise ConfigError(f"no held-out image has a label for {task!r}")
     heads = {task: task}
     train = true_label_dataset(ingested, "train", heads, held_out_keys(ingested))
     if not len(train):
-        return None
+        raise ConfigError(f"no image in its split 'train' that is not held out as well has a label for {task!r}")
     val = _validation_images(ingested, task) if test == "test" else None
-    return Splits(train, val, true_label_dataset(ingested, test, heads), test, ingested.spaces[task])
+    tested, space = true_label_dataset(ingested, test, heads), ingested.spaces[task]
+    check_measurable(tested, space, f"its split {test!r}", task)
+    return Splits(train, val, tested, test, space)
 
 
 def _validation_images(ingested: IngestedSet, task: str) -> ImageDataset | None:

@@ -57,7 +57,10 @@ class MetricLine:
 
 
 def read_lines(records: Iterable[Mapping[str, Any]]) -> tuple[list[MetricLine], list[Mapping[str, Any]]]:
-    """Return the records of `metrics.json` as lines, and those of models other than ROLES as they are."""
+    """Return the records of `metrics.json` as lines, and those of models other than ROLES as they are.
+
+    Records without a value are left out: `undefined_metrics` tells of them.
+    """
     values: dict[tuple[EvaluationTarget, str, str], dict[str, float]] = {}
     others = []
     for record in records:
@@ -65,9 +68,31 @@ def read_lines(records: Iterable[Mapping[str, Any]]) -> tuple[list[MetricLine], 
         if role not in ROLES:
             others.append(record)
             continue
+        if record["value"] is None:
+            continue
         target = EvaluationTarget(**{field.name: record[field.name] for field in dataclasses.fields(EvaluationTarget)})
         values.setdefault((target, record["metric"], record["better"]), {})[role] = record["value"]
     return [MetricLine(*key, found) for key, found in values.items()], others
+
+
+def undefined_metrics(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence for each teacher and split on which nothing could be measured."""
+    found = {(each["head"], each["dataset"], each["split"]): each for each in records if each["value"] is None}
+    return [
+        f"{head} could not be measured on {dataset}/{split}: {each['why']} ({each['task']}, images with labels: "
+        f"{each['n']})."
+        for (head, dataset, split), each in found.items()
+    ]
+
+
+def unmeasured_teachers(records: Iterable[Mapping[str, Any]], teachers: Iterable[str]) -> list[str]:
+    """Return a sentence for each teacher that no set could measure the student or the teacher by."""
+    measured = {record["head"] for record in records}
+    return [
+        f"{name} was not measured: no set has held-out images for it, or the student has no head for it."
+        for name in teachers
+        if name not in measured
+    ]
 
 
 def leading_lines(lines: Iterable[MetricLine]) -> list[MetricLine]:

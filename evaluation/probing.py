@@ -18,7 +18,7 @@ import tasks
 from evaluation import corruptions
 from evaluation.dense_probing import DenseProbing
 from evaluation.extraction import FeatureExtractor, image_changes
-from evaluation.label_subsets import TASK, LabelRequest, label_requests, probe_module, probes_for, split_train_val
+from evaluation.label_subsets import TASK, LabelRequest, possible_requests, probe_module, probes_for, split_train_val
 from evaluation.measurement import MEASUREMENTS_FILE, Measurement, measurements
 from evaluation.probe import LabelledFeatures, ProbeData, ProbeResult
 from ingest.true_labels import class_ids
@@ -36,7 +36,7 @@ READS = ("vector", "maps")
 def probe(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """Write `measured.json`: a record per probe, task, number of labels, seed and corruption.
 
-    A set without held-out labels that a probe can learn is not measured on, and the counts give the reason.
+    Tasks of the set without held-out labels are not measured on, and the counts give the reason.
 
     Args:
         config: `start`, `probes`, `set`, `splits`, `labels`, `seeds`, `seed`, `corruptions`, and the `width` and
@@ -45,7 +45,7 @@ def probe(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
     Raises ConfigError if the set has fewer labels than asked for.
     """
     with error_context(config["name"]):
-        requests = label_requests(config, inputs)
+        requests, reasons = possible_requests(config, inputs)
     records: list[Measurement] = []
     if requests:
         start = backbone_from_config(StartConfig.model_validate(config["start"]), inputs, config["seed"])
@@ -58,8 +58,7 @@ def probe(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
             if maps:
                 records += DenseProbing(config, request, extractor, out / WORK).records(maps)
     write_json(out / MEASUREMENTS_FILE, [record.to_json() for record in records])
-    why = "no labels that the probes can learn from, or none held out"
-    return {"records": len(records), **({} if requests else {"why": why})}
+    return {"records": len(records), **({"why": reasons} if reasons else {})}
 
 
 class LabelSubset(NamedTuple):

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from ingest.dataset import IngestedSet
 from ingest.true_labels import true_label_dataset
 from pipeline.data.dataset import ImageDataset
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, error_context
+from pipeline.steps.artifact import Inputs
+from pipeline.stores.labels import LabelSpace
 
 SPLIT = "val"
+
+
+def check_measurable(images: ImageDataset, space: LabelSpace, place: str, head: str) -> None:
+    """Raise ConfigError, beginning with the `place` of the images, if their labels of a head define no metric."""
+    from tasks import model  # noqa: PLC0415 - loads torch
+    from tasks.scoring import is_measurable, undefined_reason  # noqa: PLC0415
+
+    if not is_measurable(model(space), images, head):
+        raise ConfigError(
+            f"{place} can't tell how good predictions for {space.task!r} are: {undefined_reason(space.task)}. Add "
+            "held-out images with labels that do."
+        )
 
 
 def validation_sets(
@@ -30,6 +45,10 @@ def validation_sets(
         for head, (_, ingested) in sets.items()
         if all(ingested.counts.get(f"labels.{tasks[head]}.{split}") for split in needed)
     }
+    for head, images in found.items():
+        name, ingested = sets[head]
+        with error_context("validate"):
+            check_measurable(images, ingested.spaces[tasks[head]], f"the set {name!r}, split {SPLIT!r}", head)
     if found:
         return found
     lacking = [
@@ -40,3 +59,14 @@ def validation_sets(
         f"validate: {'; '.join(lacking) or 'no teacher learns from a labelled set'}. Add a split {SPLIT!r} with "
         "labels, or leave validate out."
     )
+
+
+def check_held_out(config: Mapping[str, Any], inputs: Inputs) -> None:
+    """Raise ConfigError if one of the sets to evaluate on, `config["sets"]`, has no held-out image with a label."""
+    for name in config["sets"]:
+        ingested = IngestedSet(inputs[f"data.{name}"])
+        if not any(ingested.held_out_split("test", task) for task in ingested.spaces):
+            raise ConfigError(
+                f"sets: the set {name!r} has no held-out image with a label for {', '.join(ingested.spaces)}: give it "
+                "a split 'test' or 'val', or leave the set out."
+            )

@@ -44,6 +44,7 @@ def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
     warnings = [f"{name}: {share['warning']}" for name, share in kept.items() if share["warning"]]
     untrained = network.untrained_parameters()
     warnings += _describe_untrained(untrained)
+    warnings += _describe_unvalidated(config, validated) if student.validate else []
     counts = {"images": len(dataset), "weights": weights, "warnings": warnings, "untrained": untrained}
     return {**counts, **count_rejected(inputs), **trained.counts()}
 
@@ -56,6 +57,15 @@ def validation_images(config: Mapping[str, Any], inputs: Inputs) -> dict[str, Im
     learned = {name: tuple(each) for name, each in config["learned"].items()}
     sets = {name: (data, IngestedSet(inputs[f"data.{data}"])) for name, (data, _) in learned.items()}
     return validation_sets(sets, {name: task for name, (_, task) in learned.items()})
+
+
+def _describe_unvalidated(config: Mapping[str, Any], validated: Mapping[str, ImageDataset]) -> list[str]:
+    """Return a warning for each teacher whose set has no validation images: its head does not count in the mean."""
+    return [
+        f"{name}: the set {data!r} has no labelled images in a split 'val', so student.validate leaves this head out"
+        for name, (data, _) in config["learned"].items()
+        if name not in validated
+    ]
 
 
 def _describe_untrained(names: Sequence[str]) -> list[str]:

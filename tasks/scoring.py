@@ -17,6 +17,7 @@ from pipeline.errors import DataError
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.labels import Value
 from tasks.prediction import Predictor, check_finite
+from tasks.task import Task
 
 BATCH = 16
 BATCHES_AHEAD = 2
@@ -83,7 +84,35 @@ def update_metrics(
 
 
 def score(predictor: Predictor, dataset: ImageDataset, head: str, runtime: Runtime) -> dict[str, float]:
-    """Return the metrics of a head, against the dataset's labels of that name."""
+    """Return the metrics of a head, against the dataset's labels of that name; {} if they define none."""
     metric = predictor.heads[head].metrics()
     update_metrics(predictor, dataset, head, [metric], runtime)
     return metric.compute()
+
+
+def is_measurable(task: Task, dataset: ImageDataset, head: str) -> bool:
+    """Return True if the dataset's labels of a head define the task's metrics, whatever is predicted.
+
+    They are measured against themselves, after 1, 2, 4, ... images: most sets are known to be measurable by the first.
+    """
+    metric, due = task.metrics(), 1
+    for index in range(len(dataset)):
+        true = dataset.values(index).get(head)
+        if true is not None:
+            metric.update(true, true)
+        if index + 1 in (due, len(dataset)):
+            if metric.compute():
+                return True
+            due *= 2
+    return False
+
+
+UNDEFINED = {
+    "multilabel": "for no class is one image known to show it and another not to",
+    "detection": "no image has a box",
+}
+
+
+def undefined_reason(task: str) -> str:
+    """Return why labels of a task define no metric."""
+    return UNDEFINED.get(task, "nothing is known in any label")

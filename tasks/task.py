@@ -72,7 +72,7 @@ class Metric(Protocol):
         """
 
     def compute(self) -> dict[str, float]:
-        """Return all metrics over the images so far; the keys are those of `Task.better`."""
+        """Return all metrics over the images so far, with the keys of `Task.better`; {} if the truth defines none."""
 
 
 class Task(ABC):

@@ -128,7 +128,10 @@ def train_network(
         train_network(network, WeightedSum({"depth": 1.0}), dataset, plan, runtime)
     """
     if not len(dataset):
-        raise DataError(f"{plan.name}: there is not one labelled image to train on.")
+        raise DataError(
+            f"{plan.name}: there is not one image with a label for {', '.join(network.tasks)} to train on: add "
+            "labelled images to the split 'train' of its set, or hold out fewer."
+        )
     with ProcessGroup(find_device(runtime.device)) as group:
         loader = _loader(network, dataset, plan, runtime)
         model_id = [network.config.architecture(), "train"]

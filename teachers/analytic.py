@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Inputs, read_json, write_json
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from tasks.prediction import Predictor
 
 
+MIN_WAVELENGTH = 2.0
+"""Pixels: the finest wave that pixels show, whose odd filter is 0."""
+RADIUS = 1.4
+"""Of a filter, in wavelengths: the image is mirrored so far beyond its border, less than its side."""
+
+
 class Config(TeacherConfig):
     """A bank of Gabor filters (Albuquerque et al., arXiv 2003.13525): texture and direction at several scales."""
 
@@ -25,11 +31,24 @@ class Config(TeacherConfig):
     function: Literal["gabor"] = "gabor"
     """The function of the image."""
     wavelengths: list[float] = Field(default=[4.0, 8.0], min_length=1)
-    """Wavelengths in pixels of the resized image."""
+    """Wavelengths in pixels of the resized image: above 2, and up to 0.7 of its side."""
     orientations: int = Field(default=4, ge=2)
     """Number of directions, evenly spread over 180 degrees."""
     image_size: int = Field(default=128, multiple_of=32, ge=32)
     """Side of the square that images are resized to, pixels."""
+
+    @model_validator(mode="after")
+    def _wavelengths_fit(self) -> Config:
+        most = self.image_size - 1
+        for wavelength in self.wavelengths:
+            if not (wavelength > MIN_WAVELENGTH and RADIUS * wavelength <= most):
+                raise ValueError(
+                    f"wavelengths: {wavelength:g} is not above {MIN_WAVELENGTH:g} and up to {int(most / RADIUS)}, "
+                    f"as filters on an image_size of {self.image_size} have to be"
+                )
+        if len(set(filter_names(self))) < len(filter_names(self)):
+            raise ValueError(f"wavelengths: {self.wavelengths} names one twice; give each once")
+        return self
 
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:

@@ -165,11 +165,21 @@ def test_task_loss_ignores_unknown_pixels(space: LabelSpace) -> None:
 @every_space
 def test_metric_computes_all_names_of_better(space: LabelSpace) -> None:
     task, _ = head_of(space)
-    before = task.metrics().compute()  # of nothing yet
     metric = task.metrics()
-    metric.update(value_of(space, 1), value_of(space, 2))
-    assert set(before) == set(metric.compute()) == set(task.better)
-    assert all(math.isfinite(value) for value in [*before.values(), *metric.compute().values()])
+    for seed in range(4):
+        metric.update(value_of(space, seed), value_of(space, seed + 10))
+    assert set(metric.compute()) == set(task.better)
+    assert all(math.isfinite(value) for value in metric.compute().values())
+
+
+@every_space
+def test_metric_computes_nothing_of_labels_that_tell_nothing(space: LabelSpace) -> None:
+    """0 would be a number: the worst of accuracies, and the best of errors."""
+    task, _ = head_of(space)
+    metric = task.metrics()
+    assert metric.compute() == {}
+    metric.update(value_of(space, 1), unknown_value(tasks.label(space), value_of(space, 2)))
+    assert metric.compute() == {}
 
 
 @every_space

@@ -38,6 +38,6 @@ def fit(data: DenseProbeData) -> DenseProbeResult:
         layer = DenseLinear(data.task, data.train.maps, data.train.side)
         trial = dataclasses.replace(data, scratch=data.scratch / f"{rate:g}")
         cost = train_on_maps(layer, trial, SETTINGS.model_copy(update={"lr": rate}))
-        score = score_on_maps(layer, data.task, data.val)[leading]
-        found.append((score, DenseProbeResult(layer, {"lr": rate, "validation": score}, cost)))
+        score = score_on_maps(layer, data.task, data.val).get(leading)  # None of all: too few labels to tell
+        found.append((score or 0.0, DenseProbeResult(layer, {"lr": rate, "validation": score}, cost)))
     return max_or_min(direction)(found, key=lambda each: each[0])[1]

@@ -38,8 +38,8 @@ def fit(data: ProbeData) -> ProbeResult:
         predicted = standardize(data.val.features) @ weight + bias
         for one, other in zip(predicted.numpy(), data.val.classes.numpy(), strict=True):
             metric.update({"probs": one}, {"probs": other})
-        scores.append(metric.compute()["map"])
-    best = max(range(len(PENALTY_GRID)), key=scores.__getitem__)
+        scores.append(metric.compute().get("map"))  # None of all: too few labels to tell
+    best = max(range(len(PENALTY_GRID)), key=lambda number: scores[number] or 0)
     weight, bias = models[best]
     settings = {"C": PENALTY_GRID[best], "validation": scores[best]}
     return ProbeResult(lambda features: (standardize(features) @ weight + bias).sigmoid(), settings)

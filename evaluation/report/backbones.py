@@ -20,13 +20,11 @@ def backbones(run: RunRecord) -> Markup:
     measured = backbone_tables(read_measurements(run.artifacts))
     if not measured:
         return Markup()
-    probes = [made for made in run.artifacts.values() if made.kind == "probe"]
     return render(
         "backbones.html",
         boards=[(board, _score_table(board)) for board in measured],
         costs=_cost_table(run),
         protocols={name: text for board in measured for name, text in board.about.items()},
-        skipped={made.manifest["config"]["set"]: made.counts["why"] for made in probes if "why" in made.counts},
     )
 
 

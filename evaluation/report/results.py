@@ -10,9 +10,17 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from evaluation.backbone_table import has_measurements
+from evaluation.backbone_table import has_measurements, not_measured
 from evaluation.comparison.comparison import comparison_advice
-from evaluation.metric_table import ARROWS, NINE_TENTHS, ROLES, fine_print, outcome_sentences, read_lines, weak_models
+from evaluation.metric_table import (
+    ARROWS,
+    NINE_TENTHS,
+    ROLES,
+    fine_print,
+    outcome_sentences,
+    read_lines,
+    weak_models,
+)
 from evaluation.report.charts import standing
 from evaluation.report.formatting import DASH, duration, plural
 from evaluation.report.html import ReportTable, StyledText, render
@@ -102,7 +110,7 @@ def _milliseconds(choice: Mapping[str, Any], name: str) -> StyledText | str:
 def warnings(run: RunRecord) -> list[ReportWarning]:
     """Return what was dropped, kept out, skewed, failed or came out worse than it should, a sentence each."""
     lines, _ = read_lines(run.metrics())
-    sentences = [*weak_models(lines), *_skewed(run), *_collapsed(run)]
+    sentences = [*not_measured(run.metrics(), run.artifacts), *weak_models(lines), *_skewed(run), *_collapsed(run)]
     return [*map(ReportWarning, sentences), *_unusable(run), *map(ReportWarning, [*_held_out(run), *_failed(run)])]
 
 

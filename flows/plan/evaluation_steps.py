@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,8 +23,20 @@ def measurement_needs(config: Mapping[str, Any]) -> list[Any]:
     return [config.get("probes"), *(config[key] for key in ("set", "splits", "labels"))]
 
 
+def evaluation_needs(config: Mapping[str, Any]) -> list[Any]:
+    """Return what the evaluation asks of the sets that the recipe names, as `LabelCheck.needs`."""
+    return [config["sets"]]
+
+
 CHECK = LabelCheck(measurement_needs, "evaluation.label_subsets:label_requests")
-EVALUATE = StepKind("evaluate", "evaluation.evaluate:evaluate", measures=True)
+OPTIONAL = LabelCheck(measurement_needs, "evaluation.label_subsets:possible_requests")
+"""The check of a set that the recipe does not name: it may be left out."""
+EVALUATE = StepKind(
+    "evaluate",
+    "evaluation.evaluate:evaluate",
+    measures=True,
+    label_check=LabelCheck(evaluation_needs, "ingest.validation:check_held_out"),
+)
 PROBE = StepKind("probe", "evaluation.probing:probe", version=2, measures=True, label_check=CHECK)
 FINETUNE = StepKind(
     "finetune",
@@ -46,10 +59,11 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
     yield Step("evaluate", EVALUATE, ("evaluate",), settings, inputs)
     common = {**measurement_settings(config, recipe), "splits": config.splits, "seed": recipe.seed}
     probed = probed_sets(config, resolved.spaces)
+    probing = PROBE if config.probe_sets is not None else dataclasses.replace(PROBE, label_check=OPTIONAL)
     for start in resolved.starts:
         for name in probed:
             step = f"probe.{start.name}.{name}"
-            yield Step(step, PROBE, ("evaluate",), *probe_config(step, start, {**common, "set": name}))
+            yield Step(step, probing, ("evaluate",), *probe_config(step, start, {**common, "set": name}))
         for name in config.finetune:
             step = f"finetune.{start.name}.{name}"
             yield Step(step, FINETUNE, ("evaluate",), *finetune_config(step, start, {**common, "set": name}))

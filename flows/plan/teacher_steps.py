@@ -19,9 +19,15 @@ TEACHER = StepKind("teacher", "teachers.supervised:make", version=4)
 """The kind of all teachers. Plans replace `run` by the `make` of the teacher's own file; `trains` if it is trained."""
 
 
-def validation_needs(config: Mapping[str, Any]) -> list[Any]:
-    """Return what the validation of a teacher asks of its set, as `LabelCheck.needs`."""
-    return [config["teacher"]["data"], config["teacher"]["task"]]
+def label_needs(config: Mapping[str, Any]) -> list[Any]:
+    """Return what training and measuring a teacher ask of its set, as `LabelCheck.needs`."""
+    teacher = config["teacher"]
+    return [teacher["data"], teacher["task"], bool(teacher["validate"])]
+
+
+def check_function(teacher: TeacherConfig) -> str:
+    """Return the function that checks that a teacher that is trained has the labels it needs."""
+    return f"teachers._held_out:check_{'required_' if teacher.require else ''}labels"
 
 
 def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
@@ -34,9 +40,8 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
         sets = dict.fromkeys(each for each in (teacher.training_set, more.get("calibrate")) if each is not None)
         inputs = tuple(f"data.{each}" for each in sets)
         kind = dataclasses.replace(TEACHER, run=f"teachers.{teacher.kind}:make", trains=isinstance(teacher, FitConfig))
-        if isinstance(teacher, FitConfig) and teacher.validate:
-            check = LabelCheck(validation_needs, f"teachers.{teacher.kind}:validation_images")
-            kind = dataclasses.replace(kind, label_check=check)
+        if isinstance(teacher, FitConfig) and teacher.training_set is not None:
+            kind = dataclasses.replace(kind, label_check=LabelCheck(label_needs, check_function(teacher)))
         yield Step(f"teacher.{name}", kind, ("teachers", name), config, inputs)
 
 

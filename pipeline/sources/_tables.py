@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from pipeline.errors import ConfigError, DataError, error_context
+from pipeline.errors import ConfigError, DataError, error_context, require_one_of
 from pipeline.recipe.source import Share, SourceConfig
 from pipeline.sources import TrueLabels
 from pipeline.sources._classes import class_index
@@ -109,6 +109,8 @@ class LabelColumns:
         if is_blank(cell):
             return [MEANINGS[self.config.blank]] * len(self.classes) if self.multilabel else []
         names = names_in(cell, self.config)
+        if not names and isinstance(cell, str):  # separators alone
+            return [MEANINGS[self.config.blank]] * len(self.classes)
         present = {class_index(name, self.classes) for name in names if name not in self.config.no_class}
         if present and not set(names).isdisjoint(self.config.no_class):
             raise DataError(f"{cell!r} names classes, and says that there is none")
@@ -134,13 +136,22 @@ def is_blank(cell: object) -> bool:
 
 
 def names_in(cell: object, config: TableConfig) -> list[object]:
-    """Return the names, or indices of classes, that a cell of `label` holds."""
+    """Return the names, or indices of classes, that a cell of `label` holds; empty parts of it are none."""
     if isinstance(cell, str) and config.separator:
-        return [name.strip() for name in cell.split(config.separator)]
+        return [name.strip() for name in cell.split(config.separator) if name.strip()]
     return list(cell) if isinstance(cell, list) else [cell]
 
 
-def distinct_names(cells: Iterable[object], config: TableConfig) -> tuple[str, ...]:
-    """Return the names of classes that occur in the cells of a column, sorted."""
-    names = {str(name) for cell in cells if not is_blank(cell) for name in names_in(cell, config)}
+def distinct_names(cells: Iterable[object], config: TableConfig) -> set[str]:
+    """Return the names that occur in the cells of a column, those of `no_class` among them."""
+    return {str(name) for cell in cells if not is_blank(cell) for name in names_in(cell, config)}
+
+
+def classes_among(names: set[str], config: TableConfig) -> tuple[str, ...]:
+    """Return the classes among the names that occur, sorted.
+
+    Raises ConfigError for a name of `no_class` that does not occur: a misspelt one would make a class of its meaning.
+    """
+    for name in config.no_class if names else ():
+        require_one_of(name, names, f"no_class: name in column {config.label_columns[0]!r}")
     return tuple(sorted(names - set(config.no_class)))

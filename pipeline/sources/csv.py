@@ -19,7 +19,7 @@ from pipeline.sources import SourceRecord
 from pipeline.sources._classes import check_distinct
 from pipeline.sources._files import FileSource, images_under
 from pipeline.sources._splits import Split, parse_split, split_by_hash, split_from_path
-from pipeline.sources._tables import LabelColumns, TableConfig, distinct_names
+from pipeline.sources._tables import LabelColumns, TableConfig, classes_among, distinct_names
 from pipeline.storage.path import StoragePath, require_exists, walk
 from pipeline.stores.labels import LabelSpace
 
@@ -81,7 +81,8 @@ class Source(FileSource):
         classes = config.labels or config.classes
         if not classes:
             rows = (row for file in self._labelled for row in _rows(file))
-            classes = distinct_names((row.cells[config.label_columns[0]] for row in rows), config)
+            names = distinct_names((row.cells[config.label_columns[0]] for row in rows), config)
+            classes = classes_among(names, config)
         check_distinct(classes)
         return LabelColumns(config, classes, multilabel=bool(config.labels or config.separator))
 

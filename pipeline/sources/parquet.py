@@ -25,7 +25,7 @@ from pipeline.sources import SourceRecord, Stamp
 from pipeline.sources._classes import check_distinct
 from pipeline.sources._files import FileSource
 from pipeline.sources._splits import Split, parse_split, split_by_hash, split_from_path
-from pipeline.sources._tables import LabelColumns, TableConfig, distinct_names
+from pipeline.sources._tables import LabelColumns, TableConfig, classes_among, distinct_names
 from pipeline.storage.path import StoragePath, require_exists, walk
 from pipeline.storage.remote_file import open_file
 from pipeline.stores.labels import LabelSpace
@@ -108,7 +108,7 @@ class Source(FileSource):
                 for batch in parquet.iter_batches(columns=[column]):
                     cells = pc.list_flatten(batch.column(0)) if _is_list(kind) else batch.column(0)
                     names.update(distinct_names(pc.unique(cells.cast(pa.string())).to_pylist(), self.config))
-        return tuple(sorted(names))
+        return classes_among(names, self.config)
 
     def spaces(self) -> dict[str, LabelSpace]:
         return {self._labels.space.task: self._labels.space} if self._labelled else {}

@@ -26,7 +26,7 @@ class Accuracy:
             self._count += 1
 
     def compute(self) -> dict[str, float]:
-        return {"accuracy": self._correct / max(self._count, 1)}
+        return {"accuracy": self._correct / self._count} if self._count else {}
 
 
 class TaskModel(Task):

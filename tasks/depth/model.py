@@ -41,7 +41,9 @@ class DepthErrors:
         self._count += truth.size
 
     def compute(self) -> dict[str, float]:
-        delta, relative, squared = self._sums / max(self._count, 1)
+        if not self._count:
+            return {}
+        delta, relative, squared = self._sums / self._count
         return {"delta_1.25": float(delta), "abs_rel": float(relative), "rmse": float(np.sqrt(squared))}
 
 

@@ -48,7 +48,9 @@ class AveragePrecision:
         }
 
     def compute(self) -> dict[str, float]:
-        if not self._truth or not self._predicted:
+        if not self._truth:
+            return {}
+        if not self._predicted:
             return {"ap": 0.0, "ap50": 0.0}
         categories = [{"id": number + 1, "name": str(number)} for number in range(self._classes)]
         with contextlib.redirect_stdout(io.StringIO()):  # it prints

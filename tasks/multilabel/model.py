@@ -20,8 +20,8 @@ class RankingScores:
 
     Average precision is the sum of (R_n - R_{n-1}) P_n over all scores as thresholds, without interpolation, as is
     usual for COCO's and PASCAL VOC's classes; AUROC is what CheXpert is measured by (Irvin et al., AAAI 2019). Unknown
-    classes of an image are left out, and classes without a known positive and a known negative image. 0 if none is
-    left. Of a soft truth, probabilities of 0.5 or more are positive.
+    classes of an image are left out, and classes without a known positive and a known negative image: neither number
+    is defined if none is left. Of a soft truth, probabilities of 0.5 or more are positive.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class RankingScores:
                 if positive.any() and not positive.all():
                     precisions.append(float(average_precision_score(positive, score)))
                     areas.append(float(roc_auc_score(positive, score)))
-        return {"map": float(np.mean(precisions or 0.0)), "auroc": float(np.mean(areas or 0.0))}
+        return {"map": float(np.mean(precisions)), "auroc": float(np.mean(areas))} if precisions else {}
 
 
 class TaskModel(Task):

@@ -39,11 +39,13 @@ class AngularErrors:
 
     def compute(self) -> dict[str, float]:
         count = int(self._histogram.sum())
+        if not count:
+            return {}
         middle = int(np.searchsorted(self._histogram.cumsum(), (count + 1) // 2))
         return {
-            "mean_angle": self._sum / max(count, 1),
-            "median_angle": (middle + 0.5) / 100 if count else 0.0,
-            "within_11.25": self._within / max(count, 1),
+            "mean_angle": self._sum / count,
+            "median_angle": (middle + 0.5) / 100,
+            "within_11.25": self._within / count,
         }
 
 

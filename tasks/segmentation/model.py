@@ -38,9 +38,11 @@ class IntersectionOverUnion:
         union = self._confusion.sum(axis=0) + self._confusion.sum(axis=1) - hits
         present = union > 0
         total = self._confusion.sum()
+        if not total:
+            return {}
         return {
-            "miou": float((hits[present] / union[present]).mean()) if present.any() else 0.0,
-            "pixel_accuracy": float(hits.sum() / total) if total else 0.0,
+            "miou": float((hits[present] / union[present]).mean()),
+            "pixel_accuracy": float(hits.sum() / total),
         }
 
 

@@ -16,7 +16,7 @@ from tasks.task import DenseTask, Prediction, Target, masked_mean, resample, sta
 
 
 class ExplainedVariance:
-    """R squared, 1 - squared error / variance over all known cells of all images, averaged over the filters."""
+    """R squared, 1 - squared error / variance over all known cells of all images, averaged over filters with any."""
 
     def __init__(self, filters: int) -> None:
         self._error, self._sum, self._square, self._count = (np.zeros(filters, dtype=np.float64) for _ in range(4))
@@ -31,8 +31,11 @@ class ExplainedVariance:
         self._count += known.sum(axis=(0, 1))
 
     def compute(self) -> dict[str, float]:
+        known = self._count > 0
+        if not known.any():
+            return {}
         variance = self._square - self._sum**2 / np.maximum(self._count, 1)
-        return {"r2": float((1 - self._error / np.maximum(variance, 1e-12)).mean())}
+        return {"r2": float((1 - self._error / np.maximum(variance, 1e-12))[known].mean())}
 
 
 class TaskModel(DenseTask):

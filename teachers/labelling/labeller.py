@@ -242,7 +242,10 @@ def check_required(required: Mapping[str, Mapping[str, float]], teachers: Mappin
         better = tasks.model(teacher.space).better
         for metric, limit in metrics.items():
             if metric not in teacher.scores:
-                known = ", ".join(teacher.scores) or "none: it has no held-out labels"
+                known = ", ".join(teacher.scores) or (
+                    f"none, as no held-out image of set {teacher.data!r} has a label for {teacher.space.task!r} that "
+                    "tells anything: add such images, or leave require out"
+                )
                 raise DataError(f"teachers.{name}.require names {metric!r}; it was measured by: {known}.")
             value = teacher.scores[metric]
             higher = better[metric] == "higher"

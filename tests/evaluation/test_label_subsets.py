@@ -13,7 +13,9 @@ from ingest.dataset import IngestedSet
 from ingest.true_labels import class_ids, true_label_dataset
 from pipeline.data.dataset import ImageDataset
 from pipeline.errors import ConfigError
-from pipeline.steps.artifact import Artifact
+from pipeline.steps.artifact import Artifact, Inputs
+from pipeline.steps.runtime import Runtime
+from teachers._held_out import check_labels
 from tests.evaluation.measuring import MakeKinds, keys_of
 
 KINDS = "classification"
@@ -160,11 +162,23 @@ def test_find_splits_has_no_val_if_all_its_images_are_tested(make_kinds: MakeKin
     assert splits.val is None
 
 
-def test_find_splits_is_none_without_held_out_labels(make_kinds: MakeKinds, scenes: Artifact) -> None:
-    assert find_splits(IngestedSet(make_kinds({"train/a": [1], "train/b": [2]})), KINDS, "test") is None
-    assert find_splits(IngestedSet(scenes), "texture", "test") is None
+def test_find_splits_refuses_sets_without_held_out_labels(make_kinds: MakeKinds, scenes: Artifact) -> None:
+    with pytest.raises(ConfigError, match="no held-out image has a label for 'classification'"):
+        find_splits(IngestedSet(make_kinds({"train/a": [1], "train/b": [2]})), KINDS, "test")
+    with pytest.raises(ConfigError, match="no held-out image has a label for 'texture'"):
+        find_splits(IngestedSet(scenes), "texture", "test")
 
 
-def test_find_splits_is_none_if_all_training_images_are_held_out(make_kinds: MakeKinds) -> None:
+def test_find_splits_refuses_sets_whose_training_images_are_all_held_out(make_kinds: MakeKinds) -> None:
     made = make_kinds({"train/a": [1], "train/b": [2], "test/a": [1], "test/b": [2]})
-    assert find_splits(IngestedSet(made), KINDS, "test") is None
+    with pytest.raises(ConfigError, match="no image in its split 'train' that is not held out"):
+        find_splits(IngestedSet(made), KINDS, "test")
+
+
+def test_check_labels_refuses_a_teacher_whose_training_images_are_all_held_out(
+    make_kinds: MakeKinds, runtime: Runtime
+) -> None:
+    made = make_kinds({"train/a": [1], "train/b": [2], "test/a": [1], "test/b": [2]})
+    config = {"name": "t", "teacher": {"data": "kinds", "task": KINDS, "validate": None}}
+    with pytest.raises(ConfigError, match=r"the set 'kinds' has no image with a label for 'classification' to"):
+        check_labels(config, Inputs({"data.kinds": made}, runtime))

@@ -13,6 +13,8 @@ from evaluation.metric_table import (
     leading_lines,
     outcome_sentences,
     read_lines,
+    undefined_metrics,
+    unmeasured_teachers,
     weak_models,
 )
 
@@ -135,3 +137,20 @@ def test_weak_models_are_named_with_both_values() -> None:
     (sentence,) = weak_models(lines)
     assert "Teacher depth" in sentence
     assert "rmse 2.500 against 2.500" in sentence
+
+
+def test_undefined_metrics_are_sentences_and_no_lines() -> None:
+    undefined = [
+        {**each, "value": None, "why": "nothing is known in any label"}
+        for each in three(0, 0, 0, head="m", dataset="w", n=8)
+    ]
+    lines, others = read_lines([*three(1, 2, 3), *undefined])
+    assert [line.target.head for line in lines] == ["depth"]
+    assert others == []
+    assert undefined_metrics([*three(1, 2, 3), *undefined]) == [
+        "m could not be measured on w/test: nothing is known in any label (depth, images with labels: 8)."
+    ]
+
+
+def test_unmeasured_teachers_are_those_without_a_record() -> None:
+    assert [sentence.split()[0] for sentence in unmeasured_teachers(three(1, 2, 3), ["depth", "other"])] == ["other"]

@@ -140,7 +140,7 @@ def test_probe_skips_a_set_without_held_out_labels_with_a_reason(bench: Bench, m
     config = {"name": "probe.it", "start": scratch(), "probes": ["knn"], **bench.common("kinds")}
     made = bench.run("evaluation.probing:probe", {"data.kinds": bench.sets["kinds"]}, config)
     assert records_of(made) == []
-    assert made.counts == {"records": 0, "why": "no labels that the probes can learn from, or none held out"}
+    assert made.counts == {"records": 0, "why": "no held-out image has a label for 'classification'"}
 
 
 def test_probe_refuses_more_labels_than_there_are(bench: Bench) -> None:

@@ -8,11 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import ValidationError
 
 from pipeline.stores.labels import LabelSpace, Value
 from tasks.prediction import Predictor
 from tasks.texture.label import UNKNOWN, TaskLabel, mirror
-from tasks.texture.model import TaskModel
+from tasks.texture.model import GaborBank, TaskModel
 from teachers import analytic
 
 FILTERS = ("4@0", "4@45", "4@90", "4@135", "8@0", "8@90")
@@ -124,3 +125,17 @@ def test_loss_is_mean_absolute_error_over_known_cells() -> None:
     known = truth["responses"] >= 0
     expected = np.abs(guess - truth["responses"])[known].mean()
     assert TASK.loss(output, TASK.collate([truth])).item() == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("wavelengths", [[-3.0], [0.0], [2.0], [500.0], [1e9, -3.0], [float("nan")], [4.0, 4.0]])
+def test_analytic_config_refuses_wavelengths_that_no_filter_has(wavelengths: list[float]) -> None:
+    with pytest.raises(ValidationError, match="wavelengths: "):
+        analytic.Config(wavelengths=wavelengths)
+
+
+@pytest.mark.parametrize("size", [32, 128])
+def test_analytic_config_takes_wavelengths_that_gabor_bank_can_filter(size: int) -> None:
+    longest = float(int((size - 1) / analytic.RADIUS))
+    analytic.Config(wavelengths=[2.5, longest], image_size=size)
+    responses = GaborBank("x", [2.5, longest], 2)(torch.zeros(1, 3, size, size, dtype=torch.uint8))["x"]
+    assert responses.isfinite().all()

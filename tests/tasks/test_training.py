@@ -93,7 +93,7 @@ def test_training_result_counts_out_of_memory(
 
 def test_train_network_refuses_empty_dataset(make_network: MakeNetwork, tmp_path: Path, runtime: Runtime) -> None:
     network = make_network({"kind": KINDS})
-    with pytest.raises(DataError, match=r"teacher\.x: there is not one labelled image"):
+    with pytest.raises(DataError, match=r"teacher\.x: there is not one image with a label for"):
         train_network(
             network, WeightedSum({"kind": 1.0}), ImageDataset([]), plan(tmp_path, 1, name="teacher.x"), runtime
         )

@@ -29,7 +29,8 @@ COMPARE = Selection("compare")
 
 def written(folder: Path, section: str) -> Path:
     path = folder / "recipe.yaml"
-    path.write_text(MEASURED + section, encoding="utf-8")
+    blind = "  blind: {kind: scenes, count: 9, seed: 4, size: 48, tasks: [classification]}\n  kinds:"
+    path.write_text(MEASURED.replace("  kinds:", blind) + section, encoding="utf-8")
     return path
 
 
@@ -55,6 +56,16 @@ def written(folder: Path, section: str) -> Path:
             "evaluate: {finetune: [world], labels: [13]}",
             WHOLE,
             r"evaluate: labels: 13 labelled images asked for; world has 12 to learn from",
+        ),
+        (
+            "evaluate: {probes: [knn], probe_sets: [blind]}",
+            WHOLE,
+            r"evaluate: the set 'blind' can't be measured on: no held-out image has a label for 'classification'",
+        ),
+        (
+            "evaluate: {probes: [], finetune: [blind]}",
+            WHOLE,
+            r"evaluate: the set 'blind' can't be measured on: no held-out image has a label for 'classification'",
         ),
         (
             COMPARED % ("labels: [all, 13]", ""),
@@ -87,7 +98,7 @@ def test_label_checks_of_many_rows_read_labels_once(tmp_path: Path, monkeypatch:
     looked: list[str] = []
     find_splits = label_subsets.find_splits
 
-    def counted(found: IngestedSet, task: str, preferred: str) -> label_subsets.Splits | None:
+    def counted(found: IngestedSet, task: str, preferred: str) -> label_subsets.Splits:
         looked.append(task)
         return find_splits(found, task, preferred)
 
@@ -112,3 +123,26 @@ def test_label_checks_of_stages_with_the_same_images_read_them_once(
     assert not looked
     must.plan(recipe, root, steps=COMPARE)
     assert looked == {(0.5, False): 1, (1.0, False): 1, (0.5, True): 3, (1.0, True): 1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            ["data.world.test=0", "teachers.masks.require={miou: 0.1}"],
+            r"teachers\.masks: require: the set 'world' has no held-out image with a label for 'segmentation'",
+        ),
+        (
+            ["data.world.test=0", "evaluate={probes: [], sets: [world]}"],
+            r"evaluate: sets: the set 'world' has no held-out image with a label for segmentation",
+        ),
+    ],
+)
+def test_label_checks_of_teachers_and_evaluation_come_before_training(
+    settings: list[str], says: str, tmp_path: Path
+) -> None:
+    recipe, root = written(tmp_path, ""), tmp_path / "root"
+    with pytest.raises(ConfigError, match=says):
+        must.run(recipe, root, settings)
+    made = {path.parent.parent.name for path in root.glob("artifacts/*/*/manifest.json")}
+    assert all(name.startswith("data.") for name in made), "nothing was trained"

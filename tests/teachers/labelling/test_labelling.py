@@ -6,7 +6,7 @@ import dataclasses
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,72 +22,22 @@ from pipeline.data.decode import decode_image
 from pipeline.data.loader import stack_images
 from pipeline.errors import DataError, Stopped
 from pipeline.steps.artifact import Artifact, Inputs
-from pipeline.steps.runtime import Runtime, quiet
+from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root, local_file
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import LabelShard
-from pipeline.training import autotune
-from pipeline.training.autotune import ComputeConfig
 from tasks.network import Network, NetworkConfig
 from tasks.prediction import Predictor, network_predictor
 from tasks.teacher import Teacher
 from teachers.labelling import inference, label_folder, labeller
 from teachers.labelling.inference import ShardInference, ShardRows, label_batches
-from teachers.labelling.labeller import label_pool
 from tests.disk import folder_of
 from tests.steps import make_step
+from tests.teachers.labelling.sandbox import CONFIG, LabelSandbox, MakeSandbox
 
 if TYPE_CHECKING:
     from tests.conftest import World
-
-CONFIG: dict[str, Any] = {"max_failed": 0.0, "batch": 3, "require": {}}
-LabelProgress = Callable[[str, float, str], None]
-
-
-@dataclasses.dataclass
-class LabelSandbox:
-    """A root in which the world's teachers label its pool."""
-
-    inputs: Inputs
-
-    @property
-    def root(self) -> Path:
-        return Path(self.inputs.runtime.root.path)
-
-    def label(self, without: tuple[str, ...] = (), **config: Any) -> Mapping[str, Any]:
-        """Run the step without some of the teachers."""
-        kept = {name: made for name, made in self.inputs.artifacts.items() if name not in without}
-        out = self.root / "index"
-        out.mkdir(parents=True, exist_ok=True)
-        return label_pool({**CONFIG, **config}, Inputs(kept, self.inputs.runtime), out)
-
-    def files(self) -> dict[str, bytes]:
-        """Return every file under `labels` with its bytes."""
-        found = sorted((self.root / "labels").rglob("*.*"))
-        return {str(path.relative_to(self.root / "labels")): path.read_bytes() for path in found}
-
-    def times(self) -> dict[str, int]:
-        """Return the time of writing of every file under `labels`, in nanoseconds."""
-        return {name: (self.root / "labels" / name).stat().st_mtime_ns for name in self.files()}
-
-    def shards(self) -> list[ImageShard]:
-        return [shard for _, shard, _ in pool_shards(self.inputs["pool"], self.inputs.of_kind("data"))]
-
-
-MakeSandbox = Callable[..., LabelSandbox]
-
-
-@pytest.fixture
-def make_sandbox(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeSandbox:
-    plain = ComputeConfig("cpu", "32", False, {})  # two roots could choose differently
-    monkeypatch.setattr(autotune, "autotune", lambda *_: plain)
-
-    def make(name: str = "sandbox", workers: int = 1, progress: LabelProgress = quiet) -> LabelSandbox:
-        runtime = Runtime(Root.of(tmp_path / name), "cpu", "32", workers, progress)
-        return LabelSandbox(dataclasses.replace(world.inputs("label"), runtime=runtime))
-
-    return make
 
 
 @pytest.fixture
