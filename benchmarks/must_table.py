@@ -102,8 +102,6 @@ MEASURES = {
     ),
 }
 """Ways of measuring a backbone, with the recipe's keys."""
-
-
 ABLATIONS: dict[str, tuple[str, ...]] = {
     "without the ImageNet teacher": ("student.loss_weights={imagenet: 0}",),
     "a tenth of the ImageNet teacher's weight": ("student.loss_weights={imagenet: 0.1}",),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.data.augment import AugmentParams, Placement, full_image_box, transform_image, valid_size
 from pipeline.errors import ConfigError, DataError
+from pipeline.models.pretrained import non_finite_weights
 from pipeline.recipe.augment import Resize
 from pipeline.steps.artifact import Artifact, read_json
 from pipeline.steps.runtime import Runtime
@@ -106,7 +107,7 @@ class Predictor:
         return self
 
     def _check_weights(self) -> None:
-        damaged = [name for name, weight in self.network.named_parameters() if not weight.isfinite().all()]
+        damaged = non_finite_weights(self.network.named_parameters())
         if damaged:
             raise DataError(
                 f"the model of {', '.join(self.heads)} has weights that are not finite, in {damaged[0]} and "
@@ -146,15 +147,12 @@ class Predictor:
         return {name: head.value(predictions[name], index, placement) for name, head in self.heads.items()}
 
 
-def check_finite(value: Value) -> None:
+def check_finite_label(value: Value) -> None:
     """Raise DataError, naming the array, if a predicted label is not finite: models have no NaN for unknown."""
     for name, array in value.items():
         if not np.isfinite(array).all():
-            raise DataError(f"the model's {name} are not finite: NaN or infinite in {_share(~np.isfinite(array))}")
-
-
-def _share(mask: np.ndarray[Any, Any]) -> str:
-    return f"{mask.sum():,} of {mask.size:,} numbers"
+            share = f"{np.count_nonzero(~np.isfinite(array)):,} of {array.size:,} numbers"
+            raise DataError(f"the model's {name} are not finite: NaN or infinite in {share}")
 
 
 def network_predictor(network: Network) -> Predictor:

@@ -16,7 +16,7 @@ from pipeline.data.prefetch import prefetch
 from pipeline.errors import DataError
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.labels import Value
-from tasks.prediction import Predictor, check_finite
+from tasks.prediction import Predictor, check_finite_label
 from tasks.task import Task
 
 BATCH = 16
@@ -57,7 +57,7 @@ def predict_all(
 def _check_scorable(values: Mapping[str, Value], dataset: ImageDataset, row: int) -> None:
     for head, value in values.items():
         try:
-            check_finite(value)
+            check_finite_label(value)
         except DataError as error:
             raise DataError(f"{head} can't be scored on image {dataset.read(row)[0]}: {error}.") from error
 

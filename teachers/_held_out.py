@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError
 from pipeline.steps.artifact import Inputs, read_json
 from pipeline.stores.calibration import Calibration
 
@@ -74,46 +73,6 @@ def measure(
     split = splits.get(calibrated_on)
     calibration = calibrator.fit(calibrated_on, split) if calibrated_on and split and not shortage else None
     return HeldOutResult(splits.get(trained_on), scores, calibration, shortage)
-
-
-def check_labels(config: Mapping[str, Any], inputs: Inputs) -> None:
-    """Raise ConfigError if the set of a teacher that is trained lacks labels to train on, or to validate on if asked.
-
-    `config["teacher"]`: its `data`, `task` and `validate`.
-    """
-    from ingest.dataset import IngestedSet
-    from ingest.true_labels import held_out_keys, true_label_dataset
-    from ingest.validation import validation_sets
-
-    head, data, task = config["name"], config["teacher"]["data"], config["teacher"]["task"]
-    ingested = IngestedSet(inputs[f"data.{data}"])
-    if not len(true_label_dataset(ingested, "train", {head: task}, held_out_keys(ingested))):
-        images = ", ".join(f"{split} {ingested.counts.get(f'images.{split}', 0)}" for split in ingested.splits)
-        raise ConfigError(
-            f"the set {data!r} has no image with a label for {task!r} to train on: none in its split 'train' that is "
-            f"not held out as well (images by split: {images}). Add labelled images to 'train', or hold out fewer."
-        )
-    if config["teacher"]["validate"]:
-        validation_sets({head: (data, ingested)}, {head: task})
-
-
-def check_required_labels(config: Mapping[str, Any], inputs: Inputs) -> None:
-    """Raise ConfigError as `check_labels` does, or if no held-out labels can tell what `require` asks."""
-    from ingest.dataset import IngestedSet
-    from ingest.true_labels import true_label_dataset
-    from ingest.validation import check_measurable
-
-    check_labels(config, inputs)
-    head, data, task = config["name"], config["teacher"]["data"], config["teacher"]["task"]
-    ingested = IngestedSet(inputs[f"data.{data}"])
-    split = ingested.held_out_split("val", task)
-    if split is None:
-        raise ConfigError(
-            f"require: the set {data!r} has no held-out image with a label for {task!r} to measure on: give it a split "
-            "'val' or 'test', or leave require out."
-        )
-    images = true_label_dataset(ingested, split, {head: task})
-    check_measurable(images, ingested.spaces[task], f"require: the set {data!r}, split {split!r}", head)
 
 
 def measure_published(

@@ -12,9 +12,9 @@ from pipeline.recipe.teacher import CalibrateConfig, TeacherConfig, TrainingConf
 from pipeline.steps import ranks
 from pipeline.steps.artifact import Inputs
 from teachers._held_out import measure
+from teachers._label_checks import training_images, validation_images
 
 if TYPE_CHECKING:
-    from pipeline.data.dataset import ImageDataset
     from tasks.prediction import Predictor
 
 
@@ -45,7 +45,6 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     Raises ConfigError if the set has no labels of the task, DataError if the loss becomes non-finite.
     """
     from ingest.dataset import IngestedSet, teacher_space
-    from ingest.true_labels import held_out_keys, true_label_dataset
     from tasks.network import build_network
     from tasks.prediction import network_predictor
     from tasks.teacher import Teacher, TeacherSchedule
@@ -55,8 +54,8 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     dataset = IngestedSet(inputs[f"data.{teacher.data}"])
     space = teacher_space(name, teacher.task, teacher.data, dataset.spaces)
     network = build_network(teacher, {name: space}, config["seed"])
-    images = true_label_dataset(dataset, "train", {name: teacher.task}, held_out_keys(dataset))
-    validated = validation_images(config, inputs) if teacher.validate else {}
+    images = training_images(name, teacher.task, dataset)
+    validated = validation_images(config, dataset) if teacher.validate else {}
     plan = TrainingPlan(f"teacher.{name}", teacher, teacher.augment, config["seed"], out, validated)
     trained = train_network(network, WeightedSum({name: 1.0}), images, plan, inputs.runtime)
     if not ranks.is_first():
@@ -67,16 +66,6 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     Teacher("supervised", space, teacher.data, schedule, found.scores, found.calibration).write(out)
     counts = {"images": len(images), "split": found.split, "scores": found.scores}
     return {**counts, **found.calibration_counts(), **trained.counts()}
-
-
-def validation_images(config: Mapping[str, Any], inputs: Inputs) -> dict[str, ImageDataset]:
-    """Return the images that the training is measured on. Raises ConfigError if its set has none."""
-    from ingest.dataset import IngestedSet
-    from ingest.validation import validation_sets
-
-    name, teacher = config["name"], Config.model_validate(config["teacher"])
-    ingested = IngestedSet(inputs[f"data.{teacher.data}"])
-    return validation_sets({name: (teacher.data, ingested)}, {name: teacher.task})
 
 
 def load(folder: Path) -> Predictor:

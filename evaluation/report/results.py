@@ -12,15 +12,7 @@ from markupsafe import Markup
 
 from evaluation.backbone_table import has_measurements, not_measured
 from evaluation.comparison.comparison import comparison_advice
-from evaluation.metric_table import (
-    ARROWS,
-    NINE_TENTHS,
-    ROLES,
-    fine_print,
-    outcome_sentences,
-    read_lines,
-    weak_models,
-)
+from evaluation.metric_table import ARROWS, NINE_TENTHS, ROLES, fine_print, outcome_sentences, read_lines, weak_models
 from evaluation.report.charts import standing
 from evaluation.report.formatting import DASH, duration, plural
 from evaluation.report.html import ReportTable, StyledText, render

@@ -27,7 +27,7 @@ def label_needs(config: Mapping[str, Any]) -> list[Any]:
 
 def check_function(teacher: TeacherConfig) -> str:
     """Return the function that checks that a teacher that is trained has the labels it needs."""
-    return f"teachers._held_out:check_{'required_' if teacher.require else ''}labels"
+    return f"teachers._label_checks:check_{'required_' if teacher.require else ''}labels"
 
 
 def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,8 @@ def load_weights(model: nn.Module, name: str, weights: str, num_classes: int = 0
 def read_matching_weights(model: nn.Module, name: str, weights: str) -> dict[str, Tensor]:
     """Return the weights of a file (see `find_weights`) as a state dict of the model called `name`.
 
-    On a model on the meta device, they are only compared and checked. Raises ConfigError if they are
-    another model's, or none that `match_weights` takes.
+    On a model on the meta device, they are only compared and checked. Raises ConfigError if they are another model's,
+    or none that `match_weights` takes.
     """
     tensors = read_weights(find_weights(weights))
     try:
@@ -126,7 +126,7 @@ def match_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> 
         )
     matched = {name: weights[theirs] for name, theirs in matches.items()}
     _check_kinds(own, matched, source)
-    check_finite(matched, source)
+    check_finite_weights(matched, source)
     return {**own, **matched}
 
 
@@ -143,10 +143,14 @@ def _check_kinds(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], sourc
             )
 
 
-def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
+def non_finite_weights(weights: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Return the names of the tensors that hold NaN or infinite numbers."""
+    return [name for name, tensor in weights if not bool(tensor.float().isfinite().all())]  # float8 has no isfinite
+
+
+def check_finite_weights(weights: Mapping[str, Tensor], source: str) -> None:
     """Raise ConfigError, with the first such tensor, if weights are NaN or infinite."""
-    floating = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()}
-    bad = [name for name, tensor in floating.items() if not bool(tensor.float().isfinite().all())]
+    bad = non_finite_weights(weights.items())
     if bad:
         raise ConfigError(
             f"{source}: {len(bad)} of {len(weights)} tensors hold NaN or infinite numbers, first {bad[0]!r}: their "

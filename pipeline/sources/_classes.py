@@ -28,12 +28,14 @@ def index_classes(names: Mapping[int, str]) -> tuple[tuple[str, ...], dict[int, 
 def check_distinct(classes: Sequence[str]) -> None:
     """Raise DataError, naming both, if two classes are one, or differ only by case or by how accents are encoded."""
     seen: dict[str, str] = {}
-    for number, name in enumerate(classes):
-        first = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
-        if first == name and len(seen) <= number:
+    for name in classes:
+        folded = unicodedata.normalize("NFC", name).casefold()
+        first = seen.get(folded)
+        if first == name:
             raise DataError(f"the class {name!r} is given twice: {', '.join(classes)}; give each class once")
-        if first != name:
+        if first is not None:
             raise DataError(f"the classes {first!r} and {name!r} differ only by case or accents: rename or join one")
+        seen[folded] = name
 
 
 def class_index(label: object, classes: Sequence[str]) -> int:

@@ -25,7 +25,7 @@ from pipeline.steps.runtime import Runtime
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import Label, Row
 from pipeline.training.device import find_device, single_threaded
-from tasks.prediction import Predictor, Preprocessing, check_finite
+from tasks.prediction import Predictor, Preprocessing, check_finite_label
 from tasks.task import Prediction
 
 CACHE_SHARE = 1 / 4
@@ -119,7 +119,7 @@ class ShardInference:
             if position not in batch.reasons:
                 for head, value in predictor.values(predictions, position, size).items():
                     try:
-                        check_finite(value)
+                        check_finite_label(value)
                         batch.labels[head][position] = self.labels[head].encode(value)
                     except DataError as error:
                         batch.failures[head][position] = str(error)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import tasks
 from pipeline.errors import ConfigError, DataError
-from pipeline.models.pretrained import check_finite
+from pipeline.models.pretrained import check_finite_weights
 from pipeline.models.timm_models import Statistics
 from pipeline.models.weights import HUB, expand_home
 from pipeline.stores.labels import LabelSpace
@@ -41,8 +41,8 @@ MIN_DEPTH_M = 1e-3
 def fetch(where: str, task: str) -> tuple[Any, Any]:
     """Load the model for a task, in float32, and its image processor, from a folder or the hub.
 
-    Only safetensors are read, and no code that comes with a model is run. Raises ConfigError if there is no such model
-    it is not for the task, or its weights are not finite, DataError if its weights lack a part of it.
+    Only safetensors are read, and no code that comes with a model is run. Raises ConfigError if there is no such model,
+    it is not for the task, or its weights are not finite; DataError if its weights lack a part of it.
     """
     library: Any = transformers
     library.logging.set_verbosity_error()
@@ -63,7 +63,7 @@ def fetch(where: str, task: str) -> tuple[Any, Any]:
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise DataError(f"{where!r} has no weights for {missing}: it was not trained for {task}.")
-    check_finite(dict(model.named_parameters()), where)
+    check_finite_weights(dict(model.named_parameters()), where)
     _check_problem_type(where, task, model.config.problem_type)
     return model, processor
 

@@ -15,7 +15,7 @@ from pipeline.data.dataset import ImageDataset
 from pipeline.errors import ConfigError
 from pipeline.steps.artifact import Artifact, Inputs
 from pipeline.steps.runtime import Runtime
-from teachers._held_out import check_labels
+from teachers._label_checks import check_labels
 from tests.evaluation.measuring import MakeKinds, keys_of
 
 KINDS = "classification"

@@ -21,7 +21,7 @@ from pipeline.errors import DataError
 from pipeline.recipe.augment import Resize
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.labels import LabelSpace
-from tasks.prediction import Predictor, Preprocessing, check_finite
+from tasks.prediction import Predictor, Preprocessing, check_finite_label
 from tasks.scoring import predict_all, score
 from tests.spaces import every_space, head_of, value_of
 
@@ -113,16 +113,16 @@ def test_score_refuses_predictions_that_are_not_finite(
 
 
 @every_space
-def test_check_finite_refuses_any_number_that_is_not(space: LabelSpace) -> None:
+def test_check_finite_label_refuses_any_number_that_is_not(space: LabelSpace) -> None:
     value = value_of(space, 0)
-    check_finite(value)
+    check_finite_label(value)
     for name, array in value.items():
         if array.dtype.kind == "f" and array.size:
             for wrong in (np.nan, np.inf):
                 damaged = array.copy()
                 damaged.flat[-1] = wrong
                 with pytest.raises(DataError, match=rf"the model's {name} are not finite: .* 1 of {array.size:,}"):
-                    check_finite({**value, name: damaged})
+                    check_finite_label({**value, name: damaged})
 
 
 @every_space

@@ -127,10 +127,15 @@ def test_loss_is_mean_absolute_error_over_known_cells() -> None:
     assert TASK.loss(output, TASK.collate([truth])).item() == pytest.approx(float(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize("wavelengths", [[-3.0], [0.0], [2.0], [500.0], [1e9, -3.0], [float("nan")], [4.0, 4.0]])
+@pytest.mark.parametrize("wavelengths", [[-3.0], [0.0], [2.0], [500.0], [1e9, -3.0], [4.0, 4.0]])
 def test_analytic_config_refuses_wavelengths_that_no_filter_has(wavelengths: list[float]) -> None:
-    with pytest.raises(ValidationError, match="wavelengths"):
+    with pytest.raises(ValidationError, match="wavelengths: "):
         analytic.Config(wavelengths=wavelengths)
+
+
+def test_analytic_config_refuses_a_wavelength_that_is_no_number() -> None:
+    with pytest.raises(ValidationError, match=r"wavelengths\.0\n  Input should be a finite number"):
+        analytic.Config(wavelengths=[float("nan")])
 
 
 @pytest.mark.parametrize("size", [32, 128])

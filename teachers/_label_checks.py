@@ -1,0 +1,72 @@
+"""The labels that a teacher is trained and validated on, and checks before any training that there are enough."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ConfigError
+from pipeline.steps.artifact import Inputs
+
+if TYPE_CHECKING:
+    from ingest.dataset import IngestedSet
+    from pipeline.data.dataset import ImageDataset
+
+
+def training_images(name: str, task: str, ingested: IngestedSet) -> ImageDataset:
+    """Return the labelled images of the split "train" that are not held out as well, their labels under `name`."""
+    from ingest.true_labels import held_out_keys, true_label_dataset
+
+    return true_label_dataset(ingested, "train", {name: task}, held_out_keys(ingested))
+
+
+def validation_images(config: Mapping[str, Any], ingested: IngestedSet) -> dict[str, ImageDataset]:
+    """Return the images that the training is measured on, by head. Raises ConfigError if the set has none."""
+    from ingest.validation import validation_sets
+
+    name, teacher = config["name"], config["teacher"]
+    return validation_sets({name: (teacher["data"], ingested)}, {name: teacher["task"]})
+
+
+def check_labels(config: Mapping[str, Any], inputs: Inputs) -> None:
+    """Raise ConfigError if the set of a teacher that is trained lacks labels to train on, or to validate on if asked.
+
+    `config["teacher"]`: its `data`, `task` and `validate`.
+    """
+    from ingest.dataset import IngestedSet
+
+    data, task = config["teacher"]["data"], config["teacher"]["task"]
+    ingested = IngestedSet(inputs[f"data.{data}"])
+    if not _has_training_image(config["name"], task, ingested):
+        images = ", ".join(f"{split} {ingested.counts.get(f'images.{split}', 0)}" for split in ingested.splits)
+        raise ConfigError(
+            f"the set {data!r} has no image with a label for {task!r} to train on: none in its split 'train' that is "
+            f"not held out as well (images by split: {images}). Add labelled images to 'train', or hold out fewer."
+        )
+    if config["teacher"]["validate"]:
+        validation_images(config, ingested)
+
+
+def _has_training_image(name: str, task: str, ingested: IngestedSet) -> bool:
+    """Return True if there is an image to train on; the set's files are read only if its counts can't tell."""
+    held_out = sum(ingested.counts.get(f"images.{split}", 0) for split in ingested.splits if split != "train")
+    return ingested.counts.get(f"labels.{task}.train", 0) > held_out or len(training_images(name, task, ingested)) > 0
+
+
+def check_required_labels(config: Mapping[str, Any], inputs: Inputs) -> None:
+    """Raise ConfigError as `check_labels` does, or if no held-out labels can tell what `require` asks."""
+    from ingest.dataset import IngestedSet
+    from ingest.true_labels import true_label_dataset
+    from ingest.validation import check_measurable
+
+    check_labels(config, inputs)
+    head, data, task = config["name"], config["teacher"]["data"], config["teacher"]["task"]
+    ingested = IngestedSet(inputs[f"data.{data}"])
+    split = ingested.held_out_split("val", task)
+    if split is None:
+        raise ConfigError(
+            f"require: the set {data!r} has no held-out image with a label for {task!r} to measure on: give it a split "
+            "'val' or 'test', or leave require out."
+        )
+    images = true_label_dataset(ingested, split, {head: task})
+    check_measurable(images, ingested.spaces[task], f"require: the set {data!r}, split {split!r}", head)
