@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -22,6 +23,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 """The root folder of this project, which is installed from there."""
 MOST_NAMES = 40
 """The most names that an error message lists."""
+MEMORY_SHORTAGE = re.compile(r"can't allocate memory|out of memory|Storage size calculation overflowed")
+"""What torch's RuntimeErrors say of more memory than there is."""
 
 
 class MustError(Exception):
@@ -78,6 +81,24 @@ def error_context(place: str) -> Iterator[None]:
         yield
     except MustError as error:
         raise type(error)(f"{place}: {error}") from error
+
+
+@contextlib.contextmanager
+def explain_full_memory(step: str) -> Iterator[None]:
+    """Raise ConfigError if memory, the computer's or the device's, does not hold what a step asks for at once."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not MEMORY_SHORTAGE.search(str(error)):
+            raise
+        amount = re.search(r"allocate (\d+) bytes", str(error))
+        asked = (
+            f"{int(amount[1]) / 2**30:,.1f} GiB" if amount else next(iter(str(error).splitlines()), "") or "all of it"
+        )
+        raise ConfigError(
+            f"{step}: memory does not hold what it asks for at once ({asked}). Set a smaller batch, image_size, "
+            "backbone or width, or whatever else of its keys is large."
+        ) from error
 
 
 def require_one_of(value: str, known: Iterable[str], what: str) -> str:

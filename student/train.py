@@ -9,6 +9,7 @@ from typing import Any
 from ingest.dataset import IngestedSet
 from ingest.validation import validation_sets
 from pipeline.data.dataset import ImageDataset
+from pipeline.errors import ConfigError
 from pipeline.models.checkpoint import write_tensors
 from pipeline.recipe.student import StudentConfig
 from pipeline.steps import ranks
@@ -57,6 +58,30 @@ def validation_images(config: Mapping[str, Any], inputs: Inputs) -> dict[str, Im
     learned = {name: tuple(each) for name, each in config["learned"].items()}
     sets = {name: (data, IngestedSet(inputs[f"data.{data}"])) for name, (data, _) in learned.items()}
     return validation_sets(sets, {name: task for name, (_, task) in learned.items()})
+
+
+def check_labels(config: Mapping[str, Any], inputs: Inputs) -> None:
+    """Raise ConfigError if a student that is to be validated can't be, or one of true labels alone would have none.
+
+    `config["learned"]` is there if it is validated; `config["true_sets"]`, `config["pooled"]`, the steps of sets with
+    true labels and of the pool's sets, if it learns no others.
+    """
+    if "learned" in config:
+        validation_images(config, inputs)
+    if "true_sets" in config:
+        true_keys, pooled = (_training_keys(config[steps], inputs) for steps in ("true_sets", "pooled"))
+        if true_keys.isdisjoint(pooled):
+            sets = ", ".join(step.removeprefix("data.") for step in config["true_sets"]) or "none"
+            raise ConfigError(
+                f"labels is 'true_only', but no training image of the sets with true labels ({sets}) is in the pool: "
+                "name such a set under pool, or take labels: true_first."
+            )
+
+
+def _training_keys(steps: Sequence[str], inputs: Inputs) -> set[str]:
+    """Return the keys of the training images of the sets that these steps ingest."""
+    stores = [IngestedSet(inputs[step]).images("train") for step in steps]
+    return {key for store in stores for shard in store.shards for key in shard.keys}
 
 
 def _describe_unvalidated(config: Mapping[str, Any], validated: Mapping[str, ImageDataset]) -> list[str]:

@@ -18,9 +18,9 @@ from pipeline.stores.naming import STUDENT_LABEL_STEP
 STUDENT = StepKind("student", "student.train:train_student", version=4, trains=True)
 
 
-def validation_needs(config: Mapping[str, Any]) -> list[Any]:
-    """Return what the validation of the student asks of its sets, as `LabelCheck.needs`."""
-    return [config["learned"]]
+def label_needs(config: Mapping[str, Any]) -> list[Any]:
+    """Return what the student asks of its sets, as `LabelCheck.needs`."""
+    return [config.get(key) for key in ("learned", "true_sets", "pooled")]
 
 
 def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
@@ -35,10 +35,12 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
     truths = tuple(name for name in _true_sets(recipe) if name not in pooled)
     rejected = (REJECTED_LABELS,) if len(learned_rejections(resolved)) else ()
     inputs = ("pool", "label", *pooled, *truths, *resolved.teacher_steps, *rejected)
-    kind = STUDENT
     if recipe.student.validate:
         config["learned"] = {name: [data, task] for name, data, task in _learned(recipe)}
-        kind = dataclasses.replace(STUDENT, label_check=LabelCheck(validation_needs, "student.train:validation_images"))
+    if recipe.student.labels == "true_only":
+        config |= {"true_sets": _true_sets(recipe), "pooled": list(pooled)}
+    check = LabelCheck(label_needs, "student.train:check_labels")
+    kind = dataclasses.replace(STUDENT, label_check=check if "learned" in config or "true_sets" in config else None)
     yield Step("student", kind, ("student",), config, inputs)
     if recipe.labelling.student:
         yield label_step(STUDENT_LABEL_STEP, recipe, {}, ("pool", *pooled, "student"))

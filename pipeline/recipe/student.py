@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.errors import ConfigError
-from pipeline.recipe.base import BaseConfig
+from pipeline.recipe.base import BaseConfig, UniqueItems
 from pipeline.recipe.teacher import TrainingConfig
 
 
@@ -27,7 +27,7 @@ class StudentConfig(TrainingConfig):
     and those of at most 1 - t."""
     labels: Literal["true_first", "pseudo_only", "true_only"] = "true_first"
     """Prefer true labels to pseudo labels, or use only one kind."""
-    truths: dict[str, list[str]] = {}
+    truths: dict[str, Annotated[list[str], UniqueItems]] = {}
     """Sets with further true labels, by teacher, as in {things: [corrected]}. Of an image in several sets the label of
     the first set counts; the set that the teacher learned from comes last. Images are matched by their bytes, so the
     sets need not be in the pool. Classes have to be the teacher's, in the same order."""
@@ -39,7 +39,7 @@ class StudentConfig(TrainingConfig):
         """
         if self.weighting == "uncertainty" and self.loss_weights:
             raise ConfigError("student.loss_weights can't be given with weighting: uncertainty, which learns them.")
-        ways_out = "give student.loss_weights.{}, for example 1.0, or set student.weighting: equal."
+        ways_out = "give student.loss_weights.{}, for example 0.1, or set student.weighting: equal."
         for name, optimizer in optimizers.items():
             if self.weighting != "schedule" or name in self.loss_weights or optimizer == self.optimizer_name():
                 continue

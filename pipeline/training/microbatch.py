@@ -8,7 +8,8 @@ for batch statistics, and for losses that compare the images of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -135,11 +136,27 @@ class MicrobatchRunner:
     def _pass(self, microbatch: Any, amounts: Mapping[str, float], step: int) -> dict[str, float]:
         own = self.job.objective.amounts(microbatch)
         shares = {name: amount / max(amounts[name], 1) for name, amount in own.items()}
-        with self.compute.autocast():
+        with self.compute.autocast(), self._explain_batch_norm(len(microbatch.keys)):
             total, losses = self.job.objective(move_to_device(microbatch, self.compute.device), shares)
         self.check_finite(total, "loss", step, microbatch.keys)
         total.backward()
         return {name: float(loss.detach()) for name, loss in {**losses, TOTAL: total}.items()}
+
+    @contextlib.contextmanager
+    def _explain_batch_norm(self, images: int) -> Iterator[None]:
+        """Raise ConfigError if a pass leaves a batch norm a single value per channel."""
+        try:
+            yield
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            config = self.job.config
+            raise ConfigError(
+                f"{self.job.name}: batch norm needs several values per channel, and a pass on {images} small image "
+                f"gives one (batch: {config.batch}, accumulate: {config.accumulate}, processes: "
+                f"{self.group.world_size}). Set a larger batch, less accumulate, a larger image_size, or a backbone "
+                "without batch norm."
+            ) from error
 
     def check_finite(self, value: Tensor, what: str, step: int, keys: Sequence[str]) -> None:
         """Raise DataError, naming step and images, unless the value is finite."""

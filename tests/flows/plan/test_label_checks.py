@@ -146,3 +146,18 @@ def test_label_checks_of_teachers_and_evaluation_come_before_training(
         must.run(recipe, root, settings)
     made = {path.parent.parent.name for path in root.glob("artifacts/*/*/manifest.json")}
     assert all(name.startswith("data.") for name in made), "nothing was trained"
+
+
+def test_student_of_true_labels_alone_needs_them_in_the_pool(tmp_path: Path) -> None:
+    recipe, root = written(tmp_path, ""), tmp_path / "root"
+    blind = ["student.labels=true_only", "pool=[blind]"]
+    with pytest.raises(
+        ConfigError, match=r"student: labels is 'true_only', but no training image of .*\(world\) is in"
+    ):
+        must.run(recipe, root, blind)
+    made = {path.parent.parent.name for path in root.glob("artifacts/*/*/manifest.json")}
+    assert all(name.startswith("data.") for name in made), "nothing was labelled"
+    assert must.plan(recipe, root, ["student.labels=true_only", "pool=[blind, world]"])
+    copied = ["student.labels=true_only", "pool=[copy]", "data.copy={kind: scenes, count: 12, seed: 1, size: 48}"]
+    must.run(recipe, root, copied, Selection("data.copy"))
+    assert must.plan(recipe, root, copied), "images are matched by their bytes"

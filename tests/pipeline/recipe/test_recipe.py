@@ -218,6 +218,7 @@ def test_validate_config_takes_steps_or_a_share(every: str) -> None:
         ("pool=[]", "pool: list should have at least 1 item"),
         ("teachers={}", "teachers: dictionary should have at least 1 item"),
         ("pool=[street, street]", "pool: 'street' is there twice"),
+        ("student.truths.street=[things, things]", "student.truths.street: 'things' is there twice"),
         ("student.loss_weights.street=0", "it learns from no teacher; give one of them a weight"),
         (f"name={'x' * 101}", "name: string should have at most 100 characters"),
         ("stages=[{name: s, method: simclr, data: [street], batch: 1}]", "batch (1): methods compare an image with"),

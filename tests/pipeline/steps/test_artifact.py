@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,11 +65,6 @@ def write_elsewhere(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Map
     facts = {"size": 3, "sha256": FAR}
     root.publish("far/away.txt", facts)
     return {EXTERNAL_FILES: {"far/away.txt": facts}}
-
-
-def fill_the_disk(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    (out / "half.txt").write_text("half")
-    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def write_or_adopt(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -286,14 +280,6 @@ def test_artifact_knows_when_a_file_was_written(any_root: Root) -> None:
     assert (any_root / "x").modified() is None
     (any_root / "x").write(b"")
     assert (any_root / "x").modified()
-
-
-def test_workspace_reports_a_full_disk_and_seals_nothing(any_root: Root) -> None:
-    full = step(run="fill_the_disk")
-    with pytest.raises(DataError, match=r"writing: the disk that holds .* is full.*run the same command again"):
-        make(any_root, full)
-    assert place_of(any_root, full).child(MANIFEST).read_if_exists() is None
-    assert find(any_root, full) is None
 
 
 def test_workspace_leaves_nothing_in_scratch(bucket: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, DataError, Stopped
 from pipeline.models.checkpoint import load_state, read_tensors, save_state
@@ -341,3 +341,21 @@ def test_fit_names_a_damaged_state_and_starts_over_without_it(tmp_path: Path, pa
     path.unlink()
     train(tmp_path, Linears())
     assert [line["step"] for line in log(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+class Pooled(ConvNet):
+    """Leaves one value per image and channel to its batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 4), nn.BatchNorm2d(8))
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize("sizes", [{"batch": 1}, {"batch": 4, "accumulate": 4}])
+def test_fit_refuses_passes_that_leave_batch_norm_one_value(tmp_path: Path, sizes: dict[str, Any]) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"batch norm needs several values .* \(batch: {sizes['batch']}, .*Set a larger batch"
+    ):
+        train(tmp_path, Pooled(), **sizes)
+    train(tmp_path, Pooled(), batch=2)
