@@ -301,7 +301,11 @@ def main(
             row = measure_row(root, name, start, [*changes, f"seed={seed}"])
             result = read_partial_result(file, RECIPE, changes, "seeds")  # again: there may be another process
             result["seeds"].setdefault(seed, {})[name] = {**row, "measured": environment}
-            save_result(file, TITLE, {**result, "measured": environment}, summary(names, result["seeds"]))
+            command = (
+                f"python -m benchmarks.must_table --start {start} --size {size} --seeds {','.join(result['seeds'])}"
+            )
+            result["measured"] = {**environment, "command": command}  # that of all rows; each row has its own
+            save_result(file, TITLE, result, summary(names, result["seeds"]))
 
 
 if __name__ == "__main__":
