@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,32 +47,46 @@ def measure(
     If these are one set, its images are predicted once. The teacher's `model.json` is in `out`. Raises ConfigError if
     the labels of the set for calibration do not fit the teacher.
     """
-    from ingest.dataset import IngestedSet, check_labels_fit
-    from ingest.true_labels import true_label_dataset
     from tasks.calibration import Calibrator
-    from tasks.scoring import update_metrics
 
-    name, calibrated_on = config["name"], config.get(CALIBRATE)
-    task = predictor.heads[name]
+    calibrated_on = config.get(CALIBRATE)
+    task = predictor.heads[config["name"]]
     metric, calibrator = task.metrics(), Calibrator(task.scored_examples)
     accumulators: dict[str, list[Accumulator]] = {}
     for data, accumulator in ((trained_on, metric), (calibrated_on, calibrator)):
         if data is not None:
             accumulators.setdefault(data, []).append(accumulator)
-    splits: dict[str | None, str | None] = {}
-    for data, measured in accumulators.items():
-        ingested = IngestedSet(inputs[f"data.{data}"])
-        check_labels_fit(f"teachers.{name}.{CALIBRATE}", name, task.space, data, ingested.spaces)
-        split = splits[data] = ingested.held_out_split("val", task.space.task)
-        if split:
-            predictor.setup(inputs.runtime, read_json(out / "model.json"))
-            dataset = true_label_dataset(ingested, split, {name: task.space.task})
-            update_metrics(predictor, dataset, name, measured, inputs.runtime)
+    splits = _predict_held_out(config, inputs, out, predictor, accumulators)
     scores = metric.compute() if splits.get(trained_on) else {}
     shortage = None if calibrated_on is None else calibrator.shortage()
     split = splits.get(calibrated_on)
     calibration = calibrator.fit(calibrated_on, split) if calibrated_on and split and not shortage else None
     return HeldOutResult(splits.get(trained_on), scores, calibration, shortage)
+
+
+def _predict_held_out(
+    config: Mapping[str, Any],
+    inputs: Inputs,
+    out: Path,
+    predictor: Predictor,
+    accumulators: Mapping[str, Sequence[Accumulator]],
+) -> dict[str | None, str | None]:
+    """Predict each set's held-out images once, for all its accumulators; return their splits, None without images."""
+    from ingest.dataset import IngestedSet, check_labels_fit
+    from ingest.true_labels import true_label_dataset
+    from tasks.scoring import update_metrics
+
+    name, splits = config["name"], dict[str | None, str | None]()
+    space = predictor.heads[name].space
+    for data, measured in accumulators.items():
+        ingested = IngestedSet(inputs[f"data.{data}"])
+        check_labels_fit(f"teachers.{name}.{CALIBRATE}", name, space, data, ingested.spaces)
+        split = splits[data] = ingested.held_out_split("val", space.task)
+        if split:
+            predictor.setup(inputs.runtime, read_json(out / "model.json"))
+            dataset = true_label_dataset(ingested, split, {name: space.task})
+            update_metrics(predictor, dataset, name, measured, inputs.runtime)
+    return splits
 
 
 def measure_published(

@@ -89,6 +89,22 @@ class _FloatRPNHead(RPNHead):  # type: ignore[misc]  # torchvision is untyped
         return [score.float() for score in scores], [delta.float() for delta in deltas]
 
 
+class _WholeImageAlign(MultiScaleRoIAlign):  # type: ignore[misc]
+    """RoIAlign on maps of whole images of `image_size` pixels, padding included.
+
+    torchvision infers the maps' strides from the first images it sees: from valid regions that fill half of the image,
+    it would take half of each stride.
+    """
+
+    def __init__(self, image_size: int, maps: list[str]) -> None:
+        super().__init__(maps, POOL_SIZE, SAMPLING_RATIO, canonical_scale=CANONICAL_SIZE, canonical_level=4)
+        self.image_size = image_size
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        pooled: Tensor = super().forward(x, boxes, [(self.image_size, self.image_size)] * len(image_shapes))
+        return pooled
+
+
 class _FloatPredictor(FastRCNNPredictor):  # type: ignore[misc]
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         scores, deltas = super().forward(x)
@@ -108,42 +124,48 @@ class Pending:
     """Images without values, for their shape."""
 
 
+def _proposal_network(width: int, image_size: int, proposals: int) -> _ProposalNetwork:
+    """Return an RPN on maps of `width` channels that gives so many proposals per image, twice as many in training."""
+    sizes = tuple((size,) for size in anchor_sizes(image_size))
+    candidates = min(4 * proposals, 2 * MOST_PROPOSALS)
+    return _ProposalNetwork(
+        _FloatAnchors(sizes, ((0.5, 1.0, 2.0),) * len(LEVELS)),
+        _FloatRPNHead(width, 3, conv_depth=2),
+        fg_iou_thresh=0.7,
+        bg_iou_thresh=0.3,
+        batch_size_per_image=256,
+        positive_fraction=0.5,
+        pre_nms_top_n={"training": candidates, "testing": candidates},
+        post_nms_top_n={"training": 2 * proposals, "testing": proposals},
+        nms_thresh=0.7,
+    )
+
+
+def _box_head(width: int, image_size: int, proposals: int, classes: int) -> RoIHeads:
+    """Return the box head of 4 convolutions and a linear layer, on regions of maps of `width` channels."""
+    return RoIHeads(
+        _WholeImageAlign(image_size, list(LEVELS[:3])),
+        FastRCNNConvFCHead((width, POOL_SIZE, POOL_SIZE), [width] * 4, [4 * width], norm_layer=nn.BatchNorm2d),
+        _FloatPredictor(4 * width, classes + 1),
+        fg_iou_thresh=0.5,
+        bg_iou_thresh=0.5,
+        batch_size_per_image=min(proposals, MOST_SAMPLED),
+        positive_fraction=0.25,
+        bbox_reg_weights=None,
+        score_thresh=MIN_SCORE,
+        nms_thresh=0.5,
+        detections_per_img=MAX_BOXES,
+    )
+
+
 class DetectionHead(nn.Module):
     """RPN and box head. Anchors have three aspect ratios; their sizes and the proposals follow the image size."""
 
     def __init__(self, info: FeatureInfo, classes: int) -> None:
         super().__init__()
-        width, count = info.pyramid_channels, info.proposals or default_proposals(info.image_size)
-        sizes = tuple((size,) for size in anchor_sizes(info.image_size))
-        anchors = _FloatAnchors(sizes, ((0.5, 1.0, 2.0),) * len(LEVELS))
-        candidates = min(4 * count, 2 * MOST_PROPOSALS)
-        self.rpn = _ProposalNetwork(
-            anchors,
-            _FloatRPNHead(width, 3, conv_depth=2),
-            fg_iou_thresh=0.7,
-            bg_iou_thresh=0.3,
-            batch_size_per_image=256,
-            positive_fraction=0.5,
-            pre_nms_top_n={"training": candidates, "testing": candidates},
-            post_nms_top_n={"training": 2 * count, "testing": count},
-            nms_thresh=0.7,
-        )
-        pool = MultiScaleRoIAlign(
-            list(LEVELS[:3]), POOL_SIZE, SAMPLING_RATIO, canonical_scale=CANONICAL_SIZE, canonical_level=4
-        )
-        self.boxes = RoIHeads(
-            pool,
-            FastRCNNConvFCHead((width, POOL_SIZE, POOL_SIZE), [width] * 4, [4 * width], norm_layer=nn.BatchNorm2d),
-            _FloatPredictor(4 * width, classes + 1),
-            fg_iou_thresh=0.5,
-            bg_iou_thresh=0.5,
-            batch_size_per_image=min(count, MOST_SAMPLED),
-            positive_fraction=0.25,
-            bbox_reg_weights=None,
-            score_thresh=MIN_SCORE,
-            nms_thresh=0.5,
-            detections_per_img=MAX_BOXES,
-        )
+        width, proposals = info.pyramid_channels, info.proposals or default_proposals(info.image_size)
+        self.rpn = _proposal_network(width, info.image_size, proposals)
+        self.boxes = _box_head(width, info.image_size, proposals, classes)
         self.size = info.image_size
 
     def forward(self, features: Features) -> Pending:

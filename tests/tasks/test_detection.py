@@ -297,10 +297,10 @@ def test_anchor_sizes_follow_the_image_size(size: int, largest: float) -> None:
 
 def test_detection_head_pools_boxes_from_the_levels_of_fpn_at_any_image_size() -> None:
     boxes = torch.tensor([[0.0, 0, side, side] for side in (20, 223, 225, 447, 449)])
-    levels = {f"p{level}": torch.zeros(1, 8, *[1024 // 2**level] * 2) for level in (3, 4, 5)}
     for image_size in (64, 1024):
+        levels = {f"p{level}": torch.zeros(1, 8, *[image_size // 2**level] * 2) for level in (3, 4, 5)}
         pool = head_for(image_size).boxes.box_roi_pool
-        pool(levels, [boxes], [(1024, 1024)])
+        pool(levels, [boxes], [(image_size, image_size)])
         assert pool.map_levels([boxes]).tolist() == [0, 0, 1, 1, 2]
 
 
@@ -335,6 +335,21 @@ def test_detection_boxes_are_in_the_valid_region_and_in_pixels_of_the_image(netw
     assert (wide[:, 3] > wide[:, 1]).all(), "none lies in the padding"
     value = TASK.value(prediction, 1, Placement((640, 200), (64, 20)))
     np.testing.assert_allclose(value["boxes"], 10 * wide)
+
+
+def test_detection_boxes_do_not_depend_on_the_valid_regions_of_other_images(network: Network) -> None:
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    valid = [(64, 20), (64, 64)]
+    predicted = []
+    for count in (1, 2, 1):  # with one model: nothing of the first images may stay
+        with torch.no_grad():
+            prediction = to_numpy(TASK.predict(network.eval()(images[:count])["boxes"], valid[:count]))
+        predicted.append(prediction["images"][0])
+    pool = network.heads["boxes"].boxes.box_roi_pool  # type: ignore[union-attr]
+    assert pool.scales == [1 / 8, 1 / 16, 1 / 32]
+    for other in predicted[1:]:
+        np.testing.assert_allclose(other["boxes"], predicted[0]["boxes"], atol=1e-3)
+        np.testing.assert_allclose(other["scores"], predicted[0]["scores"], atol=1e-5)
 
 
 def test_detection_loss_takes_proposals_from_the_valid_region(
