@@ -43,20 +43,27 @@ class Preprocessing:
     crop_pct: float | None = None
     """Resize the central square whose side is this share of the shorter side, as timm does; None: the whole image."""
     bicubic: bool = False
-    """Of crops: bicubic filtering instead of bilinear."""
+    """Bicubic filtering instead of bilinear, of crops and of whole images that are stretched."""
 
     def __call__(self, image: Image.Image, size: tuple[int, int]) -> np.ndarray[Any, Any]:
         """Return the RGB image as uint8 (S, S, 3).
 
         It may have been decoded at a reduced size; `size` is (width, height) of the file's image, pixels.
         """
-        if self.crop_pct is None:
+        if self.crop_pct is None and not (self.bicubic and self.resize == "stretch"):
             return transform_image(image, AugmentParams(self._box(size)), self.size)
-        side = self.crop_pct * min(image.size)
-        left, top = (image.width - side) / 2, (image.height - side) / 2
         filtering = Image.Resampling.BICUBIC if self.bicubic else Image.Resampling.BILINEAR
-        box = (left, top, left + side, top + side)
+        box = self._crop(image.size)
         return np.asarray(image.resize((self.size, self.size), filtering, box=box, reducing_gap=3.0))
+
+    def _crop(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Return the corners, in pixels, of the central crop of an image of `size`, or of all of it without a crop."""
+        width, height = size
+        if self.crop_pct is None:
+            return 0, 0, width, height
+        side = self.crop_pct * min(size)
+        left, top = (width - side) / 2, (height - side) / 2
+        return left, top, left + side, top + side
 
     def _box(self, size: tuple[int, int]) -> Box:
         return full_image_box(self.resize, size, self.size)

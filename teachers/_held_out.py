@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import ConfigError
 from pipeline.steps.artifact import Inputs, read_json
 from pipeline.stores.calibration import Calibration
 
@@ -92,5 +93,24 @@ def _predict_held_out(
 def measure_published(
     config: Mapping[str, Any], inputs: Inputs, out: Path, load: Callable[[Path], Predictor]
 ) -> HeldOutResult:
-    """Calibrate a teacher of published weights, whose files are in `out`, if the recipe names a set for that."""
-    return HeldOutResult() if config.get(CALIBRATE) is None else measure(config, inputs, out, load(out))
+    """Calibrate a teacher of published weights, whose files are in `out`, if the recipe names a set for that.
+
+    Raises ConfigError if the model can't take images of the size that it is to get.
+    """
+    predictor = load(out)
+    _check_image_size(config["name"], predictor)
+    return HeldOutResult() if config.get(CALIBRATE) is None else measure(config, inputs, out, predictor)
+
+
+def _check_image_size(name: str, predictor: Predictor) -> None:
+    import torch
+
+    side = predictor.preprocessing.size
+    try:
+        predictor.predict(torch.zeros(1, 3, side, side, dtype=torch.uint8), [(side, side)])
+    except Exception as error:  # models raise errors of any type for a size that they can't take
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"teachers.{name}: the model can't take images of {side} x {side} pixels ({reason}): set another "
+            "image_size, or leave it out for the model's own."
+        ) from error

@@ -1,4 +1,7 @@
-"""Pretrained teacher: a published timm classifier, with the preprocessing it was trained with."""
+"""Pretrained teacher: a published timm classifier, with the preprocessing it was trained with.
+
+Images are cropped at their centre, or stretched where timm does that ("squash"); then the model sees all of them.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +48,10 @@ class Config(TeacherConfig):
         return LabelSpace("classification", tuple(class_names(self)))
 
     def check(self) -> None:
-        """Raise ConfigError if timm does not know the model, or if the weights are not its own."""
+        """Raise ConfigError if timm does not know the model, the weights are not its own, or the size is none of it."""
         from pipeline.models.pretrained import check_classifier
 
-        check_classifier(self.model, len(class_names(self)), self.weights)
+        check_classifier(self.model, len(class_names(self)), self.weights, self.image_size)
 
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -57,10 +60,11 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
 
     from pipeline.models.checkpoint import save_model
     from pipeline.models.pretrained import load_weights
+    from pipeline.models.timm_models import create_timm_classifier
 
     teacher = Config.model_validate(config["teacher"])
     names = class_names(teacher)
-    model = timm.create_model(teacher.model, num_classes=len(names))
+    model = create_timm_classifier(teacher.model, len(names), teacher.image_size)
     load_weights(model, teacher.model, teacher.weights, num_classes=len(names))
     published = timm.data.resolve_data_config({}, model=model)
     about = {
@@ -69,7 +73,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
         "head": config["name"],
         "classes": names,
         "size": teacher.image_size or published["input_size"][-1],
-        "centre": teacher.centre or published["crop_pct"],
+        "centre": teacher.centre or (None if published["crop_mode"] == "squash" else published["crop_pct"]),
         "bicubic": published["interpolation"] == "bicubic",
         "mean": list(teacher.mean or published["mean"]),
         "std": list(teacher.std or published["std"]),
@@ -98,7 +102,8 @@ def load(folder: Path) -> Predictor:
     from tasks.prediction import Predictor, Preprocessing
 
     about, weights = load_model(folder)
-    network = Classifier(about["model"], about["head"], len(about["classes"]), (about["mean"], about["std"]))
+    statistics = about["mean"], about["std"]
+    network = Classifier(about["model"], about["head"], len(about["classes"]), about["size"], statistics)
     network.model.load_state_dict(weights)
     head = tasks.model(LabelSpace("classification", tuple(about["classes"])))
     preprocessing = Preprocessing(about["size"], crop_pct=about["centre"], bicubic=about["bicubic"])

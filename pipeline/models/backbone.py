@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import contextlib
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from pipeline.models.readout import Readout, read, readout_info
-from pipeline.models.timm_models import Statistics, create_timm_model
+from pipeline.models.timm_models import Statistics, create_timm_classifier, create_timm_model
 
 
 class Backbone(nn.Module):
@@ -71,15 +70,18 @@ class Backbone(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A published timm classifier as a network of one head: uint8 images (B, 3, S, S) -> {head: logits (B, K)}."""
+    """A published timm classifier as a network of one head: uint8 images (B, 3, S, S) -> {head: logits (B, K)}.
+
+    `image_size`: S, the side of its images in pixels.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, head: str, classes: int, statistics: Statistics) -> None:
+    def __init__(self, name: str, head: str, classes: int, image_size: int, statistics: Statistics) -> None:
         super().__init__()
         self.head = head
-        self.model = timm.create_model(name, num_classes=classes)
+        self.model = create_timm_classifier(name, classes, image_size)
         register_statistics(self, statistics)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:

@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.checkpoint import read_tensors
 from pipeline.models.readout import readout_info
-from pipeline.models.timm_models import check_model_name, create_timm_model
+from pipeline.models.timm_models import check_model_name, create_timm_classifier, create_timm_model
 from pipeline.models.weights import find_weights
 from pipeline.recipe.stage import PUBLISHED
+
+WRAPPERS = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model")
+"""Keys of a checkpoint that training code keeps a network's tensors under; averaged weights come first."""
 
 
 def check_backbone(name: str, image_size: int, weights: str | None) -> None:
@@ -30,12 +33,22 @@ def check_backbone(name: str, image_size: int, weights: str | None) -> None:
         read_matching_weights(model, name, weights)
 
 
-def check_classifier(name: str, classes: int, weights: str) -> None:
-    """Raise ConfigError if there is no such timm classifier, or its weights are missing or another model's."""
+def check_classifier(name: str, classes: int, weights: str, image_size: int | None = None) -> None:
+    """Raise ConfigError if there is no such timm classifier, its weights are missing or another model's, or it can't
+    take images of `image_size` x `image_size` pixels; None stands for its own size.
+    """
     check_model_name(name)
+    with torch.device("meta"):
+        try:
+            model = create_timm_classifier(name, classes, image_size).eval()
+            if image_size:
+                model(torch.empty(1, 3, image_size, image_size))
+        except Exception as error:  # models raise errors of any type for a size that they can't take
+            raise ConfigError(
+                f"image_size: {name!r} can't take images of {image_size} x {image_size} pixels "
+                f"({(str(error) or type(error).__name__).splitlines()[0]}): leave it out for the model's own."
+            ) from error
     if weights != PUBLISHED:
-        with torch.device("meta"):
-            model: nn.Module = timm.create_model(name, num_classes=classes)
         read_matching_weights(model, name, weights)
 
 
@@ -78,6 +91,7 @@ def adapt_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a .safetensors file or of a PyTorch checkpoint; nothing in the file is executed.
 
+    A checkpoint's are those under the first of WRAPPERS that it has, or its own.
     Of tensors that are not used, only the shape is read, unless the checkpoint is of PyTorch's old format.
     """
     if not path.exists():
@@ -88,7 +102,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged or harmful file makes torch raise nearly anything
         raise DataError(f"{path}: not readable as weights alone ({_why_unreadable(error)}).") from error
-    for key in ("state_dict", "model"):
+    for key in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict):
@@ -136,7 +150,7 @@ def _check_kinds(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], sourc
     Counters are exempt: files that were converted as a whole to half precision have them as floats.
     """
     for name, tensor in weights.items():
-        if tensor.is_floating_point() != own[name].is_floating_point() and not _is_counter(own[name]):
+        if tensor.is_floating_point() != own[name].is_floating_point() and not _is_counter(name, own[name]):
             raise ConfigError(
                 f"{source}: {name} is of {tensor.dtype}, and the model's of {own[name].dtype}: weights that are not "
                 "quantized would work, in any floating-point precision."
@@ -176,7 +190,7 @@ def check_state(model: nn.Module, path: Path) -> None:
 
 def _match_in_order(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> dict[str, str]:
     """Return the file's name for each of the model's, by their order. Raises DataError if the file has too few."""
-    names, theirs = ([name for name, tensor in state.items() if not _is_counter(tensor)] for state in (own, weights))
+    names, theirs = ([name for name in state if not _is_counter(name, state[name])] for state in (own, weights))
     if len(theirs) < len(names):
         missing = sorted(set(own) - set(weights))
         raise DataError(f"{source}: not weights of this model: {len(missing)} tensors missing, first {missing[0]!r}.")
@@ -188,6 +202,6 @@ def _without_numbers(name: str) -> str:
     return re.sub(r"\.\d+(?=\.)", "", name)
 
 
-def _is_counter(tensor: Tensor) -> bool:
-    """Return True for a batch norm's count of batches, which some files hold and others don't."""
-    return tensor.ndim == 0 and not tensor.is_floating_point()
+def _is_counter(name: str, tensor: Tensor) -> bool:
+    """Return True for a batch norm's count of batches, which some files hold, also as floats, and others don't."""
+    return tensor.ndim == 0 and (name.endswith("num_batches_tracked") or not tensor.is_floating_point())

@@ -34,8 +34,18 @@ def create_timm_model(name: str, image_size: int, drop_path: float = 0.0) -> nn.
     return _create(name, image_size)
 
 
-def _create(name: str, image_size: int, **more: Any) -> nn.Module:
-    options: dict[str, Any] = {**img_size_options(name, image_size), **more, "num_classes": 0}
+def create_timm_classifier(name: str, classes: int, image_size: int | None = None) -> nn.Module:
+    """Create the timm model with its classifier and with random weights, as `create_timm_model` does.
+
+    `image_size`: side of the images, pixels; None for the model's own. Raises ConfigError if timm has no such model.
+    """
+    check_model_name(name)
+    return _create(name, image_size, num_classes=classes)
+
+
+def _create(name: str, image_size: int | None, **more: Any) -> nn.Module:
+    sized = {} if image_size is None else img_size_options(name, image_size)
+    options: dict[str, Any] = {"num_classes": 0, **sized, **more}
     if "img_size" in options:
         with contextlib.suppress(TypeError):
             flexible: nn.Module = timm.create_model(name, dynamic_img_size=True, **options)

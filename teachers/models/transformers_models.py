@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ BICUBIC = 3
 """Pillow's number of the bicubic filter, as processors store it."""
 UNCROPPED_FROM = 384
 """Side in pixels from which on ConvNeXt's processor resizes the whole image and crops nothing."""
+RESAMPLES = "interpolate_pos_encoding"
+"""Argument of models that can resample their position embeddings."""
 MIN_DEPTH_M = 1e-3
 """Depths in metres are clamped to it, because outputs are their logarithm."""
 
@@ -138,11 +141,17 @@ def space_of(about: Mapping[str, Any]) -> tuple[LabelSpace, list[int]]:
     return torchvision_models.space_of(about["task"], about["classes"])
 
 
+def run_model(model: Any, inputs: Tensor) -> Any:
+    """Return the model's output; position embeddings are resampled to the size of the images where it can do that."""
+    options = dict.fromkeys({RESAMPLES} & inspect.signature(model.forward).parameters.keys(), True)
+    return model(pixel_values=inputs, **options)
+
+
 class ClassificationAdapter(Adapter):
     """A classifier: logits (B, K) float32. Other tasks override `read`."""
 
     def run(self, inputs: Tensor) -> Tensor:
-        return self.read(self.model(pixel_values=inputs), inputs.shape[-1])
+        return self.read(run_model(self.model, inputs), inputs.shape[-1])
 
     def read(self, output: Any, side: int) -> Tensor:
         """Return of the library's output for inputs of this side in pixels what the task's own head would give."""
@@ -181,7 +190,7 @@ class DetectionAdapter(Detector):
         self.post_process = processor.post_process_object_detection
 
     def detect(self, inputs: Tensor) -> list[dict[str, Tensor]]:
-        output, side = self.model(pixel_values=inputs), inputs.shape[-1]
+        output, side = run_model(self.model, inputs), inputs.shape[-1]
         output.logits, output.pred_boxes = output.logits.float(), output.pred_boxes.float()
         boxes: list[dict[str, Tensor]] = self.post_process(
             output, threshold=MIN_SCORE, target_sizes=[(side, side)] * len(inputs)

@@ -345,8 +345,9 @@ def test_detection_boxes_do_not_depend_on_the_valid_regions_of_other_images(netw
         with torch.no_grad():
             prediction = to_numpy(TASK.predict(network.eval()(images[:count])["boxes"], valid[:count]))
         predicted.append(prediction["images"][0])
-    pool = network.heads["boxes"].boxes.box_roi_pool  # type: ignore[union-attr]
-    assert pool.scales == [1 / 8, 1 / 16, 1 / 32]
+    head = network.heads["boxes"]
+    assert isinstance(head, DetectionHead)
+    assert head.boxes.box_roi_pool.scales == [1 / 8, 1 / 16, 1 / 32]
     for other in predicted[1:]:
         np.testing.assert_allclose(other["boxes"], predicted[0]["boxes"], atol=1e-3)
         np.testing.assert_allclose(other["scores"], predicted[0]["scores"], atol=1e-5)

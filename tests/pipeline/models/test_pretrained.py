@@ -30,7 +30,7 @@ def filled(value: float, **more: Any) -> dict[str, torch.Tensor]:
     return {**{name: torch.full_like(tensor, value) for name, tensor in state.items()}, **more}
 
 
-@pytest.mark.parametrize("form", ["safetensors", "plain", "state_dict", "model"])
+@pytest.mark.parametrize("form", ["safetensors", "plain", "state_dict", "model", "teacher", "model_ema"])
 def test_read_weights_reads_any_usual_file(tmp_path: Path, form: str) -> None:
     state, path = filled(0.5), tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
     if form == "safetensors":
@@ -192,8 +192,14 @@ def test_match_weights_refuses_integers_for_floats(dtype: torch.dtype) -> None:
         match_weights(create_timm_model("test_resnet", 64), weights, "w.pth")
 
 
-def test_match_weights_takes_counters_as_floats() -> None:
-    weights = {name: tensor.half() for name, tensor in filled(1.0).items()}
+def test_read_weights_prefers_averaged_weights(tmp_path: Path) -> None:
+    torch.save({"student": filled(1.0), "teacher": filled(2.0), "model": filled(3.0)}, tmp_path / "w.pth")
+    assert all(bool((tensor == 2).all()) for tensor in read_weights(tmp_path / "w.pth").values())
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_match_weights_takes_counters_as_floats(prefix: str) -> None:
+    weights = {prefix + name: tensor.half() for name, tensor in filled(1.0).items()}
     model = create_timm_model("test_resnet", 64)
     model.load_state_dict(match_weights(model, weights, "w.pth"))
 

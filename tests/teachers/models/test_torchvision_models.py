@@ -122,6 +122,55 @@ def test_pretrained_teacher_crops_the_center(tmp_path: Path) -> None:
     assert predictor.preprocessing(image, image.size).min() > 200
 
 
+def test_pretrained_teacher_resamples_positions_to_its_image_size(tmp_path: Path) -> None:
+    model = timm.create_model("test_vit", num_classes=2)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    settings: dict[str, Any] = {
+        "model": "test_vit",
+        "weights": str(tmp_path / "weights.safetensors"),
+        "classes": ["a", "b"],
+    }
+    pretrained.Config(**settings, image_size=96).check()
+    predictor = make(pretrained, {**settings, "image_size": 96}, tmp_path / "out")
+    assert predictor.predict(picture(96), [(96, 96)] * 2)["mine"]["probs"].shape == (2, 2)
+
+
+def test_pretrained_teacher_refuses_a_size_that_its_model_cannot_take(tmp_path: Path) -> None:
+    model = timm.create_model("test_vit", num_classes=2)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    settings: dict[str, Any] = {
+        "model": "test_vit",
+        "weights": str(tmp_path / "weights.safetensors"),
+        "classes": ["a", "b"],
+    }
+    with pytest.raises(ConfigError, match=r"image_size: 'test_vit' can't take images of 90 x 90 pixels"):
+        pretrained.Config(**settings, image_size=90).check()
+
+
+def test_pretrained_teacher_that_learned_from_stretched_images_sees_them_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = timm.create_model("test_resnet", num_classes=2)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    settings: dict[str, Any] = {
+        "model": "test_resnet",
+        "weights": str(tmp_path / "weights.safetensors"),
+        "classes": ["a", "b"],
+    }
+    published = timm.data.resolve_data_config({}, model=model)
+    monkeypatch.setattr(
+        timm.data,
+        "resolve_data_config",
+        lambda *_, **__: {**published, "crop_mode": "squash", "interpolation": "bicubic"},
+    )
+    predictor = make(pretrained, settings, tmp_path / "out")
+    image = Image.new("RGB", (128, 64), "black")
+    image.paste((255, 255, 255), (0, 0, 64, 64))
+    seen = predictor.preprocessing(image, image.size)
+    assert seen.mean() == pytest.approx(127.5, abs=3)
+    assert predictor.preprocessing.bicubic
+
+
 @pytest.mark.parametrize(
     ("task", "name"), [("segmentation", "lraspp_mobilenet_v3_large"), ("detection", "ssdlite320_mobilenet_v3_large")]
 )

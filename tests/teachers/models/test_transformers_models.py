@@ -85,6 +85,25 @@ def test_classification_adapter_gives_probabilities_of_the_model(save: Any) -> N
     assert (predictor.preprocessing.size, predictor.preprocessing.crop_pct) == (64, None)
 
 
+def test_classification_adapter_resamples_positions_to_the_image_size(save: Any) -> None:
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**tiny(), id2label=NAMES)).eval()
+    processor = transformers.ViTImageProcessor(size={"height": 64, "width": 64})
+    predictor = make(save(model, processor), "classification", image_size=96)
+    assert predictor.predict(pictures(96), SIZES)["mine"]["probs"].shape == (2, 3)
+
+
+def test_transformers_teacher_refuses_a_size_that_its_model_cannot_take(
+    save: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("teachers.models.transformers_models.RESAMPLES", "what no model has")
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**tiny(), id2label=NAMES)).eval()
+    processor = transformers.ViTImageProcessor(size={"height": 64, "width": 64})
+    with pytest.raises(
+        ConfigError, match=r"teachers\.mine: the model can't take images of 96 x 96 pixels \(.*set another"
+    ):
+        make(save(model, processor), "classification", image_size=96)
+
+
 def test_classification_adapter_gives_probabilities_of_each_class_of_a_multilabel_model(save: Any) -> None:
     config = transformers.ViTConfig(**tiny(), id2label=NAMES, problem_type="multi_label_classification")
     model = transformers.ViTForImageClassification(config).eval()
