@@ -108,7 +108,6 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "boxes from a probability of 0.1": ("student.thresholds={detection: 0.1}",),
     "heads twice as wide": ("student.width=64",),
     "weights by uncertainty": ("student.weighting=uncertainty", "student.loss_weights={}"),
-    "twice the steps": ("student.steps=1280",),
 }
 """What may keep the multi-task student from being better than it is, one change each."""
 

@@ -23,8 +23,6 @@ from pipeline.recipe.evaluation import Amount
 from pipeline.steps.artifact import Inputs
 from pipeline.stores.labels import LabelSpace
 
-TASK = CLASSIFICATION
-"""The task whose images have one class each."""
 PROBES = "evaluation.probes"
 """The package with a file for each probe."""
 VAL_DIVISOR = 5
@@ -46,12 +44,12 @@ class Splits:
     @property
     def classes(self) -> int:
         """Number of classes; 0 for tasks other than classification."""
-        return len(self.space.classes) if self.space.task == TASK else 0
+        return len(self.space.classes) if self.space.task == CLASSIFICATION else 0
 
     @functools.cached_property
     def train_classes(self) -> NDArray[np.int64]:
         """Class ids of the training images (N,); classification only."""
-        return class_ids(self.train, TASK)
+        return class_ids(self.train, CLASSIFICATION)
 
     def order(self, seed: int) -> NDArray[np.int64]:
         """Return all positions in `train` in an order whose beginnings are the subsets of labels."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evaluation.label_subsets import TASK
+from ingest.true_labels import CLASSIFICATION
 from pipeline.data.augment import DENSE_STRIDE
 from pipeline.data.loader import Batch
 from pipeline.errors import ConfigError
@@ -34,14 +34,14 @@ class FrozenLinear(Objective):
         return self
 
     def amounts(self, batch: Batch) -> dict[str, float]:
-        return {TASK: len(batch.images)}
+        return {CLASSIFICATION: len(batch.images)}
 
     def forward(self, batch: Batch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             features = self.backbone(batch.images.float() / 255)
-        target = batch.targets[TASK]["target"]["probs"]
-        loss = shares[TASK] * F.cross_entropy(self.linear(features).float(), target)
-        return loss, {TASK: loss.detach()}
+        target = batch.targets[CLASSIFICATION]["target"]["probs"]
+        loss = shares[CLASSIFICATION] * F.cross_entropy(self.linear(features).float(), target)
+        return loss, {CLASSIFICATION: loss.detach()}
 
 
 class DenseLinear(nn.Module):

@@ -18,10 +18,10 @@ import tasks
 from evaluation import corruptions
 from evaluation.dense_probing import DenseProbing
 from evaluation.extraction import FeatureExtractor, image_changes
-from evaluation.label_subsets import TASK, LabelRequest, possible_requests, probe_module, probes_for, split_train_val
+from evaluation.label_subsets import LabelRequest, possible_requests, probe_module, probes_for, split_train_val
 from evaluation.measurement import MEASUREMENTS_FILE, Measurement, measurements
 from evaluation.probe import LabelledFeatures, ProbeData, ProbeResult
-from ingest.true_labels import class_ids
+from ingest.true_labels import CLASSIFICATION, class_ids
 from pipeline.data.dataset import ImageDataset
 from pipeline.errors import error_context
 from pipeline.models.initial import backbone_from_config
@@ -177,6 +177,6 @@ class _Probing:
 def _classes(images: ImageDataset, task: Task) -> Tensor:
     """Return the labels of all images, as `LabelledFeatures` has them."""
     name = task.space.task
-    if name == TASK:
+    if name == CLASSIFICATION:
         return torch.from_numpy(class_ids(images, name))
     return stack([images.values(row)[name] for row in range(len(images))], "probs")

@@ -16,6 +16,7 @@ from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import LabelSpace, read_labels
 
 CLASSIFICATION = "classification"
+"""The task whose images have one class each."""
 LabelSources = Callable[[ImageShard], Mapping[str, tuple[LabelSource, ...]]]
 """From an image shard to the sources of its labels, by head."""
 

@@ -18,20 +18,20 @@ from selfsup.components.config import MethodConfig, ScaledRate
 from selfsup.components.heads import projector
 from selfsup.components.kmeans import default_cluster_count, dot_products, spherical_kmeans
 from selfsup.components.method import Family, Method, StageSetting, ViewKind, Views, forward_concat
-from selfsup.components.multicrop import GLOBAL_CROP, GLOBAL_VIEWS, LOCAL_CROP, multi_crop
+from selfsup.components.multicrop import SWAV_GLOBAL_VIEWS, swav_views
 
 
 class Config(MethodConfig):
-    """DeepCluster-v2; the schedule is that of the authors' code for batches of 256."""
+    """DeepCluster-v2; the schedule is that of the authors' code for 400 epochs of batches of 4,096."""
 
     method: Literal["deepclusterv2"] = "deepclusterv2"
     optimizer: Optimizer = "lars"
-    lr: float = Field(default_factory=ScaledRate(0.6), gt=0)
+    lr: float = Field(default_factory=ScaledRate(4.8, batch=4096), gt=0)
     weight_decay: float = Field(default=1e-6, ge=0)
-    warmup: float = Field(default=0, ge=0, lt=1)
+    warmup: float = Field(default=0.025, ge=0, lt=1)
     clip: float | None = Field(default=None, gt=0)
     local_views: int = Field(default=0, ge=0)
-    """Local views of each image: smaller crops, 3/7 as large on a side."""
+    """Local views of each image: smaller crops, about 3/7 as large on a side: 96 pixels for 224."""
     hidden: int = Field(default=2048, ge=2)
     """Width of the projector's hidden layer."""
     dim: int = Field(default=128, ge=2)
@@ -68,18 +68,18 @@ class DeepCluster(Method):
         self.head = projector([backbone.width, config.hidden, config.dim], norm=True)
         count = config.clusters or default_cluster_count(setting.images)
         self.register_buffer("centroids", torch.zeros(config.clusterings, count, config.dim))
-        self.register_buffer("memory", torch.zeros(GLOBAL_VIEWS, setting.images, config.dim))
+        self.register_buffer("memory", torch.zeros(SWAV_GLOBAL_VIEWS, setting.images, config.dim))
         self.register_buffer("assignments", torch.full((config.clusterings, setting.images), -1))
         self.register_buffer("epoch", torch.tensor(-1))
 
     def view_kinds(self) -> Sequence[ViewKind]:
-        return multi_crop(self.setting.size, [GLOBAL_CROP] * GLOBAL_VIEWS, [LOCAL_CROP] * self.config.local_views)
+        return swav_views(self.setting.size, self.config.local_views)
 
     @torch.no_grad()
     def initialize(self, batches: Iterable[tuple[Tensor, list[Tensor]]]) -> None:
         """Fill the memory, so that there is something to cluster before the first epoch."""
         for index, views in batches:
-            self._remember(index, [self._embed(view) for view in views[:GLOBAL_VIEWS]])
+            self._remember(index, [self._embed(view) for view in views[:SWAV_GLOBAL_VIEWS]])
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         self._cluster(views.epoch)
@@ -90,7 +90,7 @@ class DeepCluster(Method):
             for centroids, assignments in zip(self.centroids, self.assignments, strict=True)
             for z_t in z
         ]
-        self._remember(views.index, z[:GLOBAL_VIEWS])
+        self._remember(views.index, z[:SWAV_GLOBAL_VIEWS])
         return {"deepclusterv2": torch.stack(cross_entropies).mean(), **self.labelled_losses(embeddings[-1], views)}
 
     def _embed(self, images: Tensor) -> Tensor:
@@ -108,6 +108,6 @@ class DeepCluster(Method):
             return
         self.epoch.fill_(epoch)
         for number, centroids in enumerate(self.centroids):
-            points = self.memory[number % GLOBAL_VIEWS]
+            points = self.memory[number % SWAV_GLOBAL_VIEWS]
             new_centroids, self.assignments[number] = spherical_kmeans(points, len(centroids), self.config.iterations)
             centroids.copy_(new_centroids)

@@ -35,7 +35,7 @@ class Config(MethodConfig):
     clip: float | None = Field(default=3.0, gt=0)
     drop_path: float = Field(default=0.1, ge=0, lt=1)
     local_views: int = Field(default=8, ge=0)
-    """Local views of each image: smaller crops, 3/7 as large on a side."""
+    """Local views of each image: smaller crops, about 3/7 as large on a side: 96 pixels for 224."""
     hidden: int = Field(default=2048, ge=2)
     """Width of the head's hidden layers."""
     dim: int = Field(default=256, ge=2)
@@ -43,7 +43,7 @@ class Config(MethodConfig):
     outputs: int = Field(default=4096, ge=2)
     """Outputs of the head; the paper has 65,536 for a million images."""
     teacher_momentum: float = Field(default=0.996, ge=0, le=1)
-    """Momentum of the teacher at the start; it rises to 1 by a cosine."""
+    """Momentum of the teacher at the start; it rises to 1 by a cosine. The authors advise 0.9995 for batches of 256."""
     temperature: float = Field(default=0.1, gt=0)
     """Temperature of the student's softmax."""
     teacher_temperature: float = Field(default=0.07, gt=0)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from timm.layers import build_sincos2d_pos_embed
+from timm.layers import PatchEmbed, build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -58,7 +58,7 @@ class MAE(Method):
 
     def __init__(self, config: Config, backbone: Backbone, setting: StageSetting) -> None:
         super().__init__(backbone, None)
-        if not isinstance(backbone.model, VisionTransformer):
+        if not isinstance(backbone.model, VisionTransformer) or not isinstance(backbone.model.patch_embed, PatchEmbed):
             raise ConfigError(
                 f"method 'mae' masks patches of a plain vision transformer, which {backbone.name!r} is not: take "
                 "vit_tiny_patch16_224, vit_small_patch16_224 or another one, or another method."

@@ -17,13 +17,13 @@ from selfsup.components.heads import Prototypes, projector
 from selfsup.components.kmeans import default_cluster_count
 from selfsup.components.losses import sinkhorn, swapped_prediction
 from selfsup.components.method import Family, Method, StageSetting, ViewKind, Views, forward_concat
-from selfsup.components.multicrop import GLOBAL_CROP, GLOBAL_VIEWS, LOCAL_CROP, multi_crop
+from selfsup.components.multicrop import SWAV_GLOBAL_VIEWS, swav_views
 
 MAX_QUEUE = 3840
 
 
 class Config(MethodConfig):
-    """SwAV; the schedule is that of the authors' code for batches of 256."""
+    """SwAV; the schedule is that of the authors' code for 200 epochs of batches of 256."""
 
     method: Literal["swav"] = "swav"
     optimizer: Optimizer = "lars"
@@ -32,7 +32,7 @@ class Config(MethodConfig):
     warmup: float = Field(default=0, ge=0, lt=1)
     clip: float | None = Field(default=None, gt=0)
     local_views: int = Field(default=6, ge=0)
-    """Local views of each image: smaller crops, 3/7 as large on a side."""
+    """Local views of each image: smaller crops, about 3/7 as large on a side: 96 pixels for 224."""
     hidden: int = Field(default=2048, ge=2)
     """Width of the projector's hidden layer."""
     dim: int = Field(default=128, ge=2)
@@ -45,12 +45,12 @@ class Config(MethodConfig):
     """Smoothness of the codes."""
     sinkhorn_steps: int = Field(default=3, ge=1)
     """Sinkhorn iterations, which make the codes use all prototypes alike."""
-    freeze_prototypes: float = Field(default=0.01, ge=0, le=1)
+    freeze_prototypes: float = Field(default=0.005, ge=0, le=1)
     """Share of the steps at the start in which the prototypes are frozen."""
     queue: int | None = Field(default=None, ge=0)
     """Embeddings of earlier images that the codes are computed with; null for none, or, where a batch is smaller than
     the prototypes, for 3,840 or as many as there are images."""
-    queue_from: float = Field(default=0.15, ge=0, le=1)
+    queue_from: float = Field(default=0.075, ge=0, le=1)
     """Share of the steps after which the queue is used."""
 
     def build(self, backbone: Backbone, setting: StageSetting) -> Method:
@@ -71,17 +71,17 @@ class SwAV(Method):
         self.prototypes = Prototypes(config.dim, count)
         needed = min(MAX_QUEUE, setting.images) if setting.batch < count else 0
         length = needed if config.queue is None else config.queue
-        self.register_buffer("queue", torch.zeros(GLOBAL_VIEWS, length, config.dim))
+        self.register_buffer("queue", torch.zeros(SWAV_GLOBAL_VIEWS, length, config.dim))
 
     def view_kinds(self) -> Sequence[ViewKind]:
-        return multi_crop(self.size, [GLOBAL_CROP] * GLOBAL_VIEWS, [LOCAL_CROP] * self.config.local_views)
+        return swav_views(self.size, self.config.local_views)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         embeddings = forward_concat(self.head, forward_concat(self.backbone, [*views.unlabelled, views.labelled]))
         z = [F.normalize(view.float(), dim=1) for view in embeddings[: len(views.unlabelled)]]
         is_frozen = views.progress < self.config.freeze_prototypes
         scores = [self.prototypes(z_t, is_frozen) for z_t in z]
-        q = [self._code(number, z[number], views) for number in range(GLOBAL_VIEWS)]
+        q = [self._code(number, z[number], views) for number in range(SWAV_GLOBAL_VIEWS)]
         losses = {"swav": swapped_prediction(scores, q, self.config.temperature)}
         return losses | self.labelled_losses(embeddings[-1], views)
 

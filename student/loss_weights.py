@@ -18,8 +18,8 @@ def task_weight(student_batch: float, student_lr: float, teacher_batch: float, t
     """Return MuST's weight of a teacher's loss, w = (b_s lr_t) / (b_t lr_s) (Ghiasi et al., ICCV 2021).
 
     With it an example's step in the student, w lr_s / b_s, equals its step in the teacher, lr_t / b_t, if one optimizer
-    trains both: `task_weight(4096, 1.6, 256, 0.32)` is 3.2. Raises ConfigError unless all four are positive and
-    finite.
+    trains both: `task_weight(4096, 1.6, 256, 0.32)` is 3.2. A `backbone_lr` of their own is not in it. Raises
+    ConfigError unless all four are positive and finite.
     """
     names = ("student batch", "student lr", "teacher batch", "teacher lr")
     for name, value in zip(names, (student_batch, student_lr, teacher_batch, teacher_lr), strict=True):

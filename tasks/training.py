@@ -157,7 +157,7 @@ def network_validation(
     is better, such as accuracy and mIoU; a task without one is measured, but does not count.
     """
     better = {head: network.tasks[head].better for head in held_out}
-    shares = {head: share for head, metrics in better.items() if (share := _first_share(metrics))}
+    judged_by = {head: metric for head, metrics in better.items() if (metric := _first_rising_metric(metrics))}
 
     def measure(objective: nn.Module, compute: ComputeConfig) -> dict[str, float]:
         assert isinstance(objective, SupervisedObjective)
@@ -167,10 +167,10 @@ def network_validation(
         if len(scores) == 1:
             return next(iter(scores.values()))
         named = {f"{head} {metric}": value for head, values in scores.items() for metric, value in values.items()}
-        return {MEAN: statistics.fmean(scores[head][share] for head, share in shares.items()), **named}
+        return {MEAN: statistics.fmean(scores[head][metric] for head, metric in judged_by.items()), **named}
 
     if len(better) > 1:
-        if not shares:
+        if not judged_by:
             raise ConfigError(f"validate: no task of {', '.join(better)} has a metric of which more is better.")
         return Validation(config, measure, MEAN, "higher")
     [metrics] = better.values()
@@ -178,7 +178,7 @@ def network_validation(
     return Validation(config, measure, leading, "higher" if metrics[leading] == "higher" else "lower")
 
 
-def _first_share(better: Mapping[str, str]) -> str | None:
+def _first_rising_metric(better: Mapping[str, str]) -> str | None:
     """Return the first metric of a task that is better when it is higher, or None."""
     return next((metric for metric, direction in better.items() if direction == "higher"), None)
 

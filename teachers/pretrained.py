@@ -5,6 +5,7 @@ Images are cropped at their centre, or stretched where timm does that ("squash")
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -85,13 +86,17 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
 
 
 def class_names(teacher: Config) -> list[str]:
-    """Return the class names of the model's outputs, in order."""
+    """Return the class names of the model's outputs, in order; a name of several classes goes with WordNet's number."""
     if isinstance(teacher.classes, list):
         return teacher.classes
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo(teacher.classes)
-    return [info.index_to_description(index) for index in range(info.num_classes())]
+    names = [info.index_to_description(index) for index in range(info.num_classes())]
+    often = {name for name, count in collections.Counter(names).items() if count > 1}
+    return [
+        f"{name} ({info.index_to_label_name(index)})" if name in often else name for index, name in enumerate(names)
+    ]
 
 
 def load(folder: Path) -> Predictor:

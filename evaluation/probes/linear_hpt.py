@@ -32,8 +32,8 @@ def fit(data: ProbeData) -> ProbeResult:
     """Train the layer and return it as it is after the last step."""
     import torch
 
-    from evaluation.label_subsets import TASK
     from evaluation.linear_layer import FrozenLinear
+    from ingest.true_labels import CLASSIFICATION
     from pipeline.data.loader import BatchLoader, LoaderConfig
     from pipeline.training.autotune import ComputeConfig
     from pipeline.training.device import find_device
@@ -45,7 +45,7 @@ def fit(data: ProbeData) -> ProbeResult:
     torch.manual_seed(data.seed)
     runtime, size = data.runtime, data.backbone.size
     config = LoaderConfig(size, "stretch", SETTINGS.batch, data.seed, CROP_AND_FLIP, runtime.threads)
-    loader = BatchLoader(data.images, {TASK: lambda values, valid: {"probs": stack(values, "probs")}}, config)
+    loader = BatchLoader(data.images, {CLASSIFICATION: lambda values, valid: {"probs": stack(values, "probs")}}, config)
     layer, steps = FrozenLinear(data.backbone, data.classes), SETTINGS.total_steps(len(data.images))
     job = TrainingJob("linear_hpt", layer, loader, steps, data.scratch, SETTINGS, data.seed)
     device = find_device(runtime.device)

@@ -1,6 +1,7 @@
 """The losses of the self-supervised methods, as the papers write them.
 
-All are means over anchors, pairs or patches, in float32 whatever comes in. Embeddings need not be normalised.
+All are means over anchors, pairs or patches, in float32 whatever comes in. Embeddings need not be normalised, a queue
+has to be.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class Method(nn.Module, ABC):
         """Return the kinds of views; every image gets one view of each kind: `[ViewKind(self.size, POLICY)] * 2`."""
 
     def initialize(self, batches: Iterable[tuple[Tensor, list[Tensor]]]) -> None:
-        """See every image once before the first step: pairs of `Views.index` and `Views.unlabelled`.
+        """See every image once before the first step, in train mode: pairs of `Views.index` and `Views.unlabelled`.
 
         Override it only if needed: it costs a pass over all images.
         """

@@ -6,13 +6,23 @@ from collections.abc import Sequence
 
 from selfsup.components.method import Policy, ViewKind
 
-GLOBAL_CROP, LOCAL_CROP = Policy(area=(0.14, 1.0)), Policy(area=(0.05, 0.14))
-GLOBAL_VIEWS = 2
-"""SwAV's views and their number, as of DeepCluster-v2, which is from the same paper."""
+SWAV_CROP, SWAV_CROP_ALONE, SWAV_LOCAL_CROP = (
+    Policy(area=(0.14, 1.0)),
+    Policy(area=(0.08, 1.0)),
+    Policy(area=(0.05, 0.14)),
+)
+"""Global views beside local ones, global views alone, and local views, as in the authors' code."""
+SWAV_GLOBAL_VIEWS = 2
 RATIO = 96 / 224
 """Side of a local view per side of a global one."""
 MULTIPLE, SMALLEST = 16, 32
 """Sides of local views, in pixels, are multiples of a transformer's patch, and large enough for deep networks."""
+
+
+def swav_views(size: int, local_views: int) -> list[ViewKind]:
+    """Return the kinds of views of SwAV, and of DeepCluster-v2, which is from the same paper."""
+    global_crop = SWAV_CROP if local_views else SWAV_CROP_ALONE
+    return multi_crop(size, [global_crop] * SWAV_GLOBAL_VIEWS, [SWAV_LOCAL_CROP] * local_views)
 
 
 def multi_crop(size: int, global_crops: Sequence[Policy], local_crops: Sequence[Policy]) -> list[ViewKind]:

@@ -35,9 +35,11 @@ class Budget:
         """Return the number of unlabelled images in all steps before this one."""
         return self.unlabelled_beside * min(step, self.labelled_until) + self.batch * max(0, step - self.labelled_until)
 
-    def total_views(self, kinds: int) -> int:
-        """Return the number of views in all steps: `kinds` of every unlabelled image, one of every labelled one."""
-        return kinds * self.unlabelled_before(self.steps) + self.labelled * min(self.steps, self.labelled_until)
+    def views_before(self, step: int, kinds: int) -> int:
+        """Return the number of views in all steps before this one: `kinds` of every unlabelled image, one of every
+        labelled one.
+        """
+        return kinds * self.unlabelled_before(step) + self.labelled * min(step, self.labelled_until)
 
 
 def budget_of(stage: StageConfig, labelled: int, images: int) -> Budget:

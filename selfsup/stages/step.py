@@ -87,8 +87,8 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
     """Train the initial backbone on the stage's images, and save it with the statistics that normalise its images.
 
     `config`: `name`; `stage`, resolved; `seed`; and `start`, the step that it starts from, null for none. The counts
-    say how many images and views were seen in all steps. Raises ConfigError if the method can't use the backbone, or if
-    images or labels are too few.
+    say how many images and views were seen in the steps that were taken. Raises ConfigError if the method can't use the
+    backbone, or if images or labels are too few.
     """
     stage, seed = stage_config(config["stage"]), config["seed"]
     with error_context(config["name"]):
@@ -101,5 +101,6 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
     stream = ViewStream(images, override_policies(method.view_kinds(), stage.augment), budget, sampler, seed)
     counts = train(StageJob(config["name"], stage, method, stream, validation), inputs.runtime, out)
     save_backbone(method.backbone.cpu(), out)
-    seen = {"images_seen": budget.total_views(1), "views_seen": budget.total_views(len(stream.kinds))}
+    images_seen, views_seen = (budget.views_before(counts["steps"], kinds) for kinds in (1, len(stream.kinds)))
+    seen = {"images_seen": images_seen, "views_seen": views_seen}
     return {"images": len(images), **seen, "family": method.family, **counts}

@@ -114,12 +114,16 @@ class ViewStream:
         return ImageViews(key, draw_views(data, kinds, seeded_generator(*seed)), index)
 
     def single_pass(self, size: int, threads: int) -> Generator[Views]:
-        """Yield every image once, in batches of `size`, which threads prefetch."""
+        """Yield every image once, in batches of `size` or more, none twice as large, which threads prefetch.
+
+        Fewer images than `size` are one batch.
+        """
 
         def draw(index: int) -> ImageViews:
             return self._draw(index, self.kinds, (self.seed, OTHER_DRAWS_SEED, index))
 
         with contextlib.closing(prefetch(draw, range(len(self.dataset)), threads, max(size, threads))) as images:
-            while batch := list(itertools.islice(images, size)):
+            for part in split_evenly(len(self.dataset), max(1, len(self.dataset) // size)):
+                batch = list(itertools.islice(images, part.stop - part.start))
                 # step 1, an ordinary one: at step 0 the objective also measures features, which would be timed, too
                 yield collate(batch, [], Position(1, self.budget.steps, 0))

@@ -110,5 +110,4 @@ def _initialize(job: StageJob, compute: ComputeConfig, runtime: Runtime) -> None
             runtime.progress(name, 0.0, f"{seen:,} of {total:,} images seen before the first step")
 
     with compute.autocast():
-        method.eval().initialize(batches())
-    method.train()
+        method.train().initialize(batches())

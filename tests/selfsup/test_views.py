@@ -125,8 +125,8 @@ def test_budget_has_as_many_views_in_every_step(batch: int, half: int, until: in
         beside = labelled if step < until else 0
         assert 2 * budget.unlabelled(step) + beside == 2 * batch
         assert budget.unlabelled_before(step) == sum(budget.unlabelled(each) for each in range(step))
-    assert budget.total_views(2) == 2 * batch * budget.steps
-    assert budget.total_views(1) == batch * budget.steps + labelled // 2 * until
+    assert budget.views_before(budget.steps, 2) == 2 * batch * budget.steps
+    assert budget.views_before(budget.steps, 1) == batch * budget.steps + labelled // 2 * until
 
 
 @pytest.mark.parametrize("until", [0.25, 0.5, 1.0])

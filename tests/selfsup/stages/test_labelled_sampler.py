@@ -171,7 +171,7 @@ def stream_of(sandbox: StageSandbox, monkeypatch: pytest.MonkeyPatch, **settings
 
     def train(job: StageJob, *_: Any) -> dict[str, Any]:
         kept.append(job.stream)
-        return {}
+        return {"steps": 0}
 
     monkeypatch.setattr(stage_step, "train", train)
     sandbox.run(**settings)

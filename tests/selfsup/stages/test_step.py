@@ -23,14 +23,15 @@ from pipeline.steps.artifact import Artifact
 from pipeline.storage.root import Root
 from pipeline.training.fit import FitResult, fit
 from pipeline.training.objective import TrainingJob
-from selfsup.components.method import Views
+from selfsup.components.method import Policy, ViewKind, Views
 from selfsup.deepclusterv2 import DeepCluster
-from selfsup.stages import stream, training
+from selfsup.stages import step, stream, training
+from selfsup.stages.budget import Budget
 from selfsup.stages.collapse import effective_rank, is_collapsed, spread
 from selfsup.stages.initial import image_statistics
 from selfsup.stages.objective import StageObjective
 from tests.disk import folder_of
-from tests.selfsup.sandbox import SMALL, TWO, StageSandbox, log, weights
+from tests.selfsup.sandbox import SEED, SMALL, TWO, StageSandbox, log, weights
 
 
 def test_run_stage_backbone_loads_in_timm_and_starts_next_stage(sandbox: StageSandbox) -> None:
@@ -140,6 +141,24 @@ def test_load_images_smaller_share_is_a_subset(sandbox: StageSandbox) -> None:
     assert len(half) == round(0.5 * len(every))
 
 
+def test_run_stage_counts_no_steps_that_it_did_not_take(sandbox: StageSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where patience ends it before."""
+    monkeypatch.setattr(step, "train", lambda *_: {"steps": 3})
+    made = sandbox.run(labels={**TWO, "until": 0.5}, data=["kinds"])
+    assert (made.counts["images_seen"], made.counts["views_seen"]) == (2 * 6 + 4, 3 * 8)
+    assert artifact_cost(made).images == 2 * 6 + 4
+
+
+def test_single_pass_has_every_image_once_and_no_batch_of_one(sandbox: StageSandbox) -> None:
+    """A batch norm needs more than one."""
+    images = sandbox.images(data=["kinds"])
+    for size in range(2, len(images) + 2):
+        views = stream.ViewStream(images, [ViewKind(32, Policy())], Budget(1, size), None, SEED)
+        batches = [batch.keys for batch in views.single_pass(size, 1)]
+        assert [key for keys in batches for key in keys] == [images.read(index)[0] for index in range(len(images))]
+        assert all(min(size, len(images)) <= len(keys) < 2 * size for keys in batches)
+
+
 def test_run_stage_counts_images_and_views_seen(sandbox: StageSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four steps of 8 views: of 4 images, or of 2 images and 4 labelled ones until the labels end."""
     passed: list[Views] = []
@@ -184,7 +203,7 @@ def test_run_stage_resumes_to_the_same_end(sandbox: StageSandbox) -> None:
 CLUSTERS: dict[str, Any] = {"method": "deepclusterv2", "data": ["kinds"], "hidden": 32, "dim": 16, "clusters": 4}
 
 
-@pytest.mark.parametrize(("at", "times"), [("loss ", 2), ("8 of 14 images seen before the first step", 3)])
+@pytest.mark.parametrize(("at", "times"), [("loss ", 2), ("4 of 14 images seen before the first step", 3)])
 def test_initialize_sees_all_images_once_before_the_first_step(
     at: str, times: int, sandbox: StageSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +213,7 @@ def test_initialize_sees_all_images_once_before_the_first_step(
 
     def initialize(method: DeepCluster, batches: Iterable[tuple[torch.Tensor, list[torch.Tensor]]]) -> None:
         begun.append(method)
+        assert method.training, "as when the embeddings that it clusters are learned"
         really_begin(method, batches)
 
     def draw_views(*given: Any) -> Any:

@@ -249,3 +249,10 @@ def test_checkpoint_teacher_refuses_other_formats(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ConfigError, match="format 'timm_classifier'; a network of this version, of format 'network-2'"):
         make(checkpoint, {"task": "depth", "weights": str(tmp_path / "model.safetensors")}, tmp_path / "out")
+
+
+@pytest.mark.parametrize("known", ["imagenet-1k", "imagenet-12k", "imagenet-22k"])
+def test_class_names_that_timm_knows_are_of_one_class_each(known: Any) -> None:
+    names = pretrained.class_names(pretrained.Config(model="test_resnet", weights="timm", classes=known))
+    assert len(set(names)) == len(names)
+    assert known != "imagenet-1k" or {"crane (n02012849)", "crane (n03126707)"} < set(names)
