@@ -84,7 +84,11 @@ TITLE = (
     "fine-tuning with few labels; mean ranks with 95 % intervals over seeds"
 )
 Record = Mapping[str, Any]
+Values = Mapping[tuple[str, str], Mapping[str, float]]
+"""Values by (measure, column), then by row."""
 BRIEF = "brief"
+ALL = "all"
+"""All ways of measuring."""
 SCHEDULES[BRIEF] = FinetuneSchedule(
     2,
     "all weights, AdamW, 100 steps of 16 images, cosine, learning rate 0.001, random crops, flips and colours",
@@ -212,7 +216,7 @@ def values_of(rows: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, float]
     return found
 
 
-def mean_ranks(values: Mapping[tuple[str, str], Mapping[str, float]], rows: Sequence[str]) -> dict[str, float]:
+def mean_ranks(values: Values, rows: Sequence[str]) -> dict[str, float]:
     """Return each row's mean rank over the columns, 1 being the best; equal values share a rank."""
     ranks = [
         rankdata([by_row[name] * (1 if column.endswith("↓") else -1) for name in rows])
@@ -236,22 +240,27 @@ def summary(rows: Sequence[str], seeds: Mapping[str, Mapping[str, Any]]) -> list
     """
     names = [name for name in rows if all(name in measured for measured in seeds.values())]
     chosen = [{name: measured[name] for name in names} for measured in seeds.values()]
+    costs = {name: [measured[name]["cost"] for measured in chosen] for name in names}
     values = [values_of(rows) for rows in chosen]
     columns = list(dict.fromkeys(column for _, column in values[0]))
     table = [["measured", "backbone", *columns, "mean rank", f"{STUDENT} better", "images", "s", "s before"]]
-    for measure in (*MEASURES, "all"):
-        parts = [{key: each for key, each in one.items() if measure in (key[0], "all")} for one in values]
-        if not parts[0]:
+    for measure in (*MEASURES, ALL):
+        found = [_measured(one, measure) for one in values]
+        if not found[0]:
             continue
-        here = [name for name in names if all(name in by_row for part in parts for by_row in part.values())]
-        ranks = [mean_ranks(part, here) for part in parts]
-        for name in here:
-            cells = [_cell([part.get((measure, column), {}).get(name) for part in parts]) for column in columns]
-            costs = [measured[name]["cost"] for measured in chosen]
-            cost = [_mean_cost(costs, key) for key in ("images", "seconds", "base_seconds")]
+        ranked = [name for name in names if all(name in by_row for one in found for by_row in one.values())]
+        ranks = [mean_ranks(one, ranked) for one in found]
+        for name in ranked:
+            cells = [_cell([one.get((measure, column), {}).get(name) for one in found]) for column in columns]
+            cost = [_mean_cost(costs[name], key) for key in ("images", "seconds", "base_seconds")]
             line = [measure, name.replace("  ", "· "), *cells, interval([rank[name] for rank in ranks])]
-            table.append([*line, wins(parts, name), *cost])
+            table.append([*line, wins(found, name), *cost])
     return table
+
+
+def _measured(values: Values, measure: str) -> Values:
+    """Return the values of one way of measuring, or of all ways."""
+    return {key: by_row for key, by_row in values.items() if measure in (ALL, key[0])}
 
 
 def _cell(values: Sequence[float | None]) -> str:
@@ -263,7 +272,7 @@ def _mean_cost(costs: Sequence[Mapping[str, float]], key: str) -> str:
     return f"{statistics.mean(cost[key] for cost in costs):,.0f}" if all(costs) else ""
 
 
-def wins(parts: Sequence[Mapping[tuple[str, str], Mapping[str, float]]], name: str) -> str:
+def wins(parts: Sequence[Values], name: str) -> str:
     """Return in how many columns the student's mean over seeds is better than a row's.
 
     That is no test: columns share images and networks.

@@ -23,9 +23,9 @@ from pipeline.data.augment import DENSE_STRIDE
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.backbone import Backbone
 from pipeline.models.checkpoint import load_model, save_model
-from pipeline.models.pretrained import load_weights
 from pipeline.models.readout import untrained_parameters
 from pipeline.models.timm_models import statistics
+from pipeline.models.weight_loading import load_weights
 from pipeline.models.weights import NETWORK
 from pipeline.recipe.augment import Resize
 from pipeline.recipe.teacher import TrainingConfig

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.data.augment import AugmentParams, Placement, full_image_box, transform_image, valid_size
 from pipeline.errors import ConfigError, DataError
-from pipeline.models.pretrained import non_finite_weights
+from pipeline.models.weight_loading import non_finite_weights
 from pipeline.recipe.augment import Resize
 from pipeline.steps.artifact import Artifact, read_json
 from pipeline.steps.runtime import Runtime

@@ -34,7 +34,7 @@ class Config(TeacherConfig):
         """Raise ConfigError or DataError if the network is missing or damaged, or has no such head for the task."""
         import torch
 
-        from pipeline.models.pretrained import check_state
+        from pipeline.models.weight_loading import check_state
         from tasks.network import Network, NetworkConfig
 
         self.head_and_space()

@@ -50,7 +50,7 @@ class Config(TeacherConfig):
 
     def check(self) -> None:
         """Raise ConfigError if timm does not know the model, the weights are not its own, or the size is none of it."""
-        from pipeline.models.pretrained import check_classifier
+        from pipeline.models.weight_loading import check_classifier
 
         check_classifier(self.model, len(class_names(self)), self.weights, self.image_size)
 
@@ -60,8 +60,8 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     import timm
 
     from pipeline.models.checkpoint import save_model
-    from pipeline.models.pretrained import load_weights
     from pipeline.models.timm_models import create_timm_classifier
+    from pipeline.models.weight_loading import load_weights
 
     teacher = Config.model_validate(config["teacher"])
     names = class_names(teacher)

@@ -169,7 +169,7 @@ def preflight(settings: RuntimeConfig, models: Models, runtime: Runtime) -> list
 
 def check_models(section: BaseConfig) -> None:
     """Raise ConfigError if a backbone that a section names is unknown, or its weights are of another model."""
-    from pipeline.models.pretrained import check_backbone  # noqa: PLC0415 - a plan does without torch
+    from pipeline.models.weight_loading import check_backbone  # noqa: PLC0415 - a plan does without torch
 
     for backbone in section.named_backbones():
         check_backbone(*backbone)

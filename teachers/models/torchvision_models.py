@@ -15,8 +15,8 @@ import tasks
 from pipeline.data.augment import DENSE_STRIDE, ValidSizes
 from pipeline.errors import ConfigError, require_one_of
 from pipeline.models.backbone import register_statistics
-from pipeline.models.pretrained import match_weights, read_matching_weights
 from pipeline.models.timm_models import Statistics
+from pipeline.models.weight_loading import match_weights, read_matching_weights
 from pipeline.stores.labels import LabelSpace
 from tasks.detection.model import MAX_BOXES, MIN_SCORE
 from tasks.detection.model import TaskModel as Detection

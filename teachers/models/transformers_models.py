@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import tasks
 from pipeline.errors import ConfigError, DataError
-from pipeline.models.pretrained import check_finite_weights
 from pipeline.models.timm_models import Statistics
+from pipeline.models.weight_loading import check_finite_weights
 from pipeline.models.weights import HUB, expand_home
 from pipeline.stores.labels import LabelSpace
 from tasks.detection.model import MIN_SCORE

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.models.pretrained import (
+from pipeline.models.timm_models import create_timm_model, img_size_options, statistics
+from pipeline.models.weight_loading import (
     adapt_weights,
     check_backbone,
     check_classifier,
@@ -21,7 +22,6 @@ from pipeline.models.pretrained import (
     match_weights,
     read_weights,
 )
-from pipeline.models.timm_models import create_timm_model, img_size_options, statistics
 
 
 def filled(value: float, **more: Any) -> dict[str, torch.Tensor]:

@@ -127,21 +127,26 @@ def match_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> 
     infinite.
     """
     own = model.state_dict()
-    matches = {name: name for name in own} if set(own) <= set(weights) else _match_in_order(own, weights, source)
-    for name, theirs in matches.items():
+    matched = {name: weights[theirs] for name, theirs in _pair_names(own, weights, source).items()}
+    _check_kinds(own, matched, source)
+    check_finite_weights(matched, source)
+    return {**own, **matched}
+
+
+def _pair_names(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> dict[str, str]:
+    """Return the file's name for each of the model's, whose shapes agree. Raises DataError as `match_weights` does."""
+    pairs = {name: name for name in own} if set(own) <= set(weights) else _pair_in_order(own, weights, source)
+    for name, theirs in pairs.items():
         if weights[theirs].shape != own[name].shape:
             shapes = f"{tuple(weights[theirs].shape)}, the model needs {tuple(own[name].shape)}"
             raise DataError(f"{source}: {name} is {shapes}.")
-    used, blocks = set(matches.values()), {_without_numbers(theirs) for theirs in matches.values()}
+    used, blocks = set(pairs.values()), {_without_numbers(theirs) for theirs in pairs.values()}
     missing = [name for name in weights if name not in used and _without_numbers(name) in blocks]
     if missing:
         raise DataError(
             f"{source}: not weights of this model: its blocks lack {len(missing)} tensors, first {missing[0]!r}."
         )
-    matched = {name: weights[theirs] for name, theirs in matches.items()}
-    _check_kinds(own, matched, source)
-    check_finite_weights(matched, source)
-    return {**own, **matched}
+    return pairs
 
 
 def _check_kinds(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:
@@ -188,7 +193,7 @@ def check_state(model: nn.Module, path: Path) -> None:
     match_weights(model, weights, str(path))
 
 
-def _match_in_order(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> dict[str, str]:
+def _pair_in_order(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> dict[str, str]:
     """Return the file's name for each of the model's, by their order. Raises DataError if the file has too few."""
     names, theirs = ([name for name in state if not _is_counter(name, state[name])] for state in (own, weights))
     if len(theirs) < len(names):
