@@ -43,8 +43,27 @@ def check_labels(config: Mapping[str, Any], inputs: Inputs) -> None:
             f"the set {data!r} has no image with a label for {task!r} to train on: none in its split 'train' that is "
             f"not held out as well (images by split: {images}). Add labelled images to 'train', or hold out fewer."
         )
+    _check_known_classes(data, task, ingested)
     if config["teacher"]["validate"]:
         validation_images(config, ingested)
+
+
+def _check_known_classes(data: str, task: str, ingested: IngestedSet) -> None:
+    """Raise ConfigError if labels may leave classes open and those of all training images leave the same one open."""
+    import tasks
+    from pipeline.stores.labels import read_labels
+
+    space = ingested.spaces[task]
+    label, unknown = tasks.label(space), set(space.classes)
+    for shard in ingested.images("train").shards if label.partial_columns else []:
+        table = read_labels(ingested.true_labels(task, "train", shard.name), list(label.partial_columns))
+        unknown -= {name for name, known in zip(space.classes, label.known_classes(table), strict=True) if known}
+    if label.partial_columns and unknown:
+        named = ", ".join(name for name in space.classes if name in unknown)
+        raise ConfigError(
+            f"no training image of the set {data!r} says whether it shows {named}, which can't be learned: label some "
+            "of them for it, or leave it out of the set's classes."
+        )
 
 
 def _has_training_image(name: str, task: str, ingested: IngestedSet) -> bool:

@@ -146,6 +146,18 @@ def test_label_describe_at_tells_what_is_at_a_place(space: LabelSpace, place: tu
 
 
 @every_space
+def test_label_known_classes_are_those_of_any_row(space: LabelSpace) -> None:
+    """Rows without a label say nothing, and a task whose labels leave no class open knows them all."""
+    label = tasks.label(space)
+    rows: list[Row] = [{"key": "k", "status": "none"}]
+    rows += [{"key": "k", "status": "ok", **label.encode(value_of(space, seed))} for seed in range(4)]
+    table = pa.Table.from_pylist(rows, schema=pa.schema([*COMMON, *label.columns()]))
+    assert label.known_classes(table.select([*label.partial_columns])).tolist() == [True] * len(space.classes)
+    none = label.known_classes(table.slice(0, 1).select([*label.partial_columns]))
+    assert none.tolist() == [not label.partial_columns] * len(space.classes)
+
+
+@every_space
 def test_label_class_amounts_agree_with_rows(space: LabelSpace) -> None:
     """Rows without a label count for nothing."""
     label = tasks.label(space)

@@ -120,6 +120,9 @@ class Label(ABC):
     has_scores: ClassVar[bool] = False
     """True if the amounts of `class_amounts` are scores that thresholds apply to."""
 
+    partial_columns: ClassVar[tuple[str, ...]] = ()
+    """Columns that `known_classes` reads; none for a task whose labels are of all classes."""
+
     def __init__(self, space: LabelSpace, calibration: Calibration | None = None) -> None:
         self.space, self.calibration = space, calibration
 
@@ -157,6 +160,13 @@ class Label(ABC):
         The amount is the probability of the class, or of the most probable of its objects, or its share of the image.
         """
         return ClassAmounts(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+
+    def known_classes(self, table: pa.Table) -> NDArray[np.bool_]:
+        """Return for each class True if a row of a label file, of which `table` has the `partial_columns`, is about it.
+
+        A label of a class says that it is there, or that it is not.
+        """
+        return np.ones(len(self.space.classes), np.bool_)
 
     @abstractmethod
     def flip(self, value: Value) -> Value:

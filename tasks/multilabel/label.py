@@ -25,6 +25,7 @@ class TaskLabel(Label):
 
     task = "multilabel"
     amount_columns = ("classes", "scores")
+    partial_columns = ("probs",)
     has_scores = True
     unit = "classes found (of a probability of 0.5 or more)"
 
@@ -67,6 +68,12 @@ class TaskLabel(Label):
         rows, classes = flatten_lists(table.column("classes"))
         _, scores = flatten_lists(table.column("scores"))
         return ClassAmounts(rows, classes.astype(np.int64), scores.astype(np.float32))
+
+    def known_classes(self, table: pa.Table) -> NDArray[np.bool_]:
+        known = super().known_classes(table) & False
+        for probs in table.column("probs").drop_null().to_pylist():
+            known |= ~np.isnan(self.decode({"probs": probs})["probs"])
+        return known
 
     def flip(self, value: Value) -> Value:
         return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,19 @@ def test_check_required_stops_a_multilabel_teacher_that_is_worse_than_required(s
     more = ["teachers.colors.require={map: 1.0}", "teachers.colors.steps=1", "teachers.colors.validate=null"]
     with pytest.raises(DataError, match=r"Teacher 'colors' may not label: map is 0\.\d+ on its held-out images"):
         must.run(path, tmp_path / "root", more, Selection("label"))
+
+
+def test_check_labels_refuses_a_class_of_which_no_training_label_says_anything(sets: Path, tmp_path: Path) -> None:
+    rows = [line.split(",") for line in (sets / "chest/train.csv").read_text("utf-8").splitlines()]
+    lines = [",".join([*row[:2], row[2] if row[0] == "image" else "", *row[3:]]) for row in rows]
+    copied = tmp_path / "sets"
+    shutil.copytree(sets, copied)
+    (copied / "chest/train.csv").write_text("\n".join(lines), "utf-8")
+    (tmp_path / "r.yaml").write_text(recipe_text(copied), "utf-8")
+    with pytest.raises(
+        ConfigError, match=r"teachers\.colors: no training image of the set 'chest' says .* shows green"
+    ):
+        must.run(tmp_path / "r.yaml", tmp_path / "root")
 
 
 def test_ingest_keeps_unknown_multilabel_cells(outcome: Any) -> None:
