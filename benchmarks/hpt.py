@@ -6,8 +6,9 @@
 
 The student is `must_table`'s, trained on generated scenes and photographs without any label of the three domains:
 garments and street scenes, measured by their classes and by segmentation, and shifted images, unlike photographs: those
-of CIFAR-10 made gray and dark and laid over stripes, 2,000 to train on and 2,000 to test on. Every length is a separate
-training, since the schedule depends on it. A domain that is in the results is not measured again.
+of CIFAR-10 made gray and dark and laid over stripes, 2,000 to train on and 2,000 to test on. All rows are MoCo-v2 by
+AdamW with a short queue, for few images and steps, not by HPT's schedule for many. Every length is a separate training,
+since the schedule depends on it. A domain that is in the results is not measured again.
 """
 
 # ruff: noqa: E402 - the process is set up before torch is loaded
