@@ -5,6 +5,7 @@
     taskset -c 1 python -m benchmarks.must_table --seeds 1    # beside another seed on core 0
     python -m benchmarks.must_table --start imagenet   # students and stages from ImageNet's weights
     python -m benchmarks.must_table --size large       # for a GPU
+    python -m benchmarks.must_table --size long --row "  pool of 1x" --row "  pool of 20x"    # four times as many steps
 
 Teachers learn five tasks from four disjoint labelled sets, from ImageNet's weights, and label a pool twenty times as
 large, as does a published ImageNet classifier. Every student and every self-supervised network sees as many images: the
@@ -71,6 +72,7 @@ SIZES: dict[str, tuple[str, ...]] = {
         *("student.steps=2", *(f"stages.{name}.steps=2" for name in STAGES)),
     ),
     "small": (),
+    "long": ("student.steps=2560", *(f"stages.{name}.steps=1280" for name in STAGES)),
     "large": (
         *(f"data.{name}.size=160" for name in ("shapes", "things", "parts", "rooms", "world", "studio", "elsewhere")),
         *(f"teachers.{name}.image_size=160" for name in TRAINED_TEACHERS),
