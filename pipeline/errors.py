@@ -83,6 +83,11 @@ def error_context(place: str) -> Iterator[None]:
         raise type(error)(f"{place}: {error}") from error
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or the name of its type if it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 @contextlib.contextmanager
 def explain_full_memory(step: str) -> Iterator[None]:
     """Raise ConfigError if memory, the computer's or the device's, does not hold what a step asks for at once."""
@@ -92,9 +97,7 @@ def explain_full_memory(step: str) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not MEMORY_SHORTAGE.search(str(error)):
             raise
         amount = re.search(r"allocate (\d+) bytes", str(error))
-        asked = (
-            f"{int(amount[1]) / 2**30:,.1f} GiB" if amount else next(iter(str(error).splitlines()), "") or "all of it"
-        )
+        asked = f"{int(amount[1]) / 2**30:,.1f} GiB" if amount else first_line(error)
         raise ConfigError(
             f"{step}: memory does not hold what it asks for at once ({asked}). Set a smaller batch, image_size, "
             "backbone or width, or whatever else of its keys is large."

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_line
 from pipeline.steps.artifact import Inputs, read_json
 from pipeline.stores.calibration import Calibration
 
@@ -109,8 +109,7 @@ def _check_image_size(name: str, predictor: Predictor) -> None:
     try:
         predictor.predict(torch.zeros(1, 3, side, side, dtype=torch.uint8), [(side, side)])
     except Exception as error:  # models raise errors of any type for a size that they can't take
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"teachers.{name}: the model can't take images of {side} x {side} pixels ({reason}): set another "
-            "image_size, or leave it out for the model's own."
+            f"teachers.{name}: the model can't take images of {side} x {side} pixels ({first_line(error)}): set "
+            "another image_size, or leave it out for the model's own."
         ) from error

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_line
 from pipeline.models.timm_models import create_timm_model
 
 STRIDES = (8, 16, 32)
@@ -111,10 +111,9 @@ def readout_info(name: str, image_size: int) -> ReadoutInfo:
         indices = _indices(model)
         vector, maps = read(model, images, indices)
     except Exception as error:  # models raise errors of any type for a size that they can't take
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
-            f"Backbone {name!r} has no readout for images of {image_size} x {image_size} pixels ({reason}): {EXAMPLES} "
-            "has one, or, if the reason is the size, it may have one at another image_size."
+            f"Backbone {name!r} has no readout for images of {image_size} x {image_size} pixels "
+            f"({first_line(error)}): {EXAMPLES} has one, or, if the reason is the size, it may have one at another image_size."
         ) from error
     strides = STRIDES if len(maps) == len(STRIDES) else (image_size // maps[-1].shape[-1],)
     return ReadoutInfo(vector.shape[1], strides, tuple(level.shape[1] for level in maps), tuple(indices))

@@ -13,7 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, first_line
 from pipeline.models.checkpoint import read_tensors
 from pipeline.models.readout import readout_info
 from pipeline.models.timm_models import check_model_name, create_timm_classifier, create_timm_model
@@ -46,7 +46,7 @@ def check_classifier(name: str, classes: int, weights: str, image_size: int | No
         except Exception as error:  # models raise errors of any type for a size that they can't take
             raise ConfigError(
                 f"image_size: {name!r} can't take images of {image_size} x {image_size} pixels "
-                f"({(str(error) or type(error).__name__).splitlines()[0]}): leave it out for the model's own."
+                f"({first_line(error)}): leave it out for the model's own."
             ) from error
     if weights != PUBLISHED:
         read_matching_weights(model, name, weights)

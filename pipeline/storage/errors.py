@@ -6,7 +6,7 @@ import contextlib
 import errno
 from collections.abc import Iterator
 
-from pipeline.errors import ConfigError, DataError, MustError, install_command
+from pipeline.errors import ConfigError, DataError, MustError, first_line, install_command
 
 SEE = "see docs/how-to/remote.md"
 # Exceptions are named as text below, as the storage libraries that define them may not be installed.
@@ -67,10 +67,10 @@ def explain_open_errors(url: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        missing = next((extra for name, extra in EXTRAS.items() if name in str(error)), _first_line(error))
+        missing = next((extra for name, extra in EXTRAS.items() if name in str(error)), first_line(error))
         raise ConfigError(f"{url}: {missing}.") from error
     except (ValueError, OSError) as error:
-        raise ConfigError(f"path {url!r} can't be opened: {_first_line(error)}") from error
+        raise ConfigError(f"path {url!r} can't be opened: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -86,7 +86,7 @@ def explain_remote_errors(url: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, FileNotFoundError) and "bucket does not exist" in str(error):
             raise ConfigError(
-                f"{url}: there is no such bucket ({_first_line(error)}). Make it, or name another."
+                f"{url}: there is no such bucket ({first_line(error)}). Make it, or name another."
             ) from error
         if isinstance(error, FileNotFoundError | FileExistsError) or is_disk_full(error):
             raise
@@ -115,7 +115,7 @@ def s3_error_code(error: MustError) -> str | None:
 
 def _explained(url: str, error: Exception) -> MustError:
     names = {base.__name__ for base in type(error).__mro__}
-    line = _first_line(error)
+    line = first_line(error)
     if names & NO_LOGIN:
         return ConfigError(
             f"{url}: no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; {SEE}."
@@ -137,10 +137,6 @@ def _explained(url: str, error: Exception) -> MustError:
             f"{url}: the storage can't do it just now ({line}). Finished files are kept: run again when it can."
         )
     return DataError(f"{url}: the storage refused ({type(error).__name__}: {line})")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def is_disk_full(error: Exception) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pydantic import model_validator
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_line
 from pipeline.models.backbone import Backbone
 from pipeline.models.timm_models import statistics
 from pipeline.recipe.base import NamedBackbone
@@ -116,5 +116,5 @@ class MethodConfig(StageConfig, ABC):
         except Exception as error:  # models raise errors of any type for a size that they can't take
             raise ConfigError(
                 f"{self.method!r} shows the backbone views of {size} x {size} pixels, which {backbone.name!r} can't "
-                f"take: {str(error).splitlines()[0]} Set another image_size, no local_views, or another backbone."
+                f"take: {first_line(error)} Set another image_size, no local_views, or another backbone."
             ) from error

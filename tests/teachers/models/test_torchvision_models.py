@@ -40,6 +40,13 @@ def picture(side: int = 64) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, side, side), dtype=np.uint8))
 
 
+def saved_classifier(name: str, folder: Path) -> dict[str, Any]:
+    """Save random weights of a timm classifier of two classes, and return a teacher's settings for it."""
+    path = folder / "weights.safetensors"
+    save_file(timm.create_model(name, num_classes=2).state_dict(), path)
+    return {"model": name, "weights": str(path), "classes": ["a", "b"]}
+
+
 def test_pretrained_teacher_gives_probabilities_of_the_timm_model(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=5).eval()
@@ -107,15 +114,7 @@ def test_teacher_config_check_compares_weights_with_model(
 
 
 def test_pretrained_teacher_crops_the_center(tmp_path: Path) -> None:
-    model = timm.create_model("test_resnet", num_classes=2)
-    save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    settings = {
-        "model": "test_resnet",
-        "weights": str(tmp_path / "weights.safetensors"),
-        "classes": ["a", "b"],
-        "image_size": 32,
-        "centre": 0.5,
-    }
+    settings = {**saved_classifier("test_resnet", tmp_path), "image_size": 32, "centre": 0.5}
     predictor = make(pretrained, settings, tmp_path / "out")
     image = Image.new("RGB", (128, 64), "black")
     image.paste((255, 255, 255), (48, 16, 80, 48))
@@ -123,26 +122,14 @@ def test_pretrained_teacher_crops_the_center(tmp_path: Path) -> None:
 
 
 def test_pretrained_teacher_resamples_positions_to_its_image_size(tmp_path: Path) -> None:
-    model = timm.create_model("test_vit", num_classes=2)
-    save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    settings: dict[str, Any] = {
-        "model": "test_vit",
-        "weights": str(tmp_path / "weights.safetensors"),
-        "classes": ["a", "b"],
-    }
+    settings = saved_classifier("test_vit", tmp_path)
     pretrained.Config(**settings, image_size=96).check()
     predictor = make(pretrained, {**settings, "image_size": 96}, tmp_path / "out")
     assert predictor.predict(picture(96), [(96, 96)] * 2)["mine"]["probs"].shape == (2, 2)
 
 
 def test_pretrained_teacher_refuses_a_size_that_its_model_cannot_take(tmp_path: Path) -> None:
-    model = timm.create_model("test_vit", num_classes=2)
-    save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    settings: dict[str, Any] = {
-        "model": "test_vit",
-        "weights": str(tmp_path / "weights.safetensors"),
-        "classes": ["a", "b"],
-    }
+    settings = saved_classifier("test_vit", tmp_path)
     with pytest.raises(ConfigError, match=r"image_size: 'test_vit' can't take images of 90 x 90 pixels"):
         pretrained.Config(**settings, image_size=90).check()
 
@@ -150,14 +137,8 @@ def test_pretrained_teacher_refuses_a_size_that_its_model_cannot_take(tmp_path: 
 def test_pretrained_teacher_that_learned_from_stretched_images_sees_them_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = timm.create_model("test_resnet", num_classes=2)
-    save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    settings: dict[str, Any] = {
-        "model": "test_resnet",
-        "weights": str(tmp_path / "weights.safetensors"),
-        "classes": ["a", "b"],
-    }
-    published = timm.data.resolve_data_config({}, model=model)
+    settings = saved_classifier("test_resnet", tmp_path)
+    published = timm.data.resolve_data_config({}, model=timm.create_model("test_resnet"))
     monkeypatch.setattr(
         timm.data,
         "resolve_data_config",
