@@ -113,7 +113,8 @@ def readout_info(name: str, image_size: int) -> ReadoutInfo:
     except Exception as error:  # models raise errors of any type for a size that they can't take
         raise ConfigError(
             f"Backbone {name!r} has no readout for images of {image_size} x {image_size} pixels "
-            f"({first_line(error)}): {EXAMPLES} has one, or, if the reason is the size, it may have one at another image_size."
+            f"({first_line(error)}): {EXAMPLES} has one, or, if the reason is the size, it may have one at another "
+            "image_size."
         ) from error
     strides = STRIDES if len(maps) == len(STRIDES) else (image_size // maps[-1].shape[-1],)
     return ReadoutInfo(vector.shape[1], strides, tuple(level.shape[1] for level in maps), tuple(indices))
