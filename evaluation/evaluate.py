@@ -15,8 +15,8 @@ from pipeline.steps.artifact import Artifact, Inputs, write_json
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.labels import Value
 from tasks.prediction import Predictor, load_network
-from tasks.scoring import predict_all, score, undefined_reason
-from tasks.task import Task
+from tasks.scoring import measure_head, predict_all, undefined_reason
+from tasks.task import Metric, Task
 from tasks.teacher import Teacher, load_teacher
 
 PROTOCOL = "held-out images, whole, resized to the model's square input; labels compared at the truth's resolution"
@@ -28,6 +28,8 @@ AGREEMENT = (
 
 def evaluate(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """Write `metrics.json`: a record per teacher, set, model and metric; of one that is not defined, `why` not.
+
+    A metric that is a mean over classes comes with its value for each of them.
 
     Each teacher, and the student's head for it, is measured on the set it was trained on and on those of
     `config["sets"]` that share its task and classes, on the held-out split `config["splits"]` or the other one. If no
@@ -89,7 +91,7 @@ def _measure(trial: TeacherTrial, student: Predictor, inputs: Inputs, seed: int)
     """Return the records of student, teacher and baseline on one set."""
     teacher = load_teacher(trial.artifact, inputs.runtime)
     compare = _against_truth if trial.has_truth else _against_teacher
-    scores, count = compare(trial, student, teacher, inputs.runtime)
+    metrics, count = compare(trial, student, teacher, inputs.runtime)
     context = {
         "task": trial.teacher.space.task,
         "dataset": trial.set_name,
@@ -100,41 +102,52 @@ def _measure(trial: TeacherTrial, student: Predictor, inputs: Inputs, seed: int)
         "protocol": PROTOCOL if trial.has_truth else AGREEMENT,
     }
     return [
-        {**context, "model": model, "metric": metric, "better": better, **_value_or_reason(values, metric, trial)}
-        for model, values in scores.items()
-        for metric, better in teacher.heads[trial.head].better.items()
+        {**context, "model": model, "metric": name, "better": better, **values}
+        for model, metric in metrics.items()
+        for name, better, values in _values(metric, teacher.heads[trial.head])
     ]
 
 
-def _value_or_reason(values: Mapping[str, float], metric: str, trial: TeacherTrial) -> dict[str, Any]:
-    """Return the value of a metric, None with a reason where the labels define none."""
-    return {"value": values[metric]} if values else {"value": None, "why": undefined_reason(trial.teacher.space.task)}
+def _values(metric: Metric, task: Task) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield each metric's name, better direction and value, also by class; None with a reason if there is none."""
+    values, by_class = metric.compute(), metric.compute_by_class()
+    for name, better in task.better.items():
+        if not values:
+            yield name, better, {"value": None, "why": undefined_reason(task.space.task), "classes": []}
+            continue
+        classes = [
+            {"class": task.space.classes[index], "support": score.support, "value": score.values[name]}
+            for index, score in by_class.items()
+            if name in score.values
+        ]
+        yield name, better, {"value": values[name], "classes": classes}
 
 
-Scores = dict[str, dict[str, float]]
+Metrics = dict[str, Metric]
+"""By model."""
 
 
-def _against_truth(trial: TeacherTrial, student: Predictor, teacher: Predictor, runtime: Runtime) -> tuple[Scores, int]:
+def _against_truth(
+    trial: TeacherTrial, student: Predictor, teacher: Predictor, runtime: Runtime
+) -> tuple[Metrics, int]:
     head, task = trial.head, trial.teacher.space.task
     dataset = true_label_dataset(trial.ingested, trial.split, {head: task})
     models = {f"teacher:{head}": teacher} | ({"student": student} if head in student.heads else {})
-    scores = {model: _score(model, predictor, dataset, trial, runtime) for model, predictor in models.items()}
+    metrics = {model: _score(model, predictor, dataset, trial, runtime) for model, predictor in models.items()}
     if trial.trained_on:
         train = true_label_dataset(trial.trained_on, "train", {head: task}, held_out_keys(trial.trained_on))
-        scores["baseline"] = score_constant(teacher.heads[head], head, train, dataset)
-    return scores, len(dataset)
+        metrics["baseline"] = _score_constant(teacher.heads[head], head, train, dataset)
+    return metrics, len(dataset)
 
 
-def _score(
-    model: str, predictor: Predictor, dataset: ImageDataset, trial: TeacherTrial, runtime: Runtime
-) -> dict[str, float]:
+def _score(model: str, predictor: Predictor, dataset: ImageDataset, trial: TeacherTrial, runtime: Runtime) -> Metric:
     with error_context(f"{model} on {trial.set_name}/{trial.split}"):
-        return score(predictor, dataset, trial.head, runtime)
+        return measure_head(predictor, dataset, trial.head, runtime)
 
 
 def _against_teacher(
     trial: TeacherTrial, student: Predictor, teacher: Predictor, runtime: Runtime
-) -> tuple[Scores, int]:
+) -> tuple[Metrics, int]:
     head = trial.head
     dataset = ImageDataset(dataset_shards(trial.ingested, trial.split, lambda shard: {}))
     if head not in student.heads:
@@ -146,13 +159,13 @@ def _against_teacher(
     for index, values in predict_all(student, dataset, runtime):
         metric.update(values[head], truth[index])
         constant.update(guess, truth[index])
-    return {"student": metric.compute(), "baseline": constant.compute()}, len(dataset)
+    return {"student": metric, "baseline": constant}, len(dataset)
 
 
-def score_constant(task: Task, head: str, train: ImageDataset, dataset: ImageDataset) -> dict[str, float]:
-    """Return the metrics of the best constant label."""
+def _score_constant(task: Task, head: str, train: ImageDataset, dataset: ImageDataset) -> Metric:
+    """Return the metric of the best constant label."""
     guess: Value = task.constant_label(train.values(index)[head] for index in range(len(train)))
     metric = task.metrics()
     for index in range(len(dataset)):
         metric.update(guess, dataset.values(index)[head])
-    return metric.compute()
+    return metric

@@ -70,9 +70,43 @@ def read_lines(records: Iterable[Mapping[str, Any]]) -> tuple[list[MetricLine], 
             continue
         if record["value"] is None:
             continue
-        target = EvaluationTarget(**{field.name: record[field.name] for field in dataclasses.fields(EvaluationTarget)})
-        values.setdefault((target, record["metric"], record["better"]), {})[role] = record["value"]
+        values.setdefault((_target(record), record["metric"], record["better"]), {})[role] = record["value"]
     return [MetricLine(*key, found) for key, found in values.items()], others
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassLine:
+    """The metrics of one class of a target, by metric, then by role."""
+
+    name: str
+    support: int
+    """Images, boxes or pixels of the class in the truth."""
+    values: dict[str, dict[str, float]]
+
+
+def read_class_lines(records: Iterable[Mapping[str, Any]]) -> dict[EvaluationTarget, list[ClassLine]]:
+    """Return the classes of each target that has several, the student's weakest by the leading metric first."""
+    lines: dict[EvaluationTarget, dict[str, ClassLine]] = {}
+    for record in records:
+        role = str(record["model"]).partition(":")[0]
+        for each in record.get("classes", ()) if role in ROLES else ():
+            line = lines.setdefault(_target(record), {}).setdefault(
+                each["class"], ClassLine(each["class"], each["support"], {})
+            )
+            line.values.setdefault(record["metric"], {})[role] = each["value"]
+    return {
+        target: sorted(by_class.values(), key=_leading_value) for target, by_class in lines.items() if len(by_class) > 1
+    }
+
+
+def _leading_value(line: ClassLine) -> float:
+    """Return the first metric of the first role there is."""
+    values = next(iter(line.values.values()))
+    return next(values[role] for role in ROLES if role in values)
+
+
+def _target(record: Mapping[str, Any]) -> EvaluationTarget:
+    return EvaluationTarget(**{field.name: record[field.name] for field in dataclasses.fields(EvaluationTarget)})
 
 
 def undefined_metrics(records: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -17,7 +17,7 @@ from pipeline.errors import DataError
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.labels import Value
 from tasks.prediction import Predictor, check_finite_label
-from tasks.task import Task
+from tasks.task import Metric, Task
 
 BATCH = 16
 BATCHES_AHEAD = 2
@@ -83,11 +83,16 @@ def update_metrics(
                 accumulator.update(values[head], true)
 
 
-def score(predictor: Predictor, dataset: ImageDataset, head: str, runtime: Runtime) -> dict[str, float]:
-    """Return the metrics of a head, against the dataset's labels of that name; {} if they define none."""
+def measure_head(predictor: Predictor, dataset: ImageDataset, head: str, runtime: Runtime) -> Metric:
+    """Return the metric of a head, against the dataset's labels of that name."""
     metric = predictor.heads[head].metrics()
     update_metrics(predictor, dataset, head, [metric], runtime)
-    return metric.compute()
+    return metric
+
+
+def score(predictor: Predictor, dataset: ImageDataset, head: str, runtime: Runtime) -> dict[str, float]:
+    """Return the metrics of a head, against the dataset's labels of that name; {} if they define none."""
+    return measure_head(predictor, dataset, head, runtime).compute()
 
 
 def is_measurable(task: Task, dataset: ImageDataset, head: str) -> bool:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -57,7 +57,16 @@ class Features:
         return Features(vector, [level[rows] for level in self.pyramid], fused)
 
 
-class Metric(Protocol):
+class ClassScore(NamedTuple):
+    """Scores of one class."""
+
+    support: int
+    """Labels of the class in the truth: images, boxes or pixels."""
+    values: Mapping[str, float]
+    """By those metrics that are means over classes."""
+
+
+class Metric(ABC):
     """Scores of predictions, accumulated image by image in float64: order and batching of the images change nothing.
 
     Example:
@@ -65,14 +74,20 @@ class Metric(Protocol):
         metric.update(predicted, true)  # once per image; then metric.compute() == {"accuracy": 1.0}
     """
 
+    @abstractmethod
     def update(self, predicted: Value, true: Value) -> None:
         """Add an image: its predicted and its true label, in the arrays that the task's `TaskLabel` states.
 
         Unknown pixels of the truth are ignored. Where rasters (or images of boxes) differ in size, the truth's counts.
         """
 
+    @abstractmethod
     def compute(self) -> dict[str, float]:
         """Return all metrics over the images so far, with the keys of `Task.better`; {} if the truth defines none."""
+
+    def compute_by_class(self) -> dict[int, ClassScore]:
+        """Return the scores, by index, of the classes that metrics are means over; {} (the default) if none is."""
+        return {}
 
 
 class Task(ABC):

@@ -211,6 +211,24 @@ def test_metric_does_not_depend_on_order(space: LabelSpace) -> None:
     assert forward.compute() == forward.compute(), "asking twice changes the answer"
 
 
+@every_space
+def test_metric_by_class_is_what_metrics_are_means_of(space: LabelSpace) -> None:
+    task, _ = head_of(space)
+    metric = task.metrics()
+    assert metric.compute_by_class() == {}
+    for seed in range(4):
+        metric.update(value_of(space, seed), value_of(space, seed + 10))
+    by_class = metric.compute_by_class()
+    assert set(by_class) <= set(range(len(space.classes)))
+    for name, whole in metric.compute().items():
+        scores = [score for score in by_class.values() if name in score.values]
+        if scores:
+            values = np.array([score.values[name] for score in scores])
+            plain = values.mean()
+            by_support = np.average(values, weights=[score.support for score in scores])
+            assert whole in (pytest.approx(plain), pytest.approx(by_support)), name
+
+
 PLACEMENT = Placement((50, 40), (SIDE, SIDE))
 
 

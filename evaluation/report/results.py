@@ -12,12 +12,25 @@ from markupsafe import Markup
 
 from evaluation.backbone_table import has_measurements, not_measured
 from evaluation.comparison.comparison import comparison_advice
-from evaluation.metric_table import ARROWS, NINE_TENTHS, ROLES, fine_print, outcome_sentences, read_lines, weak_models
+from evaluation.metric_table import (
+    ARROWS,
+    NINE_TENTHS,
+    ROLES,
+    ClassLine,
+    fine_print,
+    outcome_sentences,
+    read_class_lines,
+    read_lines,
+    weak_models,
+)
 from evaluation.report.charts import standing
 from evaluation.report.formatting import DASH, duration, plural
 from evaluation.report.html import ReportTable, StyledText, render
 from evaluation.report.run_record import RunRecord
 from pipeline.steps.artifact import read_json
+
+MAX_CLASSES = 200
+"""Classes that a table shows at most, the weakest."""
 
 
 class ReportWarning(NamedTuple):
@@ -155,6 +168,7 @@ def _failed(run: RunRecord) -> Iterator[str]:
 def results(run: RunRecord) -> Markup:
     """Render student, teacher and baseline by metric; nothing if only backbones were measured."""
     lines, others = read_lines(run.metrics())
+    class_lines = read_class_lines(run.metrics())
     if not lines and not others and has_measurements(run.artifacts):
         return Markup()
     protocols = list(dict.fromkeys((line.target.protocol, line.target.seed) for line in lines))
@@ -166,6 +180,8 @@ def results(run: RunRecord) -> Markup:
         "results.html",
         groups=groups,
         protocols=protocols,
+        by_class=[(target, len(found), _class_table(found)) for target, found in class_lines.items()],
+        max_classes=MAX_CLASSES,
         others=_others_table(others) if others else None,
         roles=ROLES,
         arrows=ARROWS,
@@ -173,6 +189,22 @@ def results(run: RunRecord) -> Markup:
         nothing=DASH,
         standing=standing,
     )
+
+
+def _class_table(lines: Sequence[ClassLine]) -> ReportTable:
+    """Return a row per class, with student and teacher by each metric."""
+    columns = [(metric, role) for metric in lines[0].values for role in ("student", "teacher")]
+    rows = [
+        [line.name, f"{line.support:,}", *(_class_value(line, metric, role) for metric, role in columns)]
+        for line in lines[:MAX_CLASSES]
+    ]
+    head = ["Class", "Support", *(f"{metric}\n{role}" for metric, role in columns)]
+    return ReportTable(head, rows, range(1, len(head)))
+
+
+def _class_value(line: ClassLine, metric: str, role: str) -> str:
+    value = line.values.get(metric, {}).get(role)
+    return DASH if value is None else f"{value:.3f}"
 
 
 def _others_table(records: Sequence[Mapping[str, Any]]) -> ReportTable:

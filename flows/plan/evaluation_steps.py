@@ -34,6 +34,7 @@ OPTIONAL = LabelCheck(measurement_needs, "evaluation.label_subsets:possible_requ
 EVALUATE = StepKind(
     "evaluate",
     "evaluation.evaluate:evaluate",
+    version=2,
     measures=True,
     label_check=LabelCheck(evaluation_needs, "ingest.validation:check_held_out"),
 )

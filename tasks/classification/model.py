@@ -11,22 +11,32 @@ from torch import Tensor, nn
 from pipeline.data.augment import ValidSizes
 from pipeline.stores.labels import Value
 from tasks.calibration import ClassifiedExamples
-from tasks.task import FeatureInfo, LinearHead, Prediction, Target, Task, masked_mean, stack
+from tasks.task import ClassScore, FeatureInfo, LinearHead, Metric, Prediction, Target, Task, masked_mean, stack
 
 
-class Accuracy:
-    """Top-1 accuracy, in [0, 1], over images with a known label; of a soft one, the most probable class counts."""
+class Accuracy(Metric):
+    """Top-1 accuracy, in [0, 1], over images with a known label; of a soft one, the most probable class counts.
 
-    def __init__(self) -> None:
-        self._correct = self._count = 0
+    That of a class, also called its recall, is over the images that show it.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self._correct, self._count = (np.zeros(classes, dtype=np.int64) for _ in range(2))
 
     def update(self, predicted: Value, true: Value) -> None:
         if true["probs"].any():
-            self._correct += int(predicted["probs"].argmax() == true["probs"].argmax())
-            self._count += 1
+            truth = true["probs"].argmax()
+            self._correct[truth] += predicted["probs"].argmax() == truth
+            self._count[truth] += 1
 
     def compute(self) -> dict[str, float]:
-        return {"accuracy": self._correct / self._count} if self._count else {}
+        return {"accuracy": float(self._correct.sum() / self._count.sum())} if self._count.any() else {}
+
+    def compute_by_class(self) -> dict[int, ClassScore]:
+        return {
+            int(index): ClassScore(count := int(self._count[index]), {"accuracy": int(self._correct[index]) / count})
+            for index in np.flatnonzero(self._count)
+        }
 
 
 class TaskModel(Task):
@@ -58,7 +68,7 @@ class TaskModel(Task):
         return {"probs": output.softmax(dim=1)}
 
     def metrics(self) -> Accuracy:
-        return Accuracy()
+        return Accuracy(len(self.space.classes))
 
     def scored_examples(self, predicted: Value, true: Value) -> ClassifiedExamples | None:
         if not true["probs"].any():

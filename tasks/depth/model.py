@@ -11,13 +11,13 @@ from torch import Tensor
 from pipeline.data.augment import ValidSizes
 from pipeline.stores.labels import Value
 from tasks.depth.label import align
-from tasks.task import DenseTask, Prediction, Target, cells, masked_mean, resample, stack
+from tasks.task import DenseTask, Metric, Prediction, Target, cells, masked_mean, resample, stack
 
 LOG_RANGE = (-7.0, 9.0)
 """Natural logarithms of about 1 mm and 8 km, to which outputs are clamped, so that `exp` stays finite."""
 
 
-class DepthErrors:
+class DepthErrors(Metric):
     """delta < 1.25, AbsRel and RMSE (Eigen et al., NIPS 2014) over all known pixels of all images.
 
     RMSE is in metres. Relative depth is first aligned to the true inverse depth, image by image, by the least-squares

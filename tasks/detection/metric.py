@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
+from numpy.typing import NDArray
 
 from pipeline.stores.labels import Value
+from tasks.task import ClassScore, Metric
 
 
-class AveragePrecision:
+class AveragePrecision(Metric):
     """AP averaged over IoU 0.50 to 0.95 (`ap`) and AP at IoU 0.50 (`ap50`), in [0, 1], over the classes in the truth.
 
-    Predictions are rescaled to the `size` of the truth.
+    Predictions are rescaled to the `size` of the truth. Both are means over classes of what they are for each.
     """
 
     def __init__(self, classes: int) -> None:
@@ -48,15 +50,27 @@ class AveragePrecision:
         }
 
     def compute(self) -> dict[str, float]:
-        if not self._truth:
-            return {}
-        if not self._predicted:
-            return {"ap": 0.0, "ap50": 0.0}
+        scores = [score.values for score in self.compute_by_class().values()]
+        return {name: float(np.mean([values[name] for values in scores])) for name in scores[0]} if scores else {}
+
+    def compute_by_class(self) -> dict[int, ClassScore]:
+        """Return the scores of the classes in the truth, with their boxes as support."""
+        support = np.bincount([annotation["category_id"] - 1 for annotation in self._truth], minlength=self._classes)
+        present = [int(index) for index in np.flatnonzero(support)]
+        precision = self._precision() if present and self._predicted else np.zeros((1, 1, self._classes))
+        overall, loose = precision.mean(axis=(0, 1)), precision[0].mean(axis=0)
+        return {
+            index: ClassScore(int(support[index]), {"ap": float(overall[index]), "ap50": float(loose[index])})
+            for index in present
+        }
+
+    def _precision(self) -> NDArray[np.float64]:
+        """Return the precision by IoU from 0.50 on, recall and class, for boxes of all sizes; -1 without truth."""
         categories = [{"id": number + 1, "name": str(number)} for number in range(self._classes)]
         with contextlib.redirect_stdout(io.StringIO()):  # it prints
             truth = COCO({"images": self._images, "annotations": self._truth, "categories": categories})
             evaluation = COCOeval_faster(truth, truth.loadRes(self._predicted), "bbox")
             evaluation.evaluate()
             evaluation.accumulate()
-            evaluation.summarize()
-        return {"ap": max(float(evaluation.stats[0]), 0.0), "ap50": max(float(evaluation.stats[1]), 0.0)}
+        precision: NDArray[np.float64] = evaluation.eval["precision"][:, :, :, 0, -1]
+        return precision

@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from pipeline.data.augment import ValidSizes
 from pipeline.stores.labels import PRESENT, Value
-from tasks.task import FeatureInfo, LinearHead, Prediction, Target, Task, masked_mean, stack
+from tasks.task import ClassScore, FeatureInfo, LinearHead, Metric, Prediction, Target, Task, masked_mean, stack
 
 
-class RankingScores:
+class RankingScores(Metric):
     """Mean over classes of average precision (`map`) and of the area under the ROC curve (`auroc`), in [0, 1].
 
     Average precision is the sum of (R_n - R_{n-1}) P_n over all scores as thresholds, without interpolation, as is
@@ -33,15 +33,22 @@ class RankingScores:
         self._true.append(true["probs"])
 
     def compute(self) -> dict[str, float]:
-        precisions, areas = list[float](), list[float]()
-        if self._true:
-            for scores, truth in zip(np.stack(self._predicted, axis=1), np.stack(self._true, axis=1), strict=True):
-                known = ~np.isnan(truth)
-                positive, score = truth[known] >= PRESENT, scores[known].astype(np.float64)
-                if positive.any() and not positive.all():
-                    precisions.append(float(average_precision_score(positive, score)))
-                    areas.append(float(roc_auc_score(positive, score)))
-        return {"map": float(np.mean(precisions)), "auroc": float(np.mean(areas))} if precisions else {}
+        scores = [score.values for score in self.compute_by_class().values()]
+        return {name: float(np.mean([values[name] for values in scores])) for name in scores[0]} if scores else {}
+
+    def compute_by_class(self) -> dict[int, ClassScore]:
+        """Return the scores of the classes that have any, with their positive images as support."""
+        if not self._true:
+            return {}
+        predicted, true = np.stack(self._predicted, axis=1), np.stack(self._true, axis=1)
+        found: dict[int, ClassScore] = {}
+        for index, (scores, truth) in enumerate(zip(predicted, true, strict=True)):
+            known = ~np.isnan(truth)
+            positive, score = truth[known] >= PRESENT, scores[known].astype(np.float64)
+            if positive.any() and not positive.all():
+                precision, area = average_precision_score(positive, score), roc_auc_score(positive, score)
+                found[index] = ClassScore(int(positive.sum()), {"map": float(precision), "auroc": float(area)})
+        return found
 
 
 class TaskModel(Task):

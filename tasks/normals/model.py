@@ -11,13 +11,13 @@ from torch.nn import functional
 
 from pipeline.data.augment import ValidSizes
 from pipeline.stores.labels import Value
-from tasks.task import DenseTask, Prediction, Target, masked_mean, resample, stack
+from tasks.task import DenseTask, Metric, Prediction, Target, masked_mean, resample, stack
 
 BINS = 18000
 """Bins of 0.01 degrees, from whose counts the median is computed: exact to 0.005 degrees in bounded memory."""
 
 
-class AngularErrors:
+class AngularErrors(Metric):
     """Mean and median angle in degrees and the share below 11.25 degrees (Fouhey et al., ICCV 2013), over all known
     pixels of all images. A prediction of (0, 0, 0) is 90 degrees off.
     """

@@ -12,10 +12,10 @@ from pipeline.data.augment import Placement, ValidSizes
 from pipeline.stores import codecs
 from pipeline.stores.labels import IGNORE, Value
 from tasks.calibration import ScoredExamples
-from tasks.task import DenseTask, Prediction, Target, masked_mean, resample, stack
+from tasks.task import ClassScore, DenseTask, Metric, Prediction, Target, masked_mean, resample, stack
 
 
-class IntersectionOverUnion:
+class IntersectionOverUnion(Metric):
     """mIoU, the mean over classes of intersection over union, and pixel accuracy, in [0, 1].
 
     Both come from one confusion matrix over all images, of pixels known in truth and prediction. Classes that occur in
@@ -34,15 +34,20 @@ class IntersectionOverUnion:
         self._confusion += np.bincount(pairs, minlength=count * count).reshape(count, count)
 
     def compute(self) -> dict[str, float]:
-        hits = np.diag(self._confusion).astype(np.float64)
-        union = self._confusion.sum(axis=0) + self._confusion.sum(axis=1) - hits
-        present = union > 0
-        total = self._confusion.sum()
+        classes, total = self.compute_by_class(), self._confusion.sum()
         if not total:
             return {}
         return {
-            "miou": float((hits[present] / union[present]).mean()),
-            "pixel_accuracy": float(hits.sum() / total),
+            "miou": float(np.mean([score.values["miou"] for score in classes.values()])),
+            "pixel_accuracy": float(np.trace(self._confusion) / total),
+        }
+
+    def compute_by_class(self) -> dict[int, ClassScore]:
+        hits, support = np.diag(self._confusion), self._confusion.sum(axis=1)
+        union = self._confusion.sum(axis=0) + support - hits
+        return {
+            int(index): ClassScore(int(support[index]), {"miou": float(hits[index] / union[index])})
+            for index in np.flatnonzero(union)
         }
 
 

@@ -7,16 +7,20 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.data.augment import DENSE_STRIDE, ValidSizes
 from pipeline.stores.labels import Value
-from tasks.task import DenseTask, Prediction, Target, masked_mean, resample, stack
+from tasks.task import ClassScore, DenseTask, Metric, Prediction, Target, masked_mean, resample, stack
 
 
-class ExplainedVariance:
-    """R squared, 1 - squared error / variance over all known cells of all images, averaged over filters with any."""
+class ExplainedVariance(Metric):
+    """R squared, 1 - squared error / variance over all known cells of all images, averaged over filters with any.
+
+    Its classes are the filters, their support the known cells.
+    """
 
     def __init__(self, filters: int) -> None:
         self._error, self._sum, self._square, self._count = (np.zeros(filters, dtype=np.float64) for _ in range(4))
@@ -32,10 +36,20 @@ class ExplainedVariance:
 
     def compute(self) -> dict[str, float]:
         known = self._count > 0
-        if not known.any():
-            return {}
+        return {"r2": float(self._shares()[known].mean())} if known.any() else {}
+
+    def compute_by_class(self) -> dict[int, ClassScore]:
+        shares = self._shares()
+        return {
+            int(index): ClassScore(int(self._count[index]), {"r2": float(shares[index])})
+            for index in np.flatnonzero(self._count)
+        }
+
+    def _shares(self) -> NDArray[np.float64]:
+        """Return the explained share of each filter's variance, (filters,)."""
         variance = self._square - self._sum**2 / np.maximum(self._count, 1)
-        return {"r2": float((1 - self._error / np.maximum(variance, 1e-12))[known].mean())}
+        shares: NDArray[np.float64] = 1 - self._error / np.maximum(variance, 1e-12)
+        return shares
 
 
 class TaskModel(DenseTask):

@@ -168,6 +168,20 @@ def test_evaluate_records_have_the_documented_keys(records: list[Record]) -> Non
         assert record["seed"] == 0
 
 
+def test_evaluate_records_have_the_metric_by_class(records: list[Record], artifacts: dict[str, Artifact]) -> None:
+    for record in records:
+        classes = Teacher.load(artifacts[f"teacher.{record['head']}"]).space.classes
+        values = {each["class"]: each["value"] for each in record["classes"]}
+        assert set(values) <= set(classes)
+        assert bool(values) == (record["metric"] in ("accuracy", "miou", "ap", "ap50", "r2"))
+        if values and record["metric"] != "accuracy":
+            assert np.mean(list(values.values())) == pytest.approx(record["value"])
+        if record["metric"] == "accuracy":
+            support = [each["support"] for each in record["classes"]]
+            assert sum(support) == record["n"]
+            assert np.average(list(values.values()), weights=support) == pytest.approx(record["value"])
+
+
 def test_evaluate_records_have_all_metrics_of_the_task_once(records: list[Record]) -> None:
     metrics = {task: set(names) for task, names in documented(2)}
     for head, model, *_ in measured(records):

@@ -12,6 +12,7 @@ from evaluation.metric_table import (
     fine_print,
     leading_lines,
     outcome_sentences,
+    read_class_lines,
     read_lines,
     undefined_metrics,
     unmeasured_teachers,
@@ -57,6 +58,32 @@ def test_metric_line_share_grows_with_the_student(
     better: str, student: float, teacher: float, share: float | None
 ) -> None:
     assert line(better, student=student, teacher=teacher).share == (share if share is None else pytest.approx(share))
+
+
+def test_read_class_lines_begins_with_the_weakest_of_the_student() -> None:
+    def classes(**values: float) -> dict[str, Any]:
+        return {
+            "metric": "miou",
+            "classes": [{"class": name, "support": 7, "value": value} for name, value in values.items()],
+        }
+
+    records = [
+        record("teacher:depth", 0.5, **classes(road=0.4, sky=0.6)),
+        record("student", 0.4, **classes(road=0.9, sky=0.2, tree=0.1)),
+        record("student", 0.9, metric="pixel_accuracy", classes=[]),
+        record("probe", 0.9, **classes(road=0.3, sky=0.3)),
+    ]
+    [lines] = read_class_lines(records).values()
+    assert [(line.name, line.support, line.values) for line in lines] == [
+        ("tree", 7, {"miou": {"student": 0.1}}),
+        ("sky", 7, {"miou": {"teacher": 0.6, "student": 0.2}}),
+        ("road", 7, {"miou": {"teacher": 0.4, "student": 0.9}}),
+    ]
+
+
+def test_read_class_lines_passes_over_targets_with_one_class_or_without() -> None:
+    one = record("student", 0.5, classes=[{"class": "road", "support": 1, "value": 0.5}])
+    assert read_class_lines([one, record("student", 2.0, classes=[], head="other")]) == {}
 
 
 def test_metric_line_share_is_none_without_a_teacher() -> None:

@@ -88,6 +88,7 @@ def test_accuracy_counts_images_with_a_label() -> None:
     metric.update(probs(0.1, 0.2, 0.7), probs(0, 0, 0))  # no label
     metric.update(probs(0.1, 0.2, 0.7), probs(0.1, 0.2, 0.7))
     assert metric.compute() == {"accuracy": 2 / 3}
+    assert metric.compute_by_class() == {index: (1, {"accuracy": hit}) for index, hit in enumerate((1, 0, 1))}
 
 
 def test_constant_label_is_the_class_frequencies() -> None:

@@ -182,6 +182,25 @@ def test_average_precision_rescales_predictions_to_the_true_size() -> None:
     assert coco(list(zip(small, truth, strict=True))) == pytest.approx(expected, abs=1e-6)
 
 
+def test_average_precision_of_a_class_is_that_of_its_boxes_alone() -> None:
+    rng = np.random.default_rng(4)
+    truth = [random_boxes(rng, 8, (300, 200)) for _ in range(6)]
+    guesses = [near(rng, value, 5) for value in truth]
+    metric = AveragePrecision(3)
+    for predicted, true in zip(guesses, truth, strict=True):
+        metric.update(predicted, true)
+    for index, score in metric.compute_by_class().items():
+        alone = [(of_class(guess, index), of_class(true, index)) for guess, true in zip(guesses, truth, strict=True)]
+        assert score.values == pytest.approx(coco(alone), abs=1e-9)
+        assert score.support == sum(len(true["boxes"]) for _, true in alone)
+
+
+def of_class(value: Value, index: int) -> Value:
+    """Return the boxes of one class."""
+    rows = value["classes"] == index
+    return {name: array if name == "size" else array[rows] for name, array in value.items()}
+
+
 def test_average_precision_skips_classes_not_in_the_truth() -> None:
     truth = found([[0, 0, 20, 20]], classes=[1])
     assert ours([(truth, truth)]) == {"ap": 1.0, "ap50": 1.0}

@@ -151,6 +151,11 @@ def test_ranking_scores_are_means_over_classes_of_their_known_images() -> None:
             "auroc": np.mean([roc_auc_score(truth, score) for truth, score in known]),
         }
     )
+    by_class = metric.compute_by_class()
+    assert {index: score.support for index, score in by_class.items()} == {
+        index: truth.sum() for index, (truth, _) in enumerate(known)
+    }
+    assert by_class[1].values["auroc"] == pytest.approx(roc_auc_score(*known[1]))
 
 
 def test_ranking_scores_take_soft_truths_of_a_half_as_positive_and_survive_having_none() -> None:

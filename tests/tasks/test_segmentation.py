@@ -113,6 +113,7 @@ def test_intersection_over_union_skips_absent_classes() -> None:
     metric.update(*pairs[0])
     assert metric.compute()["miou"] == pytest.approx((1 / 2 + 1 / 2) / 2)
     assert metric.compute()["miou"] == pytest.approx(reference_miou(pairs)[0])
+    assert metric.compute_by_class() == {0: (1, {"miou": 0.5}), 1: (2, {"miou": 0.5})}
 
 
 def test_intersection_over_union_resamples_prediction_to_truth() -> None:

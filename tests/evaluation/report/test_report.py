@@ -17,6 +17,7 @@ import pytest
 
 from evaluation.report.formatting import DASH
 from evaluation.report.report import write_report
+from evaluation.report.results import MAX_CLASSES
 from pipeline.steps.artifact import Artifact, read_json, write_json
 from pipeline.storage.path import StoragePath
 from tests.disk import folder_of
@@ -154,6 +155,32 @@ def test_results_have_every_metric_of_every_model(page: str, artifacts: dict[str
     assert all(
         f"{record['task']} on {record['dataset']}/{record['split']}, {record['n']} image" in text for record in records
     )
+
+
+def test_results_show_metrics_by_class(folder: Path, artifacts: dict[str, Artifact]) -> None:
+    metrics = artifacts["evaluate"].load("metrics.json", read_json)
+    by_class = {"masks": [("sky", 30, 0.5), ("road", 1200, 0.25)], "boxes": [("car", 3, 0.125)]}
+    for record in metrics:
+        found = by_class.get(record["head"], []) if record["metric"] in ("miou", "ap") else []
+        record["classes"] = [{"class": name, "support": n, "value": value} for name, n, value in found]
+    write_json(folder / "metrics.json", metrics)
+    part = report(folder, artifacts).partition("By class</h3>")[2].partition("</section>")[0]
+    assert re.findall(r"<summary>(\w+)", part) == ["masks"], "a set with one class has no table"
+    rows = [re.findall(r"<td[^>]*>([^<]*)", row) for row in re.findall("<tr>(.*?)</tr>", part, re.DOTALL)[1:]]
+    assert rows == [["road", "1,200", "0.250", "0.250"], ["sky", "30", "0.500", "0.500"]]
+
+
+def test_results_show_the_weakest_of_very_many_classes(folder: Path, artifacts: dict[str, Artifact]) -> None:
+    [record] = [
+        each
+        for each in artifacts["evaluate"].load("metrics.json", read_json)
+        if (each["model"], each["metric"]) == ("student", "miou")
+    ]
+    many = [{"class": f"class {number}", "support": 1, "value": number / 3000} for number in range(3000)]
+    write_json(folder / "metrics.json", [{**record, "classes": many}])
+    part = report(folder, artifacts).partition("By class</h3>")[2].partition("</section>")[0]
+    assert f"the {MAX_CLASSES} weakest of 3,000 classes" in Reader(part).text
+    assert part.count("<tr>") == MAX_CLASSES + 1
 
 
 def test_results_list_measurements_of_other_models(folder: Path, artifacts: dict[str, Artifact]) -> None:
