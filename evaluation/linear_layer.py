@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ingest.true_labels import CLASSIFICATION
 from pipeline.data.augment import DENSE_STRIDE
@@ -69,7 +68,7 @@ class DenseLinear(nn.Module):
         outputs = []
         for number, (layer, level) in enumerate(zip(self.layers, maps, strict=True)):
             standard = (level - self.get_buffer(f"mean{number}")) / self.get_buffer(f"std{number}")
-            outputs.append(functional.interpolate(layer(standard), size=(self.side, self.side), mode="bilinear"))
+            outputs.append(F.interpolate(layer(standard), size=(self.side, self.side), mode="bilinear"))
         return torch.stack(outputs).sum(dim=0)
 
 

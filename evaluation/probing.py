@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 import tasks
 from evaluation import corruptions
@@ -145,7 +145,7 @@ class _Probing:
         """Return the task's metrics of probabilities (N, K) for the test images."""
         true = self.test_classes
         if true.ndim == 1:
-            true = functional.one_hot(true, predicted.shape[1]).float()
+            true = F.one_hot(true, predicted.shape[1]).float()
         metric = self.task.metrics()
         for one, other in zip(predicted.numpy(), true.numpy(), strict=True):
             metric.update({"probs": one}, {"probs": other})

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.nn import functional
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
@@ -93,7 +93,7 @@ class SimplePyramid(nn.Module):
             source = self.finer(feature_map) if stride < self.stride else feature_map
             height, width = (max(side // stride, 1) for side in size)
             if source.shape[-2:] != (height, width):
-                source = functional.adaptive_avg_pool2d(source, (height, width))
+                source = F.adaptive_avg_pool2d(source, (height, width))
             levels.append(smooth(project(source)))
         all_levels, _ = self.extra(levels, levels, [])
         return {f"p{number}": level for number, level in enumerate(all_levels, start=3)}
@@ -216,7 +216,7 @@ def seed_part(seed: int, name: str) -> None:
 
 def fuse(levels: Sequence[Tensor], side: int) -> Tensor:
     """Resize pyramid levels (B, W, ., .) bilinearly to (B, W, side, side) and sum them: MuST's map for dense tasks."""
-    resized = [functional.interpolate(level, size=(side, side), mode="bilinear") for level in levels]
+    resized = [F.interpolate(level, size=(side, side), mode="bilinear") for level in levels]
     return torch.stack(resized).sum(dim=0)
 
 

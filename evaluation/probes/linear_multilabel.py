@@ -51,7 +51,7 @@ def logistic_regression(data: LabelledFeatures, c: float) -> tuple[Tensor, Tenso
     The sum is over the images in which the class is known.
     """
     import torch
-    from torch.nn import functional
+    import torch.nn.functional as F
 
     known = ~data.classes.isnan()
     target = data.classes.nan_to_num()
@@ -62,7 +62,7 @@ def logistic_regression(data: LabelledFeatures, c: float) -> tuple[Tensor, Tenso
     def closure() -> float:
         optimizer.zero_grad()
         logits = data.features @ weight + bias
-        losses = functional.binary_cross_entropy_with_logits(logits, target, weight=known.float(), reduction="sum")
+        losses = F.binary_cross_entropy_with_logits(logits, target, weight=known.float(), reduction="sum")
         loss = (losses + weight.square().sum() / (2 * c)) / len(target)
         loss.backward()
         return float(loss.detach())

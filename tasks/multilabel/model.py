@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pipeline.data.augment import ValidSizes
 from pipeline.stores.labels import PRESENT, Value
@@ -71,7 +71,7 @@ class TaskModel(Task):
         known = ~target["probs"].isnan()
         probs = target["probs"].nan_to_num()
         smooth = torch.lerp(probs, torch.full_like(probs, 0.5), self.label_smoothing)
-        losses = functional.binary_cross_entropy_with_logits(output, smooth, reduction="none")
+        losses = F.binary_cross_entropy_with_logits(output, smooth, reduction="none")
         return masked_mean(losses, known)
 
     def amount(self, target: Target) -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from pipeline.data.augment import ValidSizes
 from pipeline.stores.labels import Value
@@ -69,13 +69,13 @@ class TaskModel(DenseTask):
     def loss(self, output: Tensor, target: Target) -> Tensor:
         """Return the mean of 1 - cos(n', n) over known pixels. The choice is ours: MuST does not state its loss."""
         normals = target["normals"]
-        return masked_mean(1 - functional.cosine_similarity(output, normals, dim=1), normals.any(dim=1))
+        return masked_mean(1 - F.cosine_similarity(output, normals, dim=1), normals.any(dim=1))
 
     def amount(self, target: Target) -> float:
         return float(target["normals"].any(dim=1).sum())
 
     def predict(self, output: Tensor, valid: ValidSizes = None) -> Prediction:
-        return {"normals": functional.normalize(output, dim=1).permute(0, 2, 3, 1)}
+        return {"normals": F.normalize(output, dim=1).permute(0, 2, 3, 1)}
 
     def metrics(self) -> AngularErrors:
         return AngularErrors()

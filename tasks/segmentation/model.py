@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional
 
 from pipeline.data.augment import Placement, ValidSizes
 from pipeline.stores import codecs
@@ -66,7 +66,7 @@ class TaskModel(DenseTask):
     def loss(self, output: Tensor, target: Target) -> Tensor:
         """Return the mean cross entropy, -log q_y in nats, over known pixels (FCN, Long et al., CVPR 2015)."""
         classes = target["classes"]
-        losses = functional.cross_entropy(
+        losses = F.cross_entropy(
             output, classes, ignore_index=IGNORE, reduction="none", label_smoothing=self.label_smoothing
         )
         return masked_mean(losses, classes != IGNORE)

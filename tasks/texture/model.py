@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pipeline.data.augment import DENSE_STRIDE, ValidSizes
 from pipeline.stores.labels import Value
@@ -115,9 +115,9 @@ class GaborBank(nn.Module):
         energies = []
         for kernel in self.kernels:
             radius = kernel.shape[-1] // 2
-            padded = functional.pad(gray, (radius,) * 4, mode="reflect")
-            even, odd = functional.conv2d(padded, kernel).float().chunk(2, dim=1)
-            energies.append(functional.avg_pool2d((even**2 + odd**2).sqrt(), DENSE_STRIDE))
+            padded = F.pad(gray, (radius,) * 4, mode="reflect")
+            even, odd = F.conv2d(padded, kernel).float().chunk(2, dim=1)
+            energies.append(F.avg_pool2d((even**2 + odd**2).sqrt(), DENSE_STRIDE))
         return {self.head: (torch.cat(energies, dim=1) / self.RANGE).clamp(0, 1).sqrt()}
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
-from torch.nn import functional
 from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 import tasks
@@ -64,7 +64,7 @@ class Segmenter(Adapter):
 def resize_to_stride(maps: Tensor, side: int) -> Tensor:
     """Resize maps (B, C, h, w) of square inputs of this side to (B, C, side/4, side/4)."""
     size = (side // DENSE_STRIDE, side // DENSE_STRIDE)
-    return functional.interpolate(maps, size=size, mode="bilinear", antialias=True)
+    return F.interpolate(maps, size=size, mode="bilinear", antialias=True)
 
 
 class Detector(Adapter):

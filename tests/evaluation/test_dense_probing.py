@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
+import torch.nn.functional as F
 
 import tasks
 from evaluation.dense_probe import DenseProbeData, LabelledMaps, score_on_maps, train_on_maps
@@ -80,7 +80,7 @@ def maps_of(count: int, seed: int = 0) -> LabelledMaps:
     """Return maps of two strides, and depths whose logarithm is a linear function of them."""
     rng = torch.Generator().manual_seed(seed)
     fine, coarse = torch.randn(count, 3, 4, 4, generator=rng), torch.randn(count, 2, 2, 2, generator=rng)
-    parts = [functional.interpolate(each[:, :1], size=(8, 8), mode="bilinear") for each in (fine, coarse)]
+    parts = [F.interpolate(each[:, :1], size=(8, 8), mode="bilinear") for each in (fine, coarse)]
     log = torch.stack(parts).sum(dim=0)
     depths = [{"depth": one.numpy().astype(np.float32)} for one in (0.2 * log[:, 0] + 1).exp()]
     names = [str(number) for number in range(count)]

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 import tasks
 from pipeline.data.dataset import DatasetShard, ImageDataset, LabelSource
@@ -228,9 +228,7 @@ def test_3_segmentation_loss_of_ignored_pixels_is_zero_without_gradient(
     output = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
     loss = task.loss(output, target)
     loss.backward()
-    kept = functional.cross_entropy(
-        output.detach(), torch.from_numpy(value["classes"].astype(np.int64))[None], reduction="none"
-    )
+    kept = F.cross_entropy(output.detach(), torch.from_numpy(value["classes"].astype(np.int64))[None], reduction="none")
     torch.testing.assert_close(loss.detach(), kept[~dropped].mean())
     assert output.grad is not None
     per_pixel = output.grad.abs().sum(dim=1)
@@ -276,8 +274,8 @@ def test_4_classification_loss_of_one_hot_target_is_cross_entropy() -> None:
     task = tasks.model(KINDS)
     logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     names = torch.tensor([0, 2, 1, 1, 0])
-    one_hot = functional.one_hot(names, 3).float()
-    torch.testing.assert_close(task.loss(logits, {"probs": one_hot}), functional.cross_entropy(logits, names))
+    one_hot = F.one_hot(names, 3).float()
+    torch.testing.assert_close(task.loss(logits, {"probs": one_hot}), F.cross_entropy(logits, names))
 
 
 # 5. Every image has a target for every task; a true label wins

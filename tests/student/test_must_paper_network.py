@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
 import tasks
 from pipeline.data.augment import AugmentParams, transform_image, transform_label
@@ -57,7 +57,7 @@ def test_7_fused_map_is_the_sum_of_all_levels_at_stride_4(make_network: MakeNetw
     features = make_network(HEADS, backbone=backbone, image_size=64).eval().features(pictures())
     assert features.fused is not None
     assert features.fused.shape[-2:] == (16, 16)
-    parts = [functional.interpolate(level, size=(16, 16), mode="bilinear") for level in features.pyramid]
+    parts = [F.interpolate(level, size=(16, 16), mode="bilinear") for level in features.pyramid]
     torch.testing.assert_close(features.fused, torch.stack(parts).sum(dim=0))
     for number, part in enumerate(parts):
         without = [torch.zeros_like(lev) if n == number else lev for n, lev in enumerate(features.pyramid)]

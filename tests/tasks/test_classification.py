@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torch.nn import functional
 
 import tasks
 from pipeline.stores.labels import COMMON, LabelSpace, Row, Value
@@ -71,14 +71,14 @@ def test_draw_leaves_image_of_dropped_label_as_it_is() -> None:
 def test_loss_is_cross_entropy_with_soft_targets() -> None:
     logits = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]])
     target = TASK.collate([probs(0.2, 0.5, 0.3), probs(0, 1, 0)])
-    expected = functional.cross_entropy(logits, target["probs"])
+    expected = F.cross_entropy(logits, target["probs"])
     torch.testing.assert_close(TASK.loss(logits, target), expected)
 
 
 def test_loss_ignores_dropped_labels() -> None:
     logits = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
     some = TASK.collate([probs(0.2, 0.5, 0.3), probs(0, 0, 0), probs(1, 0, 0)])
-    torch.testing.assert_close(TASK.loss(logits, some), functional.cross_entropy(logits[[0, 2]], some["probs"][[0, 2]]))
+    torch.testing.assert_close(TASK.loss(logits, some), F.cross_entropy(logits[[0, 2]], some["probs"][[0, 2]]))
 
 
 def test_accuracy_counts_images_with_a_label() -> None:

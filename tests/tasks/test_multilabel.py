@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
-from torch.nn import functional
 
 import tasks
 from pipeline.stores.labels import COMMON, LabelSpace, Row, Value
@@ -109,7 +109,7 @@ def logits() -> torch.Tensor:
 
 def test_loss_is_binary_cross_entropy_with_soft_targets() -> None:
     target = TASK.collate([probs(0.2, 0.5, 0.3), probs(0, 1, 0)])
-    expected = functional.binary_cross_entropy_with_logits(logits(), target["probs"])
+    expected = F.binary_cross_entropy_with_logits(logits(), target["probs"])
     torch.testing.assert_close(TASK.loss(logits(), target), expected)
     assert TASK.amount(target) == 6
 
@@ -120,7 +120,7 @@ def test_loss_ignores_unknown_entries() -> None:
     loss = TASK.loss(output, target)
     loss.backward()
     known = torch.tensor([[False, True, True], [True, False, False]])
-    wanted = functional.binary_cross_entropy_with_logits(output[known], target["probs"][known])
+    wanted = F.binary_cross_entropy_with_logits(output[known], target["probs"][known])
     torch.testing.assert_close(loss, wanted)
     assert TASK.amount(target) == 3
     assert output.grad is not None

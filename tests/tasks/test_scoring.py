@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional
 
 import tasks
 from pipeline.data.dataset import DatasetShard, ImageDataset
@@ -72,7 +72,7 @@ class RedIsDepth(nn.Module):
     """A network that is right: depth in metres is 1 + red / 50."""
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        red = functional.avg_pool2d(images[:, :1].float(), 4)
+        red = F.avg_pool2d(images[:, :1].float(), 4)
         return {"depth": (1 + red / 50).log()}
 
 

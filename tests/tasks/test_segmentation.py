@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from pipeline.data.augment import Placement
 from pipeline.stores.labels import LabelSpace, Value
@@ -81,7 +81,7 @@ def test_encode_writes_areas_and_unknown_share() -> None:
 def test_loss_is_cross_entropy_over_known_pixels() -> None:
     logits = torch.randn(2, 4, 9, 13, generator=torch.Generator().manual_seed(0))
     target = TASK.collate([random_mask(1), random_mask(2)])
-    expected = functional.cross_entropy(logits, target["classes"], ignore_index=IGNORE)
+    expected = F.cross_entropy(logits, target["classes"], ignore_index=IGNORE)
     torch.testing.assert_close(TASK.loss(logits, target), expected)
 
 
