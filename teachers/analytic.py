@@ -31,7 +31,7 @@ class Config(TeacherConfig):
     function: Literal["gabor"] = "gabor"
     """The function of the image."""
     wavelengths: list[float] = Field(default=[4.0, 8.0], min_length=1)
-    """Wavelengths in pixels of the resized image: above 2, and up to 0.7 of its side."""
+    """Wavelengths in pixels of the resized image: above 2, and 1.4 of them at most `image_size` - 1."""
     orientations: int = Field(default=4, ge=2)
     """Number of directions, evenly spread over 180 degrees."""
     image_size: int = Field(default=128, multiple_of=32, ge=32)

@@ -17,7 +17,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from flows.orchestration.remote_worker import WorkItem, execute_part, parts_module, polling, remaining_parts
-from flows.orchestration.task_runners import count_workers, request_gpus, task_runner
+from flows.orchestration.task_runners import request_gpus, task_runner, worker_environs
 from flows.run.processes import Call, Killed, run_in_process
 from flows.run.run import Run
 from flows.run.step_runner import Subprocess
@@ -69,7 +69,7 @@ class FanOut:
         call = Call(remaining_parts, (step, inputs.artifacts, inputs.force), run.log_path(step.name))
         parts = run_in_process(call, inputs.runtime)
         settings = run.recipe.runtime
-        workers = count_workers(settings, self.subprocess.devices)
+        workers = len(worker_environs(settings, self.subprocess.devices))
         cores = 1 if settings.address else max(1, usable_cores() // workers)  # a cluster shares out its own cores
         item = WorkItem(
             root=str(run.workspace.root),

@@ -12,14 +12,12 @@ from contextlib import AbstractContextManager
 from multiprocessing.queues import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from flows.run.step_runner import VISIBLE_GPUS, Environ
 from pipeline.recipe.runtime import RuntimeConfig
 from pipeline.steps.runtime import usable_cores
 
 if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner
-
-    from flows.run.step_runner import Environ
-
 
 POLL_S = 1.0
 """Between checks that the run still exists."""
@@ -28,15 +26,21 @@ POLL_S = 1.0
 # ruff: noqa: PLC0415
 
 
-def count_workers(settings: RuntimeConfig, devices: Sequence[Environ]) -> int:
-    """Return how many processes do parts at once: `runtime.label_workers`, else one per GPU, else one per core."""
-    gpus = [device for device in devices if device]
-    return settings.label_workers or len(gpus) or usable_cores()
+def worker_environs(settings: RuntimeConfig, devices: Sequence[Environ]) -> list[Environ]:
+    """Return the variables that give each process that does parts a GPU of its own, as far as there are so many.
+
+    There are `runtime.label_workers`, else one per GPU, else one per core. `devices` are those of steps that may run at
+    once: they may have several GPUs each, and share them.
+    """
+    names = ",".join(device[VISIBLE_GPUS] for device in devices if VISIBLE_GPUS in device)
+    gpus: list[Environ] = [{VISIBLE_GPUS: name} for name in dict.fromkeys(names.split(",")) if name]
+    count = settings.label_workers or len(gpus) or usable_cores()
+    return [gpus[number % len(gpus)] if gpus else {} for number in range(count)]
 
 
 @contextlib.contextmanager
 def task_runner(settings: RuntimeConfig, devices: Sequence[Environ]) -> Iterator[TaskRunner[Any]]:
-    """Yield the task runner that a recipe names. `devices`: variables that give a process a device of its own."""
+    """Yield the task runner that a recipe names. `devices`: what `preflight` returns."""
     runner = _create(settings, devices)
     try:
         with runner:
@@ -50,7 +54,8 @@ def task_runner(settings: RuntimeConfig, devices: Sequence[Environ]) -> Iterator
 
 
 def _create(settings: RuntimeConfig, devices: Sequence[Environ]) -> TaskRunner[Any]:
-    count = count_workers(settings, devices)
+    environs = worker_environs(settings, devices)
+    count = len(environs)
     if settings.runner == "ray":
         return _ray(settings.address, count)
     if settings.runner == "dask":
@@ -58,8 +63,8 @@ def _create(settings: RuntimeConfig, devices: Sequence[Environ]) -> TaskRunner[A
     from prefect.task_runners import ProcessPoolTaskRunner
 
     free: SimpleQueue[Environ] = multiprocessing.get_context("spawn").SimpleQueue()
-    for number in range(count):
-        free.put(devices[number % len(devices)])
+    for environ in environs:
+        free.put(environ)
     return ProcessPoolTaskRunner(max_workers=count, initializer=_initialize_worker, initargs=(os.getpid(), free))
 
 

@@ -27,6 +27,7 @@ RETRY_S = 2.0
 """Between attempts at a step that another run is making."""
 MAX_RESTARTS = 2
 """Restarts of a step whose process was killed, before the run fails. Those for lack of device memory don't count."""
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 Environ = Mapping[str, str]
 """Environment variables to add for a process."""
 Models = Mapping[str, BaseConfig]
@@ -157,14 +158,14 @@ def preflight(settings: RuntimeConfig, models: Models, runtime: Runtime) -> list
             check_models(section)
     if device != "cuda":
         return [{}] * (settings.side_by_side or 1)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = os.environ.get(VISIBLE_GPUS)
     names = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
     size = settings.training_processes
     groups = [",".join(names[start : start + size]) for start in range(0, len(names) - size + 1, size)]
     if not groups:
         raise ConfigError(f"runtime.training_processes is {size}: at most {len(names)}, the number of CUDA devices.")
     steps = settings.side_by_side or len(groups)
-    return [{"CUDA_VISIBLE_DEVICES": groups[number % len(groups)]} for number in range(steps)]
+    return [{VISIBLE_GPUS: groups[number % len(groups)]} for number in range(steps)]
 
 
 def check_models(section: BaseConfig) -> None:

@@ -84,7 +84,7 @@ class ValidateConfig(BaseConfig):
     )
     """Steps between validations, or a share of all steps; there is one at the end in any case."""
     keep: Literal["best", "last"] = "best"
-    """The weights that are kept: the best by the leading metric, or the last ones."""
+    """The weights that are kept: the best by the metric of the curve, or the last ones."""
     patience: int | None = Field(default=None, ge=1)
     """Validations in a row without a better value after which the training ends; null to train to the end."""
 

@@ -28,11 +28,13 @@ class RuntimeConfig(BaseConfig):
     label_workers: int = Field(default=0, ge=0)
     """Processes of this machine that label at once with `process`, `ray` and `dask`; 0 = one per GPU, or per core."""
     training_processes: int = Field(default=1, ge=1)
-    """Processes that train one network together, each on its own GPU; on a CPU they share the cores."""
+    """Processes that train one network together, each on its own GPU; on a CPU they share the cores. With `inline`,
+    torchrun starts them, and this has no effect."""
     side_by_side: int = Field(default=0, ge=0)
-    """Steps that run at once if they don't depend on each other, as teachers; 0 = one per GPU, and one on a CPU."""
+    """Steps that run at once if they don't depend on each other, as teachers; 0 = as many as the GPUs hold, with
+    `training_processes` for each, and one on a CPU."""
     workers: int = Field(default=0, ge=0)
-    """Threads for decoding and encoding; 0 = one per core."""
+    """Threads for decoding and encoding; 0 = one per core, shared out among processes that work at once."""
     checkpoint_s: float = Field(default=60, ge=0)
     """Seconds between saved training states, which are uploaded if the root is remote."""
     cache_gb: float = Field(default=CACHE_GB, gt=0)

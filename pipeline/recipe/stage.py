@@ -64,7 +64,7 @@ class LabelledConfig(BaseConfig):
     method: Literal["suncet", "supcon"] = "suncet"
     """Loss: the sum over an image's class inside (suncet) or outside (supcon) the logarithm."""
     per_class: int | None = Field(default=None, ge=2)
-    """Labelled images of each class that are used at all; null for all."""
+    """Labelled images of each class that are used at all, at least `images`; null for all."""
     classes: int | None = Field(default=None, ge=2)
     """Classes in a step; must divide their number; null for all."""
     images: int = Field(default=4, ge=2)
@@ -77,7 +77,12 @@ class LabelledConfig(BaseConfig):
     """Share of the steps after which labelled images are switched off."""
 
     @model_validator(mode="after")
-    def _check_smoothing(self) -> LabelledConfig:
+    def _check_amounts(self) -> LabelledConfig:
+        if self.per_class and self.per_class < self.images:
+            raise ValueError(
+                f"per_class ({self.per_class}) is less than images ({self.images}), those of a class in a step: set "
+                f"images to {self.per_class}, or a larger per_class"
+            )
         if self.smoothing and self.method != "suncet":
             raise ValueError(f"smoothing ({self.smoothing}) is for method suncet; {self.method} has none: leave it out")
         return self

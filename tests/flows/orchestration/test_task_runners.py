@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 
 import must
+from flows.orchestration.task_runners import worker_environs
 from flows.plan.selection import Selection
+from flows.run.step_runner import VISIBLE_GPUS
 from pipeline.errors import DataError
+from pipeline.recipe.runtime import RuntimeConfig
 from tests.flows.tiny import digests, events, query_prefect
 from tests.run_fixtures import add_database
 from tests.waiting import wait_until, wait_until_gone
@@ -62,6 +65,23 @@ def test_fan_out_survives_a_killed_worker(
     assert labels(root) == labels(finished_root)
     assert digests(root)["label"] == digests(finished_root)["label"]
     assert [event["step"] for event in events(root) if event["event"] == "killed"] == ["label"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "workers", "gpus"),
+    [
+        ([], 3, [None, None, None]),
+        (["0", "1"], 0, ["0", "1"]),
+        (["0,1", "2,3"], 0, ["0", "1", "2", "3"]),
+        (["0", "0"], 0, ["0"]),
+        (["GPU-a,GPU-b"], 3, ["GPU-a", "GPU-b", "GPU-a"]),
+    ],
+)
+def test_worker_environs_give_each_process_a_gpu(groups: list[str], workers: int, gpus: list[str | None]) -> None:
+    """Networks may train on several GPUs each, or several on one: labelling takes each GPU once."""
+    devices = [{VISIBLE_GPUS: group} for group in groups] or [{}, {}]
+    environs = worker_environs(RuntimeConfig(label_workers=workers), devices)
+    assert [environ.get(VISIBLE_GPUS) for environ in environs] == gpus
 
 
 KILLED_WHILE_WRITING = """

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from ingest.dataset import IngestedSet
 from ingest.true_labels import held_out_keys
@@ -89,6 +90,18 @@ def test_class_sampler_ignores_positions_of_images() -> None:
         for each in (one, other)
     ]
     assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"per_class": 3}, r"per_class \(3\) is less than images \(4\), those of a class in a step: set images to 3"),
+        ({"method": "supcon", "smoothing": 0.1}, r"smoothing \(0.1\) is for method suncet; supcon has none"),
+    ],
+)
+def test_labelled_config_refuses_what_no_step_can_draw(labels: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        LabelledConfig.model_validate(labels)
 
 
 def test_class_sampler_per_class_is_a_subset_of_larger_per_class() -> None:
