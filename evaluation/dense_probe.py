@@ -137,7 +137,7 @@ class _MapObjective(Objective):
         self.module, self.task = module, task
 
     def amounts(self, batch: _MapBatch) -> dict[str, float]:
-        return {"labels": self.task.amount(batch.target)}
+        return {"labels": float(self.task.known(batch.target).sum())}
 
     def forward(self, batch: _MapBatch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         loss = shares["labels"] * self.task.loss(self.module([level.float() for level in batch.maps]), batch.target)

@@ -12,7 +12,7 @@ import tasks
 from evaluation import corruptions
 from evaluation.dense_probe import DenseProbeData, DenseProbeResult, LabelledMaps, update_metric
 from evaluation.extraction import Change, FeatureExtractor, image_changes
-from evaluation.label_subsets import LabelRequest, probe_module, split_train_val
+from evaluation.label_subsets import LabelRequest, probe_module
 from evaluation.measurement import Measurement, measurements
 from evaluation.probe import MAX_MAP_IMAGES
 from pipeline.data.dataset import ImageDataset
@@ -67,7 +67,7 @@ class DenseProbing:
 
     def _labelled(self, count: int, seed: int) -> tuple[LabelledMaps, LabelledMaps]:
         """Return the maps to learn from and to validate on."""
-        train, val = split_train_val(self.splits.order(seed), count, self.splits.val is None)
+        train, val = self.splits.split(self.splits.order(seed), count)
         learned = self._maps(self.splits.train, train.tolist())
         return learned, self._val if self.splits.val else self._maps(self.splits.train, val.tolist())
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from evaluation import corruptions
-from evaluation.label_subsets import Splits, label_requests, split_train_val
+from evaluation.label_subsets import Splits, label_requests
 from evaluation.measurement import CLEAN, MEASUREMENTS_FILE, Measurement, max_or_min, measurements
 from evaluation.schedules import SCHEDULES, FinetuneSchedule
 from pipeline.data.dataset import ImageDataset
@@ -81,7 +81,7 @@ class FinetuneTrial:
 
     def datasets(self) -> tuple[ImageDataset, ImageDataset]:
         """Return the images to train and to validate on."""
-        train, val = split_train_val(self.splits.order(self.seed), self.labels, self.splits.val is None)
+        train, val = self.splits.split(self.splits.order(self.seed), self.labels)
         return self.splits.train.subset(train), self.splits.val or self.splits.train.subset(val)
 
 

@@ -55,6 +55,15 @@ class Splits:
         """Return all positions in `train` in an order whose beginnings are the subsets of labels."""
         return nested_order(self.train.keys(), self.train_classes if self.classes else None, seed)
 
+    def split(self, order: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the positions in `train` to train on and to validate on, among the first `count` of an order.
+
+        The latter are none if there are validation images.
+        """
+        if self.val:
+            return order[:count], order[:0]
+        return split_train_val(order[:count], self.train_classes[order[:count]] if self.classes else None)
+
 
 class LabelRequest(NamedTuple):
     """The splits of a task that a step measures on, and the number of training labels that each amount means."""
@@ -185,10 +194,33 @@ def val_count(count: int) -> int:
 
 
 def split_train_val(
-    order: NDArray[np.int64], count: int, val_from_train: bool
+    positions: NDArray[np.int64], classes: NDArray[np.int64] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split the first `count` positions into those to train on and those to validate on (none without
-    `val_from_train`).
+    """Split positions (N,) into those to train on and a fifth to validate on.
+
+    With `classes`, their class ids (N,), each class gives up as many as its share of the images says, and keeps one at
+    least.
     """
-    val = val_count(count) if val_from_train else 0
-    return order[val:count], order[:val]
+    total, is_val = val_count(len(positions)), np.zeros(len(positions), bool)
+    if classes is None:
+        is_val[:total] = True
+    else:
+        ids, counts = np.unique(classes, return_counts=True)
+        for class_id, number in zip(ids, _val_counts(counts, total), strict=True):
+            is_val[np.flatnonzero(classes == class_id)[:number]] = True
+    return positions[~is_val], positions[is_val]
+
+
+def _val_counts(counts: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+    """Return how many of each class's images are for validation: `total` in proportion, by largest remainders.
+
+    Each class keeps one to train on, unless that leaves none for validation.
+    """
+    quotas = total * counts / counts.sum()
+    found = np.floor(quotas).astype(np.int64)
+    spare = counts - found > 1
+    missing = min(total - int(found.sum()), int(spare.sum()))
+    found[np.lexsort((found - quotas, ~spare))[:missing]] += 1
+    if not found.any():
+        found[0] = 1
+    return found

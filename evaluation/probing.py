@@ -18,7 +18,7 @@ import tasks
 from evaluation import corruptions
 from evaluation.dense_probing import DenseProbing
 from evaluation.extraction import FeatureExtractor, image_changes
-from evaluation.label_subsets import LabelRequest, possible_requests, probe_module, probes_for, split_train_val
+from evaluation.label_subsets import LabelRequest, possible_requests, probe_module, probes_for
 from evaluation.measurement import MEASUREMENTS_FILE, Measurement, measurements
 from evaluation.probe import LabelledFeatures, ProbeData, ProbeResult
 from ingest.true_labels import CLASSIFICATION, class_ids
@@ -87,7 +87,7 @@ class _Probing:
         seeds = range(config["seed"], config["seed"] + config["seeds"])
         orders = {seed: self.splits.order(seed) for seed in seeds}
         self.subsets = [
-            LabelSubset(asked, count, seed, *split_train_val(orders[seed], count, val is None))
+            LabelSubset(asked, count, seed, *self.splits.split(orders[seed], count))
             for asked, count in counts.items()
             for seed in seeds
         ]

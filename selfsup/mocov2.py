@@ -22,7 +22,7 @@ from selfsup.components.method import Family, Method, Policy, StageSetting, View
 POLICY = Policy(area=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4)
 """HPT's: the hue changes four times as far as in MoCo-v2's own code."""
 MAX_QUEUE = 65_536
-MIN_GROUP = 16
+MIN_GROUP = 8
 """Fewest images whose keys share batch statistics."""
 
 
@@ -85,7 +85,7 @@ class MoCo(Method):
         return losses | self.labelled_losses(z[-1], views)
 
     def _keys(self, images: Tensor) -> Tensor:
-        """Return the keys (B, D), computed in two random groups.
+        """Return the keys (B, D), computed in two random groups, or in one if they had fewer than MIN_GROUP images.
 
         Normalised with its query's batch, a key could be recognised by the batch statistics that they share. The paper
         shuffles images among GPUs instead (section 3.3).

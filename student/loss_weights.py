@@ -18,8 +18,8 @@ def task_weight(student_batch: float, student_lr: float, teacher_batch: float, t
     """Return MuST's weight of a teacher's loss, w = (b_s lr_t) / (b_t lr_s) (Ghiasi et al., ICCV 2021).
 
     With it an example's step in the student, w lr_s / b_s, equals its step in the teacher, lr_t / b_t, if one optimizer
-    trains both: `task_weight(4096, 1.6, 256, 0.32)` is 3.2. A `backbone_lr` of their own is not in it. Raises
-    ConfigError unless all four are positive and finite.
+    trains both: `task_weight(4096, 1.6, 256, 0.32)` is 3.2. Neither a `backbone_lr` is in it nor `clip`, which bounds
+    the gradients of all heads together. Raises ConfigError unless all four are positive and finite.
     """
     names = ("student batch", "student lr", "teacher batch", "teacher lr")
     for name, value in zip(names, (student_batch, student_lr, teacher_batch, teacher_lr), strict=True):
@@ -31,7 +31,9 @@ def task_weight(student_batch: float, student_lr: float, teacher_batch: float, t
 class UncertaintyWeighting(nn.Module):
     """Learned weights: sum_i exp(-s_i) L_i + s_i / 2 with s_i free, whose optimum is s_i = log(2 L_i).
 
-    It is the form of Kendall et al. (CVPR 2018) for classification, for all tasks.
+    It is the form of Kendall et al. (CVPR 2018) for classification, for all tasks. The weights begin at 1 and learn at
+    the network's rate: AdamW moves s_i by no more than the sum of the learning rates, which a short training may not
+    have enough of to reach the optimum.
 
     `shares`: by head, what a microbatch's mean loss counts in its step, in [0, 1]: its part of the head's labels in the
     step, times the share of the step's images that have one.

@@ -93,7 +93,7 @@ class Metric(ABC):
 class Task(ABC):
     """Learns, predicts and scores labels of one label space. Parameters are in the head, none in the task.
 
-    Training calls `collate`, `amount`, the head and `loss` on each batch; prediction calls the head and `predict` on
+    Training calls `collate`, `known`, the head and `loss` on each batch; prediction calls the head and `predict` on
     each batch, then `value` on each image. A value is a dict of NumPy arrays, which the task's `TaskLabel` states.
 
     Example:
@@ -136,8 +136,11 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def amount(self, target: Target) -> float:
-        """Return the number of labels or known pixels that `loss` is the mean over: the weight of a part of a batch."""
+    def known(self, target: Target) -> Tensor:
+        """Return where the labels of the n images are known, bool (n, ...): what `loss` is the mean over.
+
+        Thresholds and crops may leave an image of which nothing is.
+        """
 
     @abstractmethod
     def predict(self, output: Any, valid: ValidSizes = None) -> Prediction:

@@ -40,10 +40,11 @@ AUTOTUNE_IMAGES = 4
 class SupervisedObjective(Objective):
     """The losses of a network's heads, combined to one number by `combine(losses, shares)`.
 
-    A loss L is a mean over the n of the step's b images that have a label for the head. It counts n / b of it, as if
-    images without a label had a loss of 0: an image then moves the network as far however many others are labelled.
-    Shares in this are also those of the step's labels in a microbatch (`Objective.forward`). A batch without any label
-    gives 0, with a graph: one of several processes may have drawn such a part.
+    A loss L is a mean over the n of the step's b images of which something is known for the head. It counts n / b of
+    it, as if the others had a loss of 0: an image then moves the network as far however many others are labelled.
+    Images without a label are such, and those whose label a threshold drops or a crop has nothing of. Shares in this
+    are also those of the step's labels in a microbatch (`Objective.forward`). A batch without any label gives 0, with a
+    graph: one of several processes may have drawn such a part.
     """
 
     def __init__(self, network: Network, combine: nn.Module, memory_format: torch.memory_format) -> None:
@@ -51,9 +52,11 @@ class SupervisedObjective(Objective):
         self.network, self.combine, self.memory_format = network, combine, memory_format
 
     def amounts(self, batch: Batch) -> dict[str, float]:
-        labels = {name: self.network.tasks[name].amount(entry["target"]) for name, entry in batch.targets.items()}
-        labelled = {_images_of(name): len(entry["rows"]) for name, entry in batch.targets.items()}
-        return {**labels, **labelled, IMAGES: len(batch.keys)}
+        amounts: dict[str, float] = {IMAGES: len(batch.keys)}
+        for name, entry in batch.targets.items():
+            known = self.network.tasks[name].known(entry["target"])
+            amounts |= {name: float(known.sum()), _images_of(name): float(_any_known(known).sum())}
+        return amounts
 
     def forward(self, batch: Batch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch.images.contiguous(memory_format=self.memory_format)
@@ -63,10 +66,20 @@ class SupervisedObjective(Objective):
         counted = {name: shares[name] * self._labelled_share(name, batch, shares) for name in losses}
         return self.combine(losses, counted), {name: shares[name] * loss.detach() for name, loss in losses.items()}
 
-    def _labelled_share(self, name: str, batch: Batch, shares: Mapping[str, float]) -> float:
-        """Return n / b of the whole step: this microbatch's images by the shares that they are of the step's."""
-        labelled = len(batch.targets[name]["rows"]) / shares[_images_of(name)]
-        return labelled / (len(batch.keys) / shares[IMAGES])
+    def _labelled_share(self, name: str, batch: Batch, shares: Mapping[str, float]) -> Tensor | float:
+        """Return n / b of the whole step: this microbatch's images by the shares that they are of the step's.
+
+        It stays on the device, so that nothing waits for it.
+        """
+        if not shares[_images_of(name)]:
+            return 0.0
+        labelled = _any_known(self.network.tasks[name].known(batch.targets[name]["target"])).sum()
+        return (labelled / shares[_images_of(name)]) / (len(batch.keys) / shares[IMAGES])
+
+
+def _any_known(known: Tensor) -> Tensor:
+    """Return of which images anything is known, bool (n,)."""
+    return known.reshape(len(known), -1).any(dim=1)
 
 
 def _images_of(head: str) -> str:

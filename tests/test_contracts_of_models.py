@@ -12,10 +12,12 @@ from torch import Tensor
 
 import tasks
 from pipeline.data.augment import Placement
+from pipeline.data.loader import Batch
 from pipeline.stores.labels import LabelSpace, Value
 from tasks.network import Network, NetworkConfig
 from tasks.prediction import to_numpy
 from tasks.task import Task
+from tasks.training import SupervisedObjective, WeightedSum
 from tests.spaces import (
     NEVER_UNKNOWN,
     SIDE,
@@ -78,7 +80,7 @@ def test_task_amount_weighs_parts_of_a_batch(space: LabelSpace, pieces: list[int
         rows = torch.arange(len(values[run]))
         with torch.no_grad():
             mean = network.losses(images[run], {"head": {"rows": rows, "target": target}})["head"]
-        return float(mean), task.amount(target)
+        return float(mean), float(task.known(target).sum())
 
     whole, amount = loss(slice(0, 4))
     ends = np.cumsum(pieces).tolist()
@@ -209,6 +211,28 @@ def test_metric_does_not_depend_on_order(space: LabelSpace) -> None:
         backward.update(predicted, true)
     assert forward.compute() == pytest.approx(backward.compute(), rel=1e-9)
     assert forward.compute() == forward.compute(), "asking twice changes the answer"
+
+
+@every_space
+def test_supervised_objective_takes_labels_that_tell_nothing_for_absent_ones(space: LabelSpace) -> None:
+    """Of 4 images 2 have a known label: the loss is half of the mean over these, whether the others have a label."""
+    if space.task in NEVER_UNKNOWN:
+        pytest.skip("its labels are never unknown")
+    network, label = tiny_network(space, "test_convnext").eval(), tasks.label(space)
+    objective = SupervisedObjective(network, WeightedSum({"head": 1.0}), torch.contiguous_format)
+    images = torch.randint(0, 256, (4, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    values = [value_of(space, 0), value_of(space, 1)]
+    empty = [unknown_value(label, value_of(space, seed)) for seed in (2, 3)]
+
+    def loss(labels: list[Value]) -> float:
+        entry = {"rows": torch.arange(len(labels)), "target": target_of(network.tasks["head"], labels)}
+        batch = Batch(images, list("abcd"), {"head": entry})
+        return float(objective(batch, dict.fromkeys(objective.amounts(batch), 1.0))[0].detach())
+
+    alone = network.losses(
+        images[:2], {"head": {"rows": torch.arange(2), "target": target_of(network.tasks["head"], values)}}
+    )
+    assert loss([*values, *empty]) == pytest.approx(loss(values)) == pytest.approx(float(alone["head"]) / 2)
 
 
 @every_space

@@ -1,5 +1,6 @@
-"""Soft nearest-neighbour classifier over all labelled images (Assran et al., 2020, eq. 1), whose likelihood SuNCEt
-maximizes; its authors evaluate with it.
+"""Soft nearest-neighbour classifier on the backbone's vector, the form of SuNCEt's loss (Assran et al., 2020, eq. 1).
+
+The loss, and the authors' own evaluation, take the vectors of the projection head.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ VERSION = 1
 READS = "vector"
 LABEL = TaskLabel
 TEMPERATURE = 0.1
-ABOUT = f"all labelled images vote for their class with exp(cosine / {TEMPERATURE}), on whole images"
+ABOUT = f"all images learned from vote for their class with exp(cosine / {TEMPERATURE}), on whole images"
 RANDOM = False
 CHUNK = 1024
 """Images classified at once, to bound memory."""

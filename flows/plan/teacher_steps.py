@@ -15,7 +15,7 @@ from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import LabelCheck, Step, StepKind
 from pipeline.stores.labels import LabelSpace
 
-TEACHER = StepKind("teacher", "teachers.supervised:make", version=4)
+TEACHER = StepKind("teacher", "teachers.supervised:make", version=5)
 """The kind of all teachers. Plans replace `run` by the `make` of the teacher's own file; `trains` if it is trained."""
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-VERSION = 2
+VERSION = 3
 """Incremented with every change of what a seed draws. Steps that draw have it in their configuration."""
 
 

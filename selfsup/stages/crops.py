@@ -63,6 +63,7 @@ def resized_crop(image: Image.Image, crop: Crop, size: int) -> NDArray[np.uint8]
 
 def draw_views(data: bytes, kinds: Sequence[ViewKind], rng: np.random.Generator) -> list[NDArray[np.uint8]]:
     """Decode an image once and draw a view (S, S, 3) uint8 of each kind. Raises DataError if it can't be decoded."""
-    side = max(math.ceil(kind.size / math.sqrt(kind.policy.area[0])) for kind in kinds)  # smaller blurs small crops
+    # of a smaller image, the smallest and narrowest crops would have fewer pixels than their view
+    side = max(math.ceil(kind.size / math.sqrt(kind.policy.area[0] * ASPECT[0])) for kind in kinds)
     image = decode_image(data, at_least=(side, side))
     return [resized_crop(image, draw_crop(kind.policy, image.size, rng), kind.size) for kind in kinds]

@@ -59,10 +59,11 @@ class TaskModel(Task):
         probs = target["probs"]
         smooth = torch.lerp(probs, torch.full_like(probs, 1 / probs.shape[1]), self.label_smoothing)
         losses = -(smooth * output.log_softmax(dim=1)).sum(dim=1)
-        return masked_mean(losses, probs.any(dim=1))
+        return masked_mean(losses, self.known(target))
 
-    def amount(self, target: Target) -> float:
-        return float(target["probs"].any(dim=1).sum())
+    def known(self, target: Target) -> Tensor:
+        known: Tensor = target["probs"].any(dim=1)
+        return known
 
     def predict(self, output: Tensor, valid: ValidSizes = None) -> Prediction:
         return {"probs": output.softmax(dim=1)}

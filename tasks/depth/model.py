@@ -70,14 +70,15 @@ class TaskModel(DenseTask):
         Relative: |n(d') - n(d)|, where n subtracts the median over known pixels and divides by their mean absolute
         deviation from it: the scale- and shift-invariant loss of MiDaS (Ranftl et al., TPAMI 2022, eq. 5-7).
         """
-        depth, known = target["depth"], target["depth"] > 0
+        depth, known = target["depth"], self.known(target)
         if self._relative:
             return masked_mean((_standardize(output[:, 0], known) - _standardize(depth, known)).abs(), known)
         log_depth = depth.clamp(min=1e-3).log()
         return masked_mean((output[:, 0].clamp(*LOG_RANGE) - log_depth).abs(), known)
 
-    def amount(self, target: Target) -> float:
-        return float((target["depth"] > 0).sum())
+    def known(self, target: Target) -> Tensor:
+        known: Tensor = target["depth"] > 0
+        return known
 
     def predict(self, output: Tensor, valid: ValidSizes = None) -> Prediction:
         raw = output[:, 0]

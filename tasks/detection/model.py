@@ -47,8 +47,8 @@ MOST_PROPOSALS, MOST_SAMPLED = 1000, 512
 def anchor_sizes(image_size: int) -> tuple[float, ...]:
     """Return the side of the anchors of P3 to P7 for images of this side, pixels.
 
-    RetinaNet's at its 800 pixels, 32 to 512 (Lin et al., ICCV 2017), and in proportion at other sizes, from 4 to 64 %
-    of the side, but never less than two cells of the level.
+    RetinaNet's at its 800 pixels, 32 to 512 (Lin et al., ICCV 2017), and in proportion from 400 pixels on, 4 to 64 % of
+    the side. In smaller images they are two cells of each level, 16 to 256 pixels.
     """
     return tuple(stride * max(2.0, image_size / 200) for stride in PYRAMID_STRIDES)
 
@@ -222,9 +222,9 @@ class TaskModel(Task):
         _, losses = output.head.run(output, target["valid"], target["images"])
         return torch.stack(list(losses.values())).sum()
 
-    def amount(self, target: Target) -> float:
-        """Return the number of images: the loss is a mean over anchors and proposals that are drawn in each."""
-        return len(target["images"])
+    def known(self, target: Target) -> Tensor:
+        """Return true for each image: the loss is a mean over anchors and proposals that are drawn in each."""
+        return torch.ones(len(target["images"]), dtype=torch.bool)
 
     def predict(self, output: Pending, valid: ValidSizes = None) -> Prediction:
         detections, _ = output.head.run(output, valid)

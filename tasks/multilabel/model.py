@@ -68,14 +68,14 @@ class TaskModel(Task):
 
         `label_smoothing` s moves p to (1 - s) p + s / 2, evenly over the class's two outcomes.
         """
-        known = ~target["probs"].isnan()
         probs = target["probs"].nan_to_num()
         smooth = torch.lerp(probs, torch.full_like(probs, 0.5), self.label_smoothing)
         losses = F.binary_cross_entropy_with_logits(output, smooth, reduction="none")
-        return masked_mean(losses, known)
+        return masked_mean(losses, self.known(target))
 
-    def amount(self, target: Target) -> float:
-        return float((~target["probs"].isnan()).sum())
+    def known(self, target: Target) -> Tensor:
+        known: Tensor = ~target["probs"].isnan()
+        return known
 
     def predict(self, output: Tensor, valid: ValidSizes = None) -> Prediction:
         return {"probs": output.sigmoid()}

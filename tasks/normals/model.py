@@ -69,10 +69,11 @@ class TaskModel(DenseTask):
     def loss(self, output: Tensor, target: Target) -> Tensor:
         """Return the mean of 1 - cos(n', n) over known pixels. The choice is ours: MuST does not state its loss."""
         normals = target["normals"]
-        return masked_mean(1 - F.cosine_similarity(output, normals, dim=1), normals.any(dim=1))
+        return masked_mean(1 - F.cosine_similarity(output, normals, dim=1), self.known(target))
 
-    def amount(self, target: Target) -> float:
-        return float(target["normals"].any(dim=1).sum())
+    def known(self, target: Target) -> Tensor:
+        known: Tensor = target["normals"].any(dim=1)
+        return known
 
     def predict(self, output: Tensor, valid: ValidSizes = None) -> Prediction:
         return {"normals": F.normalize(output, dim=1).permute(0, 2, 3, 1)}

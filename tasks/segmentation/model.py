@@ -69,10 +69,11 @@ class TaskModel(DenseTask):
         losses = F.cross_entropy(
             output, classes, ignore_index=IGNORE, reduction="none", label_smoothing=self.label_smoothing
         )
-        return masked_mean(losses, classes != IGNORE)
+        return masked_mean(losses, self.known(target))
 
-    def amount(self, target: Target) -> float:
-        return float((target["classes"] != IGNORE).sum())
+    def known(self, target: Target) -> Tensor:
+        known: Tensor = target["classes"] != IGNORE
+        return known
 
     def predict(self, output: Tensor, valid: ValidSizes = None) -> Prediction:
         confidence, classes = output.softmax(dim=1).max(dim=1)

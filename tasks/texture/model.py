@@ -67,10 +67,11 @@ class TaskModel(DenseTask):
     def loss(self, output: Tensor, target: Target) -> Tensor:
         """Return the mean of |sigmoid(output) - response| over known cells and filters; L1 is our choice."""
         responses = target["responses"]
-        return masked_mean((output.sigmoid() - responses).abs(), responses >= 0)
+        return masked_mean((output.sigmoid() - responses).abs(), self.known(target))
 
-    def amount(self, target: Target) -> float:
-        return float((target["responses"] >= 0).sum())
+    def known(self, target: Target) -> Tensor:
+        known: Tensor = target["responses"] >= 0
+        return known
 
     def predict(self, output: Tensor, valid: ValidSizes = None) -> Prediction:
         return {"responses": output.sigmoid().permute(0, 2, 3, 1)}

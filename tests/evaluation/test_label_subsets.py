@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from evaluation.label_subsets import Splits, find_splits, label_count, nested_order, split_train_val
+from evaluation.label_subsets import Splits, find_splits, label_count, nested_order, split_train_val, val_count
 from ingest.dataset import IngestedSet
 from ingest.true_labels import class_ids, true_label_dataset
 from pipeline.data.dataset import ImageDataset
@@ -66,21 +66,60 @@ def test_splits_order_without_classes_depends_on_the_seed(scenes: Artifact) -> N
 
 def test_split_train_val_subsets_are_nested() -> None:
     order = np.random.default_rng(0).permutation(30)
-    for val_from_train in (False, True):
-        drawn = [
-            set(np.concatenate(split_train_val(order, count, val_from_train)).tolist()) for count in (5, 10, 23, 30)
-        ]
-        assert [len(each) for each in drawn] == [5, 10, 23, 30]
-        assert all(few < more for few, more in itertools.pairwise(drawn))
+    drawn = [set(np.concatenate(split_train_val(order[:count], None)).tolist()) for count in (5, 10, 23, 30)]
+    assert [len(each) for each in drawn] == [5, 10, 23, 30]
+    assert all(few < more for few, more in itertools.pairwise(drawn))
 
 
 def test_split_train_val_takes_a_fifth_for_validation() -> None:
-    order = np.random.default_rng(0).permutation(30)
-    learned, aside = split_train_val(order, 20, val_from_train=True)
+    order = np.random.default_rng(0).permutation(20)
+    learned, aside = split_train_val(order, None)
     assert (len(learned), len(aside)) == (16, 4)
     assert not set(learned) & set(aside)
-    assert [len(part) for part in split_train_val(order, 3, val_from_train=True)] == [2, 1], "at least one decides"
-    assert [len(part) for part in split_train_val(order, 20, val_from_train=False)] == [20, 0]
+    assert [len(part) for part in split_train_val(order[:3], None)] == [2, 1], "at least one decides"
+
+
+def test_splits_split_takes_no_label_for_validation_if_there_are_validation_images(colours: Artifact) -> None:
+    splits = splits_in(colours)
+    assert [len(part) for part in splits.split(splits.order(0), 12)] == [12, 0]
+    splits = splits_in(colours, "val")
+    learned, aside = splits.split(splits.order(0), 12)
+    assert (len(learned), len(aside)) == (10, 2)
+    assert set(learned) | set(aside) == set(splits.order(0)[:12])
+
+
+@pytest.mark.parametrize(
+    ("counts", "aside"),
+    [
+        ([1000, 10], [200, 2]),
+        ([500, 200, 100, 50, 20], [100, 40, 20, 10, 4]),
+        ([4] * 10, [1] * 8 + [0] * 2),
+        ([100, 1, 1, 1], [20, 0, 0, 0]),
+        ([5, 1, 1, 1, 1, 1], [2, 0, 0, 0, 0, 0]),
+        ([2, 1, 1, 1, 1, 1, 1, 1, 1, 1], [1, *[0] * 9]),
+        ([1, 1], [1, 0]),
+    ],
+)
+def test_split_train_val_takes_a_fifth_of_each_class(counts: list[int], aside: list[int]) -> None:
+    """A rare class keeps images to train on: it has them all among the first of an order that takes classes in turn."""
+    classes = np.repeat(np.arange(len(counts)), counts)
+    order = nested_order([str(number) for number in range(len(classes))], classes, seed=1)
+    learned, val = split_train_val(order, classes[order])
+    assert sorted([*learned, *val]) == list(range(len(classes)))
+    found = np.bincount(classes[val], minlength=len(counts)).tolist()
+    assert sorted(found, reverse=True) == aside if len(set(counts)) == 1 else found == aside
+
+
+def test_split_train_val_of_classes_takes_as_many_as_without() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(50):
+        counts = rng.integers(2, 30, rng.integers(2, 12))
+        classes = np.repeat(np.arange(len(counts)), counts)
+        order = nested_order([str(number) for number in range(len(classes))], classes, seed=3)
+        chosen = order[: int(rng.integers(2 * len(counts), len(order) + 1))]
+        learned, val = split_train_val(chosen, classes[chosen])
+        assert len(val) == val_count(len(chosen))
+        assert set(classes[learned]) == set(classes[chosen]), "each class is learned"
 
 
 def test_label_count_of_all_numbers_and_shares() -> None:

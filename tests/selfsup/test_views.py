@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import io
 from collections.abc import Callable
 
 import numpy as np
@@ -17,9 +18,10 @@ from torchvision.transforms import v2
 from pipeline.data.augment import seeded_generator
 from pipeline.recipe.stage import LabelledConfig, PolicyConfig, StageConfig
 from selfsup.components.method import Policy, Position, ViewKind
+from selfsup.stages import crops
 from selfsup.stages.budget import Budget, budget_of
 from selfsup.stages.color_jitter import ColorJitter
-from selfsup.stages.crops import draw_crop
+from selfsup.stages.crops import Crop, draw_crop
 from selfsup.stages.objective import override_policies
 from selfsup.stages.stream import ImageViews, LocalViews
 
@@ -43,6 +45,26 @@ def test_draw_crop_is_distributed_as_random_resized_crop(area: tuple[float, floa
     error = 4 * np.concatenate([expected.std(0), expected.std(0)]) / np.sqrt(DRAWS)
     assert (np.abs(moments(drawn) - moments(expected)) < error + 0.5).all()
     assert np.mean([crop.flip for crop in crops]) == pytest.approx(0.5, abs=0.04)
+
+
+@pytest.mark.parametrize("size", [(4000, 3000), (3000, 3000), (2000, 4000)])
+def test_draw_views_decodes_as_many_pixels_as_the_smallest_crop_needs(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crop that had fewer pixels than its view would be blurred, and only because the image was decoded small."""
+    drawn, really = list[tuple[int, Crop]](), crops.resized_crop
+
+    def resized_crop(image: Image.Image, crop: Crop, side: int) -> NDArray[np.uint8]:
+        drawn.append((image.width, crop))
+        return really(image, crop, side)
+
+    monkeypatch.setattr(crops, "resized_crop", resized_crop)
+    policy, data = Policy(area=(0.08, 0.08)), io.BytesIO()
+    Image.new("RGB", size).save(data, "JPEG")
+    for seed in range(8):
+        crops.draw_views(data.getvalue(), [ViewKind(224, policy)] * 8, seeded_generator(seed))
+    assert min(min(crop.width, crop.height) for _, crop in drawn) >= 224
+    assert max(width for width, _ in drawn) < size[0], "the image was decoded in reduced size"
 
 
 @given(st.integers(1, 500), st.integers(1, 500), st.integers(0, 2**32))

@@ -69,15 +69,16 @@ def test_moco_losses_match_first_view_to_keys_of_second_and_enqueue_them() -> No
     assert found == pytest.approx(formulas.info_nce(query, keys, before.queue, 0.2), rel=1e-4)
 
 
-def test_moco_keys_are_computed_in_two_random_groups() -> None:
+@pytest.mark.parametrize(("images", "groups"), [(32, [16, 16]), (17, [9, 8]), (15, [15])])
+def test_moco_keys_are_computed_in_two_random_groups(images: int, groups: list[int]) -> None:
     method = with_other_momentum_encoder("mocov2", "key_encoder", queue=64, key_momentum=1.0)
-    batch, seen = views(method, index=torch.arange(32)), list[Tensor]()
+    batch, seen = views(method, index=torch.arange(images)), list[Tensor]()
     method.key_encoder.network.eval().register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     method.losses(batch)
-    assert [len(group) for group in seen] == [16, 16]
+    assert [len(group) for group in seen] == groups
     assert not torch.equal(torch.cat(seen), batch.unlabelled[1]), "in another order than the queries"
     wanted = normalize(method.key_encoder(batch.unlabelled[1]), dim=1)
-    torch.testing.assert_close(method.queue[:32], wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(method.queue[:images], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_byol_losses_predict_target_of_the_other_view() -> None:

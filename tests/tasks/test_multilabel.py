@@ -111,7 +111,7 @@ def test_loss_is_binary_cross_entropy_with_soft_targets() -> None:
     target = TASK.collate([probs(0.2, 0.5, 0.3), probs(0, 1, 0)])
     expected = F.binary_cross_entropy_with_logits(logits(), target["probs"])
     torch.testing.assert_close(TASK.loss(logits(), target), expected)
-    assert TASK.amount(target) == 6
+    assert TASK.known(target).sum() == 6
 
 
 def test_loss_ignores_unknown_entries() -> None:
@@ -122,7 +122,7 @@ def test_loss_ignores_unknown_entries() -> None:
     known = torch.tensor([[False, True, True], [True, False, False]])
     wanted = F.binary_cross_entropy_with_logits(output[known], target["probs"][known])
     torch.testing.assert_close(loss, wanted)
-    assert TASK.amount(target) == 3
+    assert TASK.known(target).sum() == 3
     assert output.grad is not None
     assert torch.equal(output.grad != 0, known)
 
