@@ -9,8 +9,8 @@
 
 Teachers learn five tasks from four disjoint labelled sets, from ImageNet's weights, and label a pool twenty times as
 large, as does a published ImageNet classifier. Every student and every self-supervised network sees as many images: the
-students of a single teacher, of all, of all without any true label or without the teachers' images, SimCLR and MoCo-v2;
-the stage from the student sees as many again. Each backbone is measured on five tasks, on scenes like the teachers' and
+students of a single teacher, of all, of all without any true label or without the teachers' images, SimCLR and MoCo-v2,
+in half as many steps (at size small SimCLR once more, in as many); the stage from the student sees as many again. Each backbone is measured on five tasks, on scenes like the teachers' and
 on images of kinds that no teacher has seen: frozen, and fine-tuned with few labels.
 """
 
@@ -147,6 +147,7 @@ def backbone_rows(start: str) -> dict[str, BackboneRow]:
         f"from {start}": BackboneRow(None),
         **{f"teacher of {name}": BackboneRow(f"teacher.{name}") for name in TRAINED_TEACHERS},
         "SimCLR": BackboneRow("stage.simclr"),
+        "SimCLR, 640 steps": BackboneRow("stage.simclr", ("stages.simclr.steps=640",)),
         "MoCo-v2": BackboneRow("stage.mocov2"),
         **{f"student of {name}": single_task(name) for name in TEACHERS},
         STUDENT: BackboneRow("student"),
