@@ -10,8 +10,9 @@
 Teachers learn five tasks from four disjoint labelled sets, from ImageNet's weights, and label a pool twenty times as
 large, as does a published ImageNet classifier. Every student and every self-supervised network sees as many images: the
 students of a single teacher, of all, of all without any true label or without the teachers' images, SimCLR and MoCo-v2,
-in half as many steps (at size small SimCLR once more, in as many); the stage from the student sees as many again. Each backbone is measured on five tasks, on scenes like the teachers' and
-on images of kinds that no teacher has seen: frozen, and fine-tuned with few labels.
+which take half as many steps (at size small SimCLR once more, with as many); the stage from the student sees as many
+again. Each backbone is measured on five tasks, on scenes like the teachers' and on images of kinds that no teacher has
+seen: frozen, and fine-tuned with few labels.
 """
 
 # ruff: noqa: E402 - the process is set up before torch is loaded

@@ -14,6 +14,8 @@ from pipeline.sources._splits import Split, has_split_folders, parse_split, spli
 from pipeline.storage.path import StoragePath, walk
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+MAX_IMAGE_BYTES = 2 << 30
+"""Larger files are refused: an image of as many pixels as are read has fewer bytes."""
 Pair = tuple[StoragePath, StoragePath | None]
 """An image, and its label file if it has one."""
 
@@ -94,6 +96,14 @@ def stamp_files(root: StoragePath, files: Iterable[StoragePath]) -> list[tuple[s
 def images_under(root: StoragePath) -> Iterator[StoragePath]:
     """Yield the files that `walk` finds below `root` and whose suffix is that of an image; none is opened."""
     return (file for file in walk(root) if file.suffix in IMAGE_SUFFIXES)
+
+
+def read_image(file: StoragePath) -> bytes:
+    """Return the bytes of an image file. Raises DataError if it can't be read, or is larger than an image can be."""
+    size, _ = file.stamp() if file.local or file.info else (0, 0)  # of others, it would take a request
+    if size > MAX_IMAGE_BYTES:
+        raise DataError(f"{file}: has {size:,} bytes; an image may have {MAX_IMAGE_BYTES:,}")
+    return file.read()
 
 
 def check_size(label_size: tuple[int, int], image_size: tuple[int, int], subject: str) -> None:

@@ -24,6 +24,7 @@ from pipeline.recipe.source import SourceConfig
 from pipeline.sources import SourceRecord, TrueLabels
 from pipeline.sources._classes import index_classes, true_boxes
 from pipeline.sources._files import FileSource, check_size, images_under
+from pipeline.sources._named_files import NamedFiles
 from pipeline.sources._splits import SPLITS, Split
 from pipeline.storage.path import StoragePath, require_exists
 from pipeline.stores.labels import LabelSpace
@@ -49,6 +50,9 @@ class Config(SourceConfig):
     images: dict[Split, str] = Field(default_factory=dict)
     """Folder by split that file names are relative to, relative to `path`. By default `images/<split>` or `<split>`,
     either with 2017 behind the split as well, or `images`."""
+    elsewhere: tuple[str, ...] = ()
+    """Other folders that file names may lead to, relative to `path`. Of images that lie neither there nor in the set's
+    own folders, links resolved, none is read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +82,8 @@ class Source(FileSource):
             raise ConfigError(f"images: {sorted(extra)} have no `annotations`")
         self._image_folders = {split: self._find_images(split) for split in self._annotation_files}
         self.folders = list(dict.fromkeys(self._image_folders.values()))
+        others = [require_exists(self.root / name, "elsewhere", "folder") for name in config.elsewhere]
+        self._named = {split: NamedFiles(folder, [self.root, *others]) for split, folder in self._image_folders.items()}
         self.files = list(self._annotation_files.values())
 
     def _find_annotations(self, split: Split) -> StoragePath | None:
@@ -127,7 +133,12 @@ class Source(FileSource):
                 reason = f"has annotations of {len(unlisted)} images that it does not list, first {first}"
                 self.problems.append((self._annotation_files[split].relative_to(self.root), reason))
             for entry in part.entries:
-                file = self._image_folders[split] / entry["file_name"]
+                named = self._named[split]
+                try:
+                    file = named.find(entry["file_name"])
+                except DataError as error:
+                    self.problems.append((f"{self._annotation_files[split].name} image {entry['id']!r}", str(error)))
+                    continue
                 name = file.relative_to(self.root)
                 if name in seen:
                     self.problems.append((name, f"listed twice, the second time in split {split!r}"))
@@ -135,7 +146,7 @@ class Source(FileSource):
                 seen.add(name)
                 file = remote.get(file, file)
                 truth = functools.partial(self._truth, entry, part.annotations.get(entry["id"], []))
-                yield SourceRecord(name, split, file.read, truth, file.stamp)
+                yield SourceRecord(name, split, functools.partial(named.read, file), truth, file.stamp)
 
     def _truth(self, entry: dict[str, Any], annotations: list[dict[str, Any]], size: tuple[int, int]) -> TrueLabels:
         if entry.get("width") and entry.get("height"):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import functools
 import io
-import posixpath
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -18,6 +17,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.sources import SourceRecord
 from pipeline.sources._classes import check_distinct
 from pipeline.sources._files import FileSource, images_under
+from pipeline.sources._named_files import NamedFiles
 from pipeline.sources._splits import Split, parse_split, split_by_hash, split_from_path
 from pipeline.sources._tables import LabelColumns, TableConfig, classes_among, distinct_names
 from pipeline.storage.path import StoragePath, require_exists, walk
@@ -33,6 +33,9 @@ class Config(TableConfig):
     images: str | None = None
     """Folder that the images' paths are relative to; itself relative to the folder that `path` is, or that it is in,
     which is the default."""
+    elsewhere: tuple[str, ...] = ()
+    """Other folders that the images' paths may lead to, relative as `images` is. Of images that lie neither there nor
+    in the set's own folder, links resolved, none is read."""
 
 
 class _Row(NamedTuple):
@@ -59,6 +62,8 @@ class Source(FileSource):
             raise ConfigError(f"path: no .csv files in {path}")
         folder = require_exists(root / config.images, "images", "folder") if config.images else root
         super().__init__(root, [folder], files)
+        others = [require_exists(root / name, "elsewhere", "folder") for name in config.elsewhere]
+        self._named = NamedFiles(folder, [root, *others])
 
     @functools.cached_property
     def _labelled(self) -> list[StoragePath]:
@@ -99,11 +104,12 @@ class Source(FileSource):
         lines: dict[str, str] = {}
         for row in (row for file in self.files for row in _rows(file)):
             stated = row.cells[self.config.image]
-            path = posixpath.normpath(stated.replace("\\", "/"))
-            if path.startswith(("/", "../")) or path in (".", ".."):
-                self.problems.append((f"{row.file.name} line {row.line}", f"path {stated!r} is of no file in {folder}"))
+            try:
+                file = self._named.find(stated)
+            except DataError as error:
+                self.problems.append((f"{row.file.name} line {row.line}", str(error)))
                 continue
-            file = folder.child(path)
+            path = file.relative_to(folder)
             name = file.relative_to(self.root)
             if name in lines:
                 self.problems.append((name, f"listed twice, by {lines[name]} and {row.place}"))
@@ -114,10 +120,11 @@ class Source(FileSource):
             raise DataError(f"{', '.join(map(str, self.files))}: lists no image in {folder}")
 
     def _record(self, name: str, split: Split, file: StoragePath, row: _Row) -> SourceRecord:
+        read = functools.partial(self._named.read, file)
         if not self._labelled:
-            return SourceRecord(name, split, file.read, stamp=file.stamp)
+            return SourceRecord(name, split, read, stamp=file.stamp)
         truth = functools.partial(self._labels.truth, row.cells, row.place)
-        return SourceRecord(name, split, file.read, truth, file.stamp)
+        return SourceRecord(name, split, read, truth, file.stamp)
 
     def _row_split(self, path: str, row: _Row) -> Split:
         if "split" in row.cells:

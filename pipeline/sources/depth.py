@@ -23,7 +23,7 @@ from pipeline.data.normals import PinholeCamera, normals_from_depth
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.source import Share, SourceConfig
 from pipeline.sources import SourceRecord, TrueLabels
-from pipeline.sources._files import FileSource, check_size
+from pipeline.sources._files import FileSource, check_size, read_image
 from pipeline.sources._splits import Split, split_by_hash
 from pipeline.storage.path import StoragePath, require_exists
 from pipeline.stores.labels import FULL_IMAGE, LabelSpace, resample_nearest
@@ -97,7 +97,13 @@ class Source(FileSource):
         for image, depth in pairs:
             name = image.relative_to(self.rgb)
             truth = functools.partial(self._truth, depth, name)
-            yield SourceRecord(image.relative_to(self.root), self._scene_split(name), image.read, truth, image.stamp)
+            yield SourceRecord(
+                image.relative_to(self.root),
+                self._scene_split(name),
+                functools.partial(read_image, image),
+                truth,
+                image.stamp,
+            )
 
     def _check_hold_out(self, names: list[str]) -> None:
         for scene in self.config.hold_out if isinstance(self.config.hold_out, tuple) else ():

@@ -5,12 +5,13 @@ Files without the suffix of an image and hidden files and folders are skipped. L
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Literal
 
 from pipeline.recipe.source import SourceConfig
 from pipeline.sources import SourceRecord
-from pipeline.sources._files import FileSource, images_under
+from pipeline.sources._files import FileSource, images_under, read_image
 from pipeline.storage.path import StoragePath, require_exists
 from pipeline.stores.labels import LabelSpace
 
@@ -35,4 +36,6 @@ class Source(FileSource):
 
     def read_records(self) -> Iterator[SourceRecord]:
         for file in images_under(self.root):
-            yield SourceRecord(file.relative_to(self.root), "train", file.read, stamp=file.stamp)
+            yield SourceRecord(
+                file.relative_to(self.root), "train", functools.partial(read_image, file), stamp=file.stamp
+            )

@@ -15,7 +15,7 @@ from pipeline.errors import DataError
 from pipeline.recipe.source import Share, SourceConfig
 from pipeline.sources import SourceRecord
 from pipeline.sources._classes import check_distinct, one_hot_label
-from pipeline.sources._files import FileSource, images_under
+from pipeline.sources._files import FileSource, images_under, read_image
 from pipeline.storage.path import StoragePath, printable, require_exists, subfolders
 from pipeline.stores.labels import LabelSpace
 
@@ -61,7 +61,7 @@ class Source(FileSource):
                 continue
             split = self._split(name, self.config.hold_out)
             truth = functools.partial(one_hot_label, index[folders[level]], len(index))
-            yield SourceRecord(name, split or "train", file.read, truth, file.stamp)
+            yield SourceRecord(name, split or "train", functools.partial(read_image, file), truth, file.stamp)
 
     def file_stamps(self) -> list[tuple[str, int, int]]:
         # classes without files, too, are part of the result

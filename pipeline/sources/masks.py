@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.source import Share, SourceConfig
 from pipeline.sources import SourceRecord, TrueLabels
 from pipeline.sources._classes import check_distinct, index_classes
-from pipeline.sources._files import FileSource, check_size
+from pipeline.sources._files import FileSource, check_size, read_image
 from pipeline.storage.path import StoragePath, require_exists
 from pipeline.stores.labels import IGNORE, LabelSpace
 
@@ -78,7 +78,9 @@ class Source(FileSource):
                 self.problems.append((image.relative_to(self.root), "lies in no split folder"))
                 continue
             truth = functools.partial(self._truth, mask)
-            yield SourceRecord(image.relative_to(self.root), split, image.read, truth, image.stamp)
+            yield SourceRecord(
+                image.relative_to(self.root), split, functools.partial(read_image, image), truth, image.stamp
+            )
 
     def _truth(self, mask: StoragePath | None, size: tuple[int, int]) -> TrueLabels:
         if mask is None:

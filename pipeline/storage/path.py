@@ -8,6 +8,7 @@ import hashlib
 import os
 import posixpath
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -134,6 +135,8 @@ class StoragePath:
         if size == 0:
             return b""  # storages take an empty range for the whole file
         with explain_read_errors(self):
+            if self.local and not stat.S_ISREG(os.stat(self.path).st_mode):  # a pipe waits, a device may never end
+                raise DataError(f"{self}: is no file, but a folder, pipe or device")
             data = self._cat(start, size)
         if size is not None and len(data) != size:
             raise DataError(f"{self}: ends {size - len(data)} bytes before the end of an image in it")
@@ -281,10 +284,10 @@ class StoragePath:
             return int(info.get("size") or 0), int.from_bytes(digest[:7], "big")
         with explain_read_errors(self):
             try:
-                stat = os.stat(self.path)
+                status = os.stat(self.path)
             except FileNotFoundError:
                 return -1, 0
-        return stat.st_size, stat.st_mtime_ns
+        return status.st_size, status.st_mtime_ns
 
 
 def _sizes(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
@@ -340,8 +343,8 @@ def walk(root: StoragePath) -> Iterator[StoragePath]:
 
 
 def _walk_local(folder: StoragePath, parents: frozenset[tuple[int, int]]) -> Iterator[StoragePath]:
-    stat = os.stat(folder.path)
-    inode = (stat.st_dev, stat.st_ino)
+    status = os.stat(folder.path)
+    inode = (status.st_dev, status.st_ino)
     if inode in parents:
         return
     for entry in _scan(folder):

@@ -1,0 +1,77 @@
+"""Image files that a data file names. Such names are not trusted: they lead only into folders that the recipe names."""
+
+from __future__ import annotations
+
+import functools
+import os
+import posixpath
+from collections.abc import Sequence
+
+from pipeline.errors import DataError
+from pipeline.sources._files import read_image
+from pipeline.storage.path import URL, StoragePath, printable
+
+
+class NamedFiles:
+    """Files below `folder`, which names are relative to, or below one of the folders `others`.
+
+    Example:
+        files = NamedFiles(folder, [root])
+        data = files.read(files.find("train/a.jpg"))  # "../../a.jpg", "/a.jpg", "http://..." raise DataError
+    """
+
+    def __init__(self, folder: StoragePath, others: Sequence[StoragePath]) -> None:
+        self.folder, self.roots = folder, list(dict.fromkeys([folder, *others]))
+
+    def find(self, name: str) -> StoragePath:
+        """Return the path of a name, in which backslashes divide folders as well. Nothing is opened.
+
+        Absolute names and URLs have to begin with one of the folders. Raises DataError for a name that leads elsewhere.
+        """
+        file = self._path(name.replace("\\", "/")) if _is_possible(name) else None
+        if file is None or file == self.folder or not self._is_inside(file):
+            raise DataError(f"the name {name!r} leads to no file in {self._places()}")
+        return file
+
+    def read(self, file: StoragePath) -> bytes:
+        """Return the bytes of a file that `find` returned. Raises DataError if it is a link to somewhere else."""
+        if file.local:
+            end = os.path.realpath(file.path)
+            if not any(_is_below(end, root) for root in self._real_roots):
+                raise DataError(f"{file} is a link to {printable(end)}, which is not in {self._places()}")
+        return read_image(file)
+
+    def _path(self, name: str) -> StoragePath | None:
+        """Return the path of a relative name, or of one that begins with one of the folders; None for others."""
+        if not (URL.match(name) or os.path.isabs(name)):
+            return _join(self.folder, name)
+        starts = {root: root.path if root.local else root.fs.unstrip_protocol(root.path) for root in self.roots}
+        found = (_join(root, name.removeprefix(start)) for root, start in starts.items() if _is_below(name, start))
+        return next(found, None)
+
+    def _is_inside(self, file: StoragePath) -> bool:
+        return any(file.fs == root.fs and _is_below(file.path, root.path) for root in self.roots)
+
+    @functools.cached_property
+    def _real_roots(self) -> list[str]:
+        return [os.path.realpath(root.path) for root in self.roots if root.local]
+
+    def _places(self) -> str:
+        return f"{' or '.join(map(str, self.roots))}; the key `elsewhere` of the set names other folders"
+
+
+def _join(folder: StoragePath, name: str) -> StoragePath:
+    return StoragePath(folder.fs, posixpath.normpath(f"{folder.path}/{name}"))
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path.startswith(f"{folder.rstrip('/')}/")
+
+
+def _is_possible(name: str) -> bool:
+    """Return True if a file can have this name."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in name

@@ -1,0 +1,161 @@
+"""Names out of data files: where they lead, and where not."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.errors import DataError
+from pipeline.sources import BaseSource, _files, coco, csv
+from pipeline.sources._named_files import NamedFiles
+from pipeline.storage.path import StoragePath
+
+HOSTILE = [
+    "/etc/hostname",
+    "../../../outside.png",
+    "train/../../../outside.png",
+    "http://example.org/a.png",
+    "file:///etc/hostname",
+    "simplecache::http://example.org/a.png",
+    "github://org:repo@main/a.png",
+    "..",
+    ".",
+    "",
+    "a\0.png",
+    "a\ud800.png",
+    "\\\\server\\share\\a.png",
+    "..\\..\\..\\outside.png",
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return the folder of a set's images, with one file; another lies outside of the set."""
+    images = tmp_path / "set" / "images"
+    (images / "train").mkdir(parents=True)
+    for file in (images / "train" / "a.png", tmp_path / "outside.png"):
+        Image.new("RGB", (8, 8)).save(file)
+    return images
+
+
+def named_files(folder: Path, *others: Path) -> NamedFiles:
+    return NamedFiles(StoragePath.of(str(folder)), [StoragePath.of(str(other)) for other in others])
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_named_files_find_no_file_outside_of_the_folders(name: str, folder: Path) -> None:
+    with pytest.raises(DataError, match=r"leads to no file in .*set/images or .*elsewhere"):
+        named_files(folder, folder.parent).find(name)
+
+
+@pytest.mark.parametrize("name", ["train/a.png", "train\\a.png", "./train//a.png", "other/../train/a.png"])
+def test_named_files_read_names_below_the_folder(name: str, folder: Path) -> None:
+    files = named_files(folder)
+    file = files.find(name)
+    assert file.path == str(folder / "train" / "a.png")
+    assert files.read(file) == (folder / "train" / "a.png").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["../../outside.png", "{}/outside.png"])
+def test_named_files_read_from_other_folders_that_are_stated(name: str, folder: Path, tmp_path: Path) -> None:
+    files = named_files(folder, tmp_path)
+    assert files.read(files.find(name.format(tmp_path))) == (tmp_path / "outside.png").read_bytes()
+
+
+def test_named_files_take_urls_below_remote_folders() -> None:
+    remote, other = StoragePath.of("memory://bucket/images"), StoragePath.of("memory://bucket/more")
+    files = NamedFiles(remote, [other])
+    (other / "b.png").write(b"bytes")
+    assert files.read(files.find(f"{other}/b.png")) == b"bytes"
+    assert files.read(files.find("../more/b.png")) == b"bytes"
+    for name in (f"{other.parent}/secret/b.png", "../secret.png", "/bucket/secret/b.png", "file:///etc/hostname"):
+        with pytest.raises(DataError, match="leads to no file"):
+            files.find(name)
+
+
+def test_named_files_refuse_links_that_lead_out(folder: Path, tmp_path: Path) -> None:
+    (folder / "out.png").symlink_to(tmp_path / "outside.png")
+    (folder / "in.png").symlink_to(folder / "train" / "a.png")
+    (folder / "away").symlink_to(tmp_path)
+    files = named_files(folder)
+    assert files.read(files.find("in.png"))
+    for name in ("out.png", "away/outside.png"):
+        with pytest.raises(DataError, match=f"is a link to {tmp_path}/outside.png, which is not in {folder}"):
+            files.read(files.find(name))
+    assert named_files(folder, tmp_path).read(files.find("out.png"))
+
+
+def test_named_files_follow_a_folder_that_is_a_link(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "linked").symlink_to(folder)
+    files = named_files(tmp_path / "linked")
+    assert files.read(files.find("train/a.png"))
+
+
+def pipe(file: Path) -> None:
+    os.mkfifo(file)
+
+
+def folder_at(file: Path) -> None:
+    file.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"), [(pipe, "is no file, but a folder, pipe or device"), (folder_at, "no file")]
+)
+def test_named_files_read_regular_files_alone(make: Callable[[Path], None], reason: str, folder: Path) -> None:
+    make(folder / "x.png")
+    files = named_files(folder)
+    with pytest.raises(DataError, match=reason):
+        files.read(files.find("x.png"))
+
+
+def test_storage_path_reads_no_device() -> None:
+    assert stat.S_ISCHR(os.stat("/dev/zero").st_mode)
+    with pytest.raises(DataError, match="/dev/zero: is no file, but a folder, pipe or device"):
+        StoragePath.of("/dev/zero").read()
+
+
+def test_read_image_refuses_files_that_are_too_large(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = folder / "train" / "large.png"
+    with open(file, "wb") as opened:
+        opened.truncate(_files.MAX_IMAGE_BYTES + 1)  # takes no space
+    with pytest.raises(DataError, match="has 2,147,483,649 bytes; an image may have 2,147,483,648"):
+        _files.read_image(StoragePath.of(str(file)))
+
+
+def coco_set(folder: Path, names: list[str], **options: object) -> BaseSource:
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "car"}]}
+    (folder.parent / "instances_train.json").write_text(json.dumps(content))
+    return coco.Source(
+        coco.Config.model_validate({"path": str(folder.parent), "images": {"train": "images"}, **options})
+    )
+
+
+def csv_set(folder: Path, names: list[str], **options: object) -> BaseSource:
+    (folder.parent / "set.csv").write_text("image\n" + "".join(f"{name}\n" for name in names))
+    return csv.Source(csv.Config.model_validate({"path": str(folder.parent), "images": "images", **options}))
+
+
+@pytest.mark.parametrize("make", [coco_set, csv_set])
+def test_sources_list_names_that_lead_out_and_read_the_others(make: Callable[..., BaseSource], folder: Path) -> None:
+    hostile = ["../../outside.png", "/etc/hostname", "http://example.org/a.png"]
+    source = make(folder, ["train/a.png", *hostile])
+    (record,) = source.records()
+    assert record.read() == (folder / "train" / "a.png").read_bytes()
+    assert len(source.problems) == 3
+    assert all(any(repr(name) in reason for _, reason in source.problems) for name in hostile)
+
+
+@pytest.mark.parametrize("make", [coco_set, csv_set])
+def test_sources_read_names_in_folders_elsewhere(make: Callable[..., BaseSource], folder: Path, tmp_path: Path) -> None:
+    names = ["train/a.png", "../../outside.png", f"{tmp_path}/./outside.png"]
+    source = make(folder, names, elsewhere=["../"])
+    assert len([record.read() for record in source.records()]) == 2
+    assert "listed twice" in source.problems[0][1]
