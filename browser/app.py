@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,24 +14,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from browser import lists
 from browser.answers import Answers
 from browser.filters import ImageSelection
+from browser.guard import guard
 from browser.pictures import as_jpeg
 from browser.sql import run_sql
 from pipeline.errors import ConfigError, MustError
 
 PAGE = Path(__file__).parent / "page"
-TOKEN = "must_token"
-"""The cookie with the token."""
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
 MAX_SIDE = 2048
 """Pixels of a picture's longer side."""
 
 Share = Annotated[float, Query(ge=0, le=1)]
-Next = Callable[[Request], Awaitable[Response]]
 
 
 class ImageQuery(BaseModel):
@@ -104,43 +94,13 @@ class RejectionRequest(BaseModel):
 def create_app(answers: Answers, token: str | None = None) -> FastAPI:
     """Return the server. With a `token` it answers whoever has it, without one this machine alone."""
     app = FastAPI(title="must browse", docs_url=None, redoc_url=None)
-    app.middleware("http")(_guard(token))
+    app.middleware("http")(guard(token))
     app.exception_handler(MustError)(_error_response)
     _add_answers(app, answers)
     _add_pictures(app, answers)
     app.mount("/page", StaticFiles(directory=PAGE))
     app.get("/", include_in_schema=False)(lambda: FileResponse(PAGE / "index.html"))
     return app
-
-
-def _guard(token: str | None) -> Callable[[Request, Next], Awaitable[Response]]:
-    """Return the middleware that refuses requests from pages of other sites, and requests without the token."""
-
-    async def guard(request: Request, call_next: Next) -> Response:
-        refused = _refusal(request, token)
-        if refused:
-            return JSONResponse({"error": refused}, 403)
-        response = await call_next(request)
-        response.headers.update(HEADERS)
-        if token and request.query_params.get("token"):
-            response.set_cookie(TOKEN, token, httponly=True, samesite="strict")
-        return response
-
-    return guard
-
-
-def _refusal(request: Request, token: str | None) -> str | None:
-    """Return why a request is refused, None if it is answered."""
-    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        return "Requests from pages of other sites are refused."
-    if token is None:
-        host = request.headers.get("host", "")
-        refusal = f"This server answers to localhost, not to {host!r}: start it with --token."
-        return None if host.rpartition(":")[0] in LOCAL_HOSTS or host in LOCAL_HOSTS else refusal
-    given = request.cookies.get(TOKEN) or request.query_params.get("token") or ""
-    return (
-        None if secrets.compare_digest(given.encode(), token.encode()) else "Use the link that `must browse` printed."
-    )
 
 
 async def _error_response(request: Request, error: Exception) -> Response:

@@ -8,12 +8,14 @@ import socket
 import threading
 from types import FrameType
 from typing import NoReturn
+from urllib.parse import urlencode
 
 import uvicorn
 
 from browser.answers import Answers
 from browser.app import create_app
 from browser.catalogue import root_above
+from browser.guard import new_token
 from browser.loading import Loading
 from pipeline.errors import ConfigError
 from pipeline.storage.path import StoragePath
@@ -26,18 +28,21 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 def serve(path: str, host: str, port: int, token: str | None) -> None:
     """Serve the page over the root that contains `path`; other machines are answered with a token only.
 
-    Raises ConfigError if the root has nothing to show, or the port is taken.
+    If they can reach it and no token is given, one is made. Raises ConfigError if the root has nothing to show, or the
+    port is taken.
     """
     if host not in LOCAL and token is None:
-        raise ConfigError(f"--host {host} lets other machines reach the page: add --token, which they then need.")
+        token = new_token()
     root, below = root_above(StoragePath.of(path))
     _check_free(host, port)
     loading = Loading(root)
     refresher = threading.Thread(target=loading.refresh_until_closed, name="loading", daemon=True)
     refresher.start()
     shown = below.split("/")[1] if below.startswith("labels/") else ""
-    query = "&".join(part for part in (f"store={shown}" if shown else "", f"token={token}" if token else "") if part)
+    query = urlencode({key: value for key, value in (("store", shown), ("token", token)) if value})
     print(f"{root}: http://{_display_host(host)}:{port}/{'?' if query else ''}{query}  (Ctrl-C ends it)", flush=True)
+    if token:
+        print("Whoever has this link can see the page.", flush=True)
     app = create_app(Answers(loading), token)
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False, lifespan="off")
     signal.signal(signal.SIGTERM, _end)  # uvicorn passes the signal on when it has ended

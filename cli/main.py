@@ -224,13 +224,27 @@ def browse_command(
     path: Annotated[str, typer.Argument(metavar="ROOT_OR_STORE", help="A root, or a folder inside it.")] = DEFAULT_ROOT,
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 8800,
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; other than this machine's own needs --token.")
+        str,
+        typer.Option("--host", help="Address to listen on; other machines, if it lets them in, need a token."),
     ] = LOCALHOST,
-    token: Annotated[str | None, typer.Option("--token", help="Secret that visitors must give.")] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            "--token", envvar="MUST_TOKEN", help="Secret for visitors from other machines; by default a new one."
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="File with the token, which lists of processes then don't show.")
+    ] = None,
 ) -> None:
     """Show images and labels in a web browser, also while a run writes them."""
+    from browser.guard import check_token, read_token
     from browser.serve import serve
 
+    if token_file is not None:
+        token = read_token(token_file)
+    elif token is not None:
+        check_token(token, "--token")
     serve(path, host, port, token)
 
 

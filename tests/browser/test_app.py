@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
@@ -15,13 +16,17 @@ from PIL import Image
 from browser.answers import Answers
 from browser.app import create_app
 from browser.filters import ImageSelection
+from browser.guard import check_token, read_token
 from browser.loading import Loading
 from browser.pictures import as_jpeg
+from pipeline.errors import ConfigError
 from pipeline.steps.artifact import read_json
 from pipeline.stores.labels import LabelShard
 from tasks import label as label_of
 from tests.browser.copies import copied
 from tests.conftest import World
+
+SECRET = "16 & more signs=?"
 
 
 @pytest.fixture(scope="module")
@@ -276,14 +281,52 @@ def test_guard_refuses_pages_of_other_sites_and_other_hosts(page: TestClient) ->
     assert page.get("/api/about", headers={"Host": "localhost:9999"}).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "http://localhost"}, 200),
+        ({"Origin": "http://localhost:9999"}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "https://evil.example", "Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Origin": "http://localhost", "Sec-Fetch-Site": "same-site"}, 403),
+    ],
+)
+def test_guard_looks_at_the_origin_where_a_browser_does_not_name_the_site(
+    page: TestClient, headers: dict[str, str], status: int
+) -> None:
+    assert page.get("/api/about", headers=headers).status_code == status
+
+
+@pytest.mark.parametrize("token", ["", "short", "x" * 15, "long enough, not of ASCII: é", "with a\nline break..."])
+def test_guard_refuses_tokens_that_are_easy_to_guess(token: str, answers: Answers, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a token takes at least 16 printable characters of ASCII") as raised:
+        create_app(answers, token)
+    offered = str(raised.value).split("Take this: ")[1]
+    assert check_token(offered, "--token") == offered
+    (tmp_path / "token").write_text(f" {token}\n", "utf-8")
+    with pytest.raises(ConfigError, match=r"--token-file .*token: a token takes"):
+        read_token(tmp_path / "token")
+
+
+def test_read_token_takes_a_file_without_its_line_break(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(f"{SECRET}\n")
+    assert read_token(tmp_path / "token") == SECRET
+    with pytest.raises(ConfigError, match=r"--token-file .*missing can't be read: .*No such file"):
+        read_token(tmp_path / "missing")
+
+
 def test_guard_with_a_token_answers_only_with_it(answers: Answers) -> None:
-    with TestClient(create_app(answers, "s3cret"), "http://localhost") as page:
+    with TestClient(create_app(answers, SECRET), "http://localhost") as page:
         assert page.get("/api/about").status_code == 403
         assert page.get("/").status_code == 403
         assert page.get("/page/app.js").status_code == 403
         assert page.get("/api/about?token=wrong").status_code == 403
-        assert page.get("/api/about?token=s3cret", headers={"Host": "machine:8800"}).status_code == 200
+        assert page.get("/api/about?token=").status_code == 403
+        link = f"/api/about?{urlencode({'token': SECRET})}"
+        assert page.get(link, headers={"Host": "machine:8800"}).status_code == 200
         assert page.get("/api/about").status_code == 200, "the cookie is enough from now on"
+        assert SECRET not in str(page.cookies.jar)
 
 
 def test_create_app_serves_the_page_and_no_other_file(page: TestClient) -> None:

@@ -11,9 +11,11 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from http import HTTPStatus
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pyarrow.parquet as pq
 import pytest
@@ -53,9 +55,31 @@ def test_serve_names_a_free_port_if_the_port_is_taken(root: Path) -> None:
             pass
 
 
-def test_serve_needs_a_token_for_other_machines(root: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--host 0\.0\.0\.0 lets other machines reach the page: add --token"):
-        serve(str(root), "0.0.0.0", 8800, None)
+@pytest.mark.parametrize("secret", [None, "16 & more signs=?"])
+def test_serve_gives_other_machines_a_link_with_a_token(root: Path, secret: str | None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "cli", "browse", str(root), "--port", str(port), "--host", "0.0.0.0"]
+    environment = {**os.environ, **({"MUST_TOKEN": secret} if secret else {})}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as page:
+        assert page.stdout
+        link = next(word for word in page.stdout.readline().split() if word.startswith("http"))
+        (token,) = parse_qs(urlsplit(link).query)["token"]
+        assert token == secret or len(token) == 32
+        wait_until(lambda: status_of(port, "") == 403)
+        assert status_of(port, f"?{urlsplit(link).query}") == 200
+        page.terminate()
+
+
+def status_of(port: int, query: str) -> int | None:
+    """Return the status of the server's answer, None if it does not answer yet."""
+    try:
+        with urllib.request.urlopen(f"http://localhost:{port}/api/about{query}") as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
