@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.errors import ConfigError, require_one_of
 from pipeline.recipe.plugins import CHOSEN, UNKNOWN_KIND, config_class
 from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.yaml_text import parse_yaml, read_text
 
 Model = TypeVar("Model", bound=BaseModel)
 NAMED = ("data", "teachers", "compare")
@@ -24,19 +24,12 @@ NAMED = ("data", "teachers", "compare")
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read the recipe in a YAML file, and apply `key.sub=value` overrides. ConfigError says where and what is wrong."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read ({error.strerror}).") from error
-    return parse_recipe(text, str(path), overrides)
+    return parse_recipe(read_text(path), str(path), overrides)
 
 
 def parse_recipe(text: str, origin: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe from YAML text; errors begin with `origin`."""
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{origin}: not valid YAML: {error}") from error
+    data = parse_yaml(text, origin)
     if not isinstance(data, dict):
         raise ConfigError(f"{origin}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}.")
     data = _change_strings(data, str)
@@ -85,10 +78,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
             raise ConfigError(f"-o {override!r}: {parent!r} holds the value {place!r} and has no keys.")
     if not isinstance(place, dict):
         raise ConfigError(f"-o {override!r}: {path.rpartition('.')[0]} is a list: name the section to change.")
-    try:
-        place[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"-o {override!r}: the value is not valid YAML: {error}") from error
+    place[last] = parse_yaml(value, f"-o {override!r}")
 
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")

@@ -272,7 +272,11 @@ def test_overrides_are_yaml_at_a_path() -> None:
         ("student.epochs", "-o 'student.epochs': write key.sub=value"),
         ("=3", "-o '=3': write key.sub=value"),
         ("name.first=x", "-o 'name.first=x': 'name' holds the value 'photos' and has no keys"),
-        ("pool=[a", "-o 'pool=[a': the value is not valid YAML"),
+        ("pool=[a", "-o 'pool=[a': not valid YAML"),
+        (
+            "student={epochs: 1, epochs: 2}",
+            "not valid YAML: the key 'epochs' is there twice, in lines 1 and 1",
+        ),
     ],
 )
 def test_override_that_does_not_parse_is_quoted(override: str, says: str) -> None:

@@ -1,0 +1,58 @@
+"""Read YAML text: in UTF-8, or UTF-16 as PowerShell writes it; a key that is there twice is an error."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import ConfigError
+
+ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+"""Encodings by the bytes that a file in them begins with; others are UTF-8."""
+MERGE = "tag:yaml.org,2002:merge"
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML's safe loader; but of two entries with one key, as YAML forbids, it does not take the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        assert node is not None
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    first = lines[key.value]
+                    raise yaml.YAMLError(f"the key {key.value!r} is there twice, in lines {first} and {line}: keep one")
+                lines[key.value] = line
+        return node
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    """Return the content of YAML text. Raises ConfigError, beginning with `origin`, if it is no YAML."""
+    try:
+        return _UniqueKeyLoader(text).get_single_data()
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: not valid YAML: {error}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{origin}: lists or mappings lie in one another too deeply to be read.") from error
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file. Raises ConfigError, with the line, if it can't be read."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror}).") from error
+    encoding = next((encoding for start, encoding in ENCODINGS.items() if data.startswith(start)), "utf-8")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ConfigError(
+            f"{path}: line {line} has the byte 0x{data[error.start]:02x}, which is no text in UTF-8: save it in UTF-8."
+        ) from error
