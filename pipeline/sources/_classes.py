@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -41,13 +42,41 @@ def check_distinct(classes: Sequence[str]) -> None:
 def class_index(label: object, classes: Sequence[str]) -> int:
     """Return the index of a label as files hold it: a class name, or an index from 0 as a number or as digits.
 
-    Raises DataError if it is neither.
+    Numbers are indices, whole floats too, as tables with missing values have them. Raises DataError for a
+    label that is neither, or for digits that are the name of one class and the index of another.
     """
-    if isinstance(label, str) and label in classes:
-        return classes.index(label)
-    if isinstance(label, int | str) and re.fullmatch(r"\d+", str(label)) and int(label) < len(classes):
+    number = _whole_number(label)
+    if number is None or number >= len(classes):
+        return class_named(label, classes)
+    if isinstance(label, str) and label in classes and classes.index(label) != number:
+        raise DataError(
+            f"label {label!r} may be the class of this name, or that at index {number}, {classes[number]!r}: put the "
+            "classes in an order in which both are the same"
+        )
+    return number
+
+
+def class_named(label: object, classes: Sequence[str]) -> int:
+    """Return the index of a class name. Raises DataError if there is no such class."""
+    if label in classes:
+        return classes.index(str(label))
+    known = f"{', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}"
+    raise DataError(f"label {label!r} is not among the {len(classes)} classes: {known}")
+
+
+def _whole_number(label: object) -> int | None:
+    """Return the number from 0 on that a label is or spells, None if it is none."""
+    if isinstance(label, str):
+        return int(label) if re.fullmatch(r"[0-9]{1,9}", label) else None
+    if (
+        isinstance(label, int | float)
+        and not isinstance(label, bool)
+        and math.isfinite(label)
+        and label >= 0
+        and label == int(label)
+    ):
         return int(label)
-    raise DataError(f"label {label!r} is not among the {len(classes)} classes: {', '.join(classes[:10])}, ...")
+    return None
 
 
 def one_hot_label(index: int, count: int, size: tuple[int, int]) -> TrueLabels:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from pipeline.errors import ConfigError, DataError, error_context, require_one_of
 from pipeline.recipe.source import Share, SourceConfig
 from pipeline.sources import TrueLabels
-from pipeline.sources._classes import class_index
+from pipeline.sources._classes import class_index, class_named
 from pipeline.stores.labels import LabelSpace
 
 UNKNOWN = float("nan")
@@ -77,6 +77,8 @@ class LabelColumns:
     classes: tuple[str, ...]
     multilabel: bool
     """True if an image has any number of the classes, False if it has one."""
+    from_labels: bool = False
+    """True if the classes are the names that occur: then digits are such a name too, and no index."""
 
     def __post_init__(self) -> None:
         if self.config.no_class and not self.multilabel:
@@ -111,7 +113,8 @@ class LabelColumns:
         names = names_in(cell, self.config)
         if not names and isinstance(cell, str):  # separators alone
             return [MEANINGS[self.config.blank]] * len(self.classes)
-        present = {class_index(name, self.classes) for name in names if name not in self.config.no_class}
+        index = class_named if self.from_labels else class_index
+        present = {index(name, self.classes) for name in names if name not in self.config.no_class}
         if present and not set(names).isdisjoint(self.config.no_class):
             raise DataError(f"{cell!r} names classes, and says that there is none")
         return [float(number in present) for number in range(len(self.classes))]

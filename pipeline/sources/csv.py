@@ -89,7 +89,8 @@ class Source(FileSource):
             names = distinct_names((row.cells[config.label_columns[0]] for row in rows), config)
             classes = classes_among(names, config)
         check_distinct(classes)
-        return LabelColumns(config, classes, multilabel=bool(config.labels or config.separator))
+        from_labels = not (config.labels or config.classes)
+        return LabelColumns(config, classes, bool(config.labels or config.separator), from_labels)
 
     def spaces(self) -> dict[str, LabelSpace]:
         if not self._labelled:

@@ -83,10 +83,11 @@ class Source(FileSource):
     @functools.cached_property
     def _labels(self) -> LabelColumns:
         config = self.config
-        classes = config.labels or config.classes or self._stated_classes() or self._distinct_labels()
+        stated = config.labels or config.classes or self._stated_classes()
+        classes = stated or self._distinct_labels()
         check_distinct(classes)
         several = any(_is_list(schema.field(config.label_columns[0]).type) for schema in self._labelled.values())
-        return LabelColumns(config, classes, multilabel=bool(config.labels or config.separator or several))
+        return LabelColumns(config, classes, bool(config.labels or config.separator or several), not stated)
 
     def _stated_classes(self) -> tuple[str, ...]:
         """Return the class names in the metadata, which must be the same in all files."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.sources._classes import check_distinct
+from pipeline.sources._classes import check_distinct, class_index
 from pipeline.sources._tables import LabelColumns, TableConfig, classes_among, distinct_names
 
 
@@ -18,6 +18,34 @@ def test_check_distinct_refuses_a_class_given_twice(classes: tuple[str, ...]) ->
 def test_check_distinct_names_both_that_differ_by_case() -> None:
     with pytest.raises(DataError, match="'Cat' and 'cat' differ only by case"):
         check_distinct(("dog", "Cat", "cat"))
+
+
+@pytest.mark.parametrize(("label", "index"), [("sky", 1), ("1", 1), (1, 1), (0, 0), (1.0, 1), ("007", 7), ("12", 12)])
+def test_class_index_takes_names_and_indices(label: object, index: int) -> None:
+    assert class_index(label, ("car", "sky", *map(str, range(2, 20)))) == index
+
+
+@pytest.mark.parametrize(
+    "label", ["Sky", "", "-1", -1, 2, "2", 0.5, float("inf"), float("nan"), True, None, [0], "\u0661"]
+)
+def test_class_index_refuses_what_is_neither(label: object) -> None:
+    with pytest.raises(DataError, match=r"label .* is not among the 2 classes: car, sky$"):
+        class_index(label, ("car", "sky"))
+
+
+def test_class_index_refuses_digits_that_name_one_class_and_count_another() -> None:
+    classes = ("1", "2", "3")
+    with pytest.raises(DataError, match=r"label '1' may be the class of this name, or that at index 1, '2'"):
+        class_index("1", classes)
+    assert class_index(1, classes) == 1, "a number is an index"
+    assert [class_index(str(digit), tuple("0123456789")) for digit in range(10)] == list(range(10))
+
+
+def test_label_columns_take_digits_for_names_if_the_classes_are_those_that_occur() -> None:
+    config, names = TableConfig(kind="csv", path="x"), ("0", "1", "10", "2")
+    columns = LabelColumns(config, names, multilabel=False, from_labels=True)
+    for number, name in enumerate(names):
+        assert columns.truth({"label": name}, "row", (1, 1)).values["classification"]["probs"].argmax() == number
 
 
 def test_distinct_names_has_none_for_empty_parts() -> None:
