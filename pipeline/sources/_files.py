@@ -64,28 +64,41 @@ class FileSource(BaseSource):
     def _pair_files(self, label: str) -> list[Pair]:
         """Pair images with label files of the same relative path without suffix; others are listed in `problems`.
 
-        Raises DataError if no image has a label, or one has two; ConfigError if one folder lies in the other.
+        Raises DataError if no image has a label, one has two, or two have one; ConfigError if one folder lies in the
+        other.
         """
         images, labels = self.folders
-        prefixes = (f"{images.path}/", f"{labels.path}/")
-        if prefixes[0].startswith(prefixes[1]) or prefixes[1].startswith(prefixes[0]):
-            raise ConfigError(f"{images} and {labels} lie in one another; give images and labels a folder each")
-        label_files: dict[str, StoragePath] = {}
-        for file in images_under(labels):
-            other = label_files.setdefault(_stem(file, labels), file)
-            if other != file:
-                raise DataError(f"{other} and {file.name} are labels of the same image: keep one")
-        pairs: list[Pair] = []
-        unpaired = dict(label_files)
+        _check_apart(images, labels)
+        label_files, pairs, first = _label_files(labels), list[Pair](), dict[str, StoragePath]()
         for image in images_under(images):
             stem = _stem(image, images)
-            pairs.append((image, label_files.get(stem)))
-            unpaired.pop(stem, None)
+            file, other = label_files.get(stem), first.setdefault(stem, image)
+            if file and other != image:
+                raise DataError(f"{other} and {image.name} are images of the same label, {file}: keep one")
+            pairs.append((image, file))
         if pairs and not any(file for _, file in pairs):
-            first = labels / f"{_stem(pairs[0][0], images)}.png"
-            raise DataError(f"no image under {images} has a label under {labels}; the first would have {first}")
-        self.problems.extend((file.relative_to(self.root), f"a {label} without an image") for file in unpaired.values())
+            wanted = labels / f"{_stem(pairs[0][0], images)}.png"
+            raise DataError(f"no image under {images} has a label under {labels}; the first would have {wanted}")
+        unpaired = (file for stem, file in label_files.items() if stem not in first)
+        self.problems.extend((file.relative_to(self.root), f"a {label} without an image") for file in unpaired)
         return pairs
+
+
+def _check_apart(images: StoragePath, labels: StoragePath) -> None:
+    """Raise ConfigError if one folder lies in the other, or both are one."""
+    prefixes = (f"{images.path}/", f"{labels.path}/")
+    if prefixes[0].startswith(prefixes[1]) or prefixes[1].startswith(prefixes[0]):
+        raise ConfigError(f"{images} and {labels} lie in one another; give images and labels a folder each")
+
+
+def _label_files(folder: StoragePath) -> dict[str, StoragePath]:
+    """Return the label files by their path in the folder without suffix. Raises DataError if two have the same."""
+    found: dict[str, StoragePath] = {}
+    for file in images_under(folder):
+        other = found.setdefault(_stem(file, folder), file)
+        if other != file:
+            raise DataError(f"{other} and {file.name} are labels of the same image: keep one")
+    return found
 
 
 def stamp_files(root: StoragePath, files: Iterable[StoragePath]) -> list[tuple[str, int, int]]:

@@ -222,6 +222,19 @@ def test_masks_source_refuses_two_masks_for_one_image(root: Path) -> None:
         list(open_source(root).records())
 
 
+def test_masks_source_refuses_two_images_for_one_mask(root: Path) -> None:
+    for name in ("a.jpg", "a.png", "unlabelled.jpg", "unlabelled.png"):
+        image(root, name)
+    mask(root, "b/a.png")
+    image(root, "b/a.jpg")
+    assert len(list(open_source(root).records())) == 5, "images without a mask may have any names"
+    mask(root, "a.png")
+    with pytest.raises(
+        DataError, match=r"images/a.jpg and a.png are images of the same label, .*masks/a.png: keep one"
+    ):
+        list(open_source(root).records())
+
+
 def test_masks_source_file_stamps_cover_images_masks_and_classes(root: Path) -> None:
     image(root, "a.jpg")
     mask(root, "a.png")
