@@ -40,12 +40,14 @@ def parse_split(name: str) -> Split | None:
 
 
 def split_from_path(path: str) -> Split | None:
-    """Return the split that a path names, last part first: `train-00000-of-00005.parquet`, `validation/part.3.tar`."""
-    for part in reversed(path.split("/")):
-        for word in re.split(r"[^A-Za-z]+", part):
-            if split := parse_split(word):
-                return split
-    return None
+    """Return the split that a path names: `validation/part.3.tar`, `train-00000-of-00005.parquet`, `my-test-set/0.tar`.
+
+    A folder that is called like a split decides, the innermost first; else the first such word of the file's name, then
+    of the folders'.
+    """
+    *folders, file = path.split("/")
+    words = (word for part in (file, *reversed(folders)) for word in re.split(r"[^A-Za-z]+", part))
+    return next(filter(None, map(parse_split, (*reversed(folders), *words))), None)
 
 
 def split_by_hash(name: str, hold_out: float) -> Split:

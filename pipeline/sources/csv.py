@@ -1,8 +1,9 @@
 """CSV files with a row per image: its path, and one class, several classes in a cell, or a column for each class.
 
 The first row names the columns. An image's path is relative to the folder that `path` is, or that it is in, or to
-`images`. The split comes from a column `split`, or else from a CSV file's name (`train.csv`, `valid.csv`), or from the
-folders in an image's path; without any, a share is held out.
+`images`. The split comes from a column `split`, or else from a CSV file that is called like it (`train.csv`), from the
+folders in an image's path, or from a word in the CSV file's path (`train_labels.csv`). Without any, a share is held
+out.
 """
 
 from __future__ import annotations
@@ -133,8 +134,8 @@ class Source(FileSource):
             if split := parse_split(stated):
                 return split
             raise DataError(f"{row.place}: split {stated!r} is none of train, val, test")
-        folders = reversed(path.split("/")[:-1])
-        found = split_from_path(row.file.relative_to(self.root)) or next(filter(None, map(parse_split, folders)), None)
+        exact = (row.file.name.rpartition(".")[0], *reversed(path.split("/")[:-1]))
+        found = next(filter(None, map(parse_split, exact)), None) or split_from_path(row.file.relative_to(self.root))
         return found or split_by_hash(path, self.config.hold_out)
 
     def count(self) -> int:

@@ -115,6 +115,10 @@ def test_csv_source_reads_splits_from_a_column_file_names_and_folders(tmp_path: 
     assert found == {"train.csv.jpg": "train", "valid.csv.jpg": "val"}
     source = open_source(tmp_path / "three", "image\nx/test/val.jpg\ntrain/1.jpg\n")
     assert [record.split for record in source.records()] == ["test", "train"]
+    source = open_source(tmp_path / "words", "image\nval/1.jpg\n2.jpg\n", "training_labels.csv")
+    assert [record.split for record in source.records()] == ["val", "train"], "a word in the name yields to a folder"
+    source = open_source(tmp_path / "called", "image\ntrain/1.jpg\n", "val.csv")
+    assert [record.split for record in source.records()] == ["val"], "a file of a split may list images of any folder"
     source = open_source(tmp_path / "four", "image,split\na.jpg,spare\n")
     with pytest.raises(DataError, match=r"set.csv line 2: split 'spare' is none of train, val, test"):
         list(source.records())
