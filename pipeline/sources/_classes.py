@@ -6,6 +6,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,14 +15,20 @@ from pipeline.errors import DataError
 from pipeline.sources import TrueLabels
 from pipeline.stores.labels import Value
 
+Id = TypeVar("Id", int, int | str)
+"""An id of a class in a file."""
 
-def index_classes(names: Mapping[int, str]) -> tuple[tuple[str, ...], dict[int, int]]:
+
+def index_classes(names: Mapping[Id, str]) -> tuple[tuple[str, ...], dict[Id, int]]:
     """Return the distinct names in order of their first id, and the class index of every id; ids may have gaps.
+
+    Ids that are text come after numbers.
 
     Example:
         index_classes({9: "car", 2: "sky", 5: "car"}) == (("sky", "car"), {9: 1, 2: 0, 5: 1})
     """
-    classes = tuple(dict.fromkeys(names[class_id] for class_id in sorted(names)))
+    ids = sorted(names, key=lambda each: (isinstance(each, str), each))
+    classes = tuple(dict.fromkeys(names[class_id] for class_id in ids))
     index = {name: number for number, name in enumerate(classes)}
     return classes, {class_id: index[name] for class_id, name in names.items()}
 

@@ -8,13 +8,10 @@ label.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 import math
-from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -23,6 +20,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.source import SourceConfig
 from pipeline.sources import SourceRecord, TrueLabels
 from pipeline.sources._classes import index_classes, true_boxes
+from pipeline.sources._coco import Annotation, Image, SplitAnnotations, read_annotations
 from pipeline.sources._files import FileSource, check_size, images_under
 from pipeline.sources._named_files import NamedFiles
 from pipeline.sources._splits import SPLITS, Split
@@ -53,18 +51,6 @@ class Config(SourceConfig):
     elsewhere: tuple[str, ...] = ()
     """Other folders that file names may lead to, relative to `path`. Of images that lie neither there nor in the set's
     own folders, links resolved, none is read."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _SplitAnnotations:
-    """The content of one split's JSON file."""
-
-    categories: dict[int, str]
-    """Class name by category id."""
-    entries: list[dict[str, Any]]
-    """The images, sorted by file name."""
-    annotations: dict[int, list[dict[str, Any]]]
-    """Annotations by image id."""
 
 
 class Source(FileSource):
@@ -102,13 +88,13 @@ class Source(FileSource):
         raise ConfigError(f"path: {self.root} has no images of split {split!r}: there is none of {tried}")
 
     @functools.cached_property
-    def _splits(self) -> dict[Split, _SplitAnnotations]:
-        return {split: _read(file, self.config.classes) for split, file in self._annotation_files.items()}
+    def _splits(self) -> dict[Split, SplitAnnotations]:
+        return {split: read_annotations(file, self.config.classes) for split, file in self._annotation_files.items()}
 
     @functools.cached_property
-    def _classes(self) -> tuple[tuple[str, ...], dict[int, int]]:
+    def _classes(self) -> tuple[tuple[str, ...], dict[int | str, int]]:
         """Class names, and class index by category id."""
-        names: dict[int, str] = {}
+        names: dict[int | str, str] = {}
         for part in self._splits.values():
             for category_id, name in part.categories.items():
                 first = names.setdefault(category_id, name)
@@ -127,17 +113,17 @@ class Source(FileSource):
         # listed at once, so that no remote file's stamp needs a request of its own
         remote = {file: file for folder in self.folders if not folder.local for file in images_under(folder)}
         for split, part in self._splits.items():
-            unlisted = set(part.annotations) - {entry["id"] for entry in part.entries}
+            unlisted = set(part.annotations) - {entry.id for entry in part.images}
             if unlisted:
                 first = next(iter(unlisted))
                 reason = f"has annotations of {len(unlisted)} images that it does not list, first {first}"
                 self.problems.append((self._annotation_files[split].relative_to(self.root), reason))
-            for entry in part.entries:
+            for entry in part.images:
                 named = self._named[split]
                 try:
-                    file = named.find(entry["file_name"])
+                    file = named.find(entry.file_name)
                 except DataError as error:
-                    self.problems.append((f"{self._annotation_files[split].name} image {entry['id']!r}", str(error)))
+                    self.problems.append((f"{self._annotation_files[split].name} image {entry.id!r}", str(error)))
                     continue
                 name = file.relative_to(self.root)
                 if name in seen:
@@ -145,22 +131,22 @@ class Source(FileSource):
                     continue
                 seen.add(name)
                 file = remote.get(file, file)
-                truth = functools.partial(self._truth, entry, part.annotations.get(entry["id"], []))
+                truth = functools.partial(self._truth, entry, part.annotations.get(entry.id, []))
                 yield SourceRecord(name, split, functools.partial(named.read, file), truth, file.stamp)
 
-    def _truth(self, entry: dict[str, Any], annotations: list[dict[str, Any]], size: tuple[int, int]) -> TrueLabels:
-        if entry.get("width") and entry.get("height"):
-            check_size((entry["width"], entry["height"]), size, "the annotations say")
+    def _truth(self, entry: Image, annotations: list[Annotation], size: tuple[int, int]) -> TrueLabels:
+        if entry.width and entry.height:
+            check_size((entry.width, entry.height), size, "the annotations say")
         truth, boxes, classes = TrueLabels(), [], []
         present = np.zeros(len(self._classes[0]), np.float32)
         for annotation in annotations:
-            index = self._classes[1].get(annotation.get("category_id", -1))
+            index = self._classes[1].get(annotation.category_id)
             if index is None:
-                raise DataError(f"category id {annotation.get('category_id')} is not among the categories")
+                raise DataError(f"category id {annotation.category_id} is not among the categories")
             present[index] = 1
             box, note = _box(annotation, size)
             if note:
-                truth.notes.append(f"{note}: annotation {annotation.get('id')}")
+                truth.notes.append(f"{note}: annotation {annotation.id}")
             if box:
                 boxes.append(box)
                 classes.append(index)
@@ -170,35 +156,15 @@ class Source(FileSource):
         return truth
 
     def count(self) -> int:
-        return sum(len(part.entries) for part in self._splits.values())
+        return sum(len(part.images) for part in self._splits.values())
 
 
-def _read(file: StoragePath, classes: str) -> _SplitAnnotations:
-    """Read one JSON file. Raises DataError if it is not COCO's format."""
-    key = "name" if classes == "category" else "supercategory"
-    try:
-        content = json.loads(file.read())
-        categories = {int(category["id"]): str(category[key]) for category in content["categories"]}
-        entries = [{**entry, "file_name": entry["file_name"].replace("\\", "/")} for entry in content["images"]]
-        if len({entry["id"] for entry in entries}) < len(entries):
-            raise ValueError("two images have the same id")
-        entries.sort(key=lambda entry: (entry["file_name"], entry["id"]))
-        annotations = defaultdict(list)
-        for annotation in content.get("annotations", []):
-            annotations[annotation["image_id"]].append(annotation)
-    except KeyError as error:
-        raise DataError(f"{file}: not COCO annotations: an entry without {error.args[0]!r}") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{file}: not COCO annotations ({error})") from error
-    return _SplitAnnotations(categories, entries, dict(annotations))
-
-
-def _box(annotation: dict[str, Any], size: tuple[int, int]) -> tuple[list[float] | None, str | None]:
+def _box(annotation: Annotation, size: tuple[int, int]) -> tuple[list[float] | None, str | None]:
     """Return the box as (x0, y0, x1, y1) clipped to the image, None if it is dropped; and a note if it was changed."""
-    if annotation.get("iscrowd"):
+    if annotation.iscrowd:
         return None, "crowd box dropped"
-    bbox = annotation.get("bbox")
-    if not (isinstance(bbox, list) and len(bbox) == 4 and all(_is_finite(number) for number in bbox)):
+    bbox = _four_numbers(annotation.bbox)
+    if bbox is None:
         return None, "box without four numbers dropped"
     x, y, width, height = bbox
     if width <= 0 or height <= 0:
@@ -210,5 +176,10 @@ def _box(annotation: dict[str, Any], size: tuple[int, int]) -> tuple[list[float]
     return box, "box clipped to the image" if box != unclipped else None
 
 
-def _is_finite(number: object) -> bool:
-    return isinstance(number, int | float) and math.isfinite(number)
+def _four_numbers(bbox: object) -> list[float] | None:
+    """Return the numbers of a box, which may be written as text; None if it is anything but four finite ones."""
+    try:
+        numbers = [float(number) for number in bbox] if isinstance(bbox, list) else []
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return numbers if len(numbers) == 4 and all(map(math.isfinite, numbers)) else None

@@ -135,8 +135,8 @@ class Source(FileSource):
                 return split
             raise DataError(f"{row.place}: split {stated!r} is none of train, val, test")
         exact = (row.file.name.rpartition(".")[0], *reversed(path.split("/")[:-1]))
-        found = next(filter(None, map(parse_split, exact)), None) or split_from_path(row.file.relative_to(self.root))
-        return found or split_by_hash(path, self.config.hold_out)
+        found: Split | None = next(filter(None, map(parse_split, exact)), None)
+        return found or split_from_path(row.file.relative_to(self.root)) or split_by_hash(path, self.config.hold_out)
 
     def count(self) -> int:
         return sum(max(file.read().count(b"\n") - 1, 0) for file in self.files)

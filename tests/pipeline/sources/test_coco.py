@@ -35,7 +35,7 @@ def write(
     (root / f"instances_{split}.json").write_text(json.dumps(content))
 
 
-def box(bbox: Any, category: int = 3, image: int = 7, **more: Any) -> dict[str, Any]:
+def box(bbox: Any, category: Any = 3, image: Any = 7, **more: Any) -> dict[str, Any]:
     return {"id": 5, "image_id": image, "category_id": category, "bbox": bbox, "iscrowd": 0, **more}
 
 
@@ -92,6 +92,32 @@ def test_coco_source_orders_supercategories_by_first_id(tmp_path: Path) -> None:
     source = open_source(tmp_path, classes="supercategory")
     assert source.spaces()["detection"].classes == ("person", "vehicle", "indoor")
     assert single_record(source).truth(SIZE).values["detection"]["classes"].tolist() == [1, 2]
+
+
+def test_coco_source_reads_numbers_that_are_written_as_text(tmp_path: Path) -> None:
+    write(tmp_path, [box(["10", 5.0, "3e1", 20.5], "3", "7", iscrowd="0"), box([0, 0, 5, 5], 3.0, 7.0, iscrowd=None)])
+    content = json.loads((tmp_path / "instances_train.json").read_text())
+    content["images"][0] |= {"id": "7", "width": "100", "height": 50.0}
+    content["categories"][1] |= {"id": "3", "name": 5}
+    (tmp_path / "instances_train.json").write_text(json.dumps(content))
+    source = open_source(tmp_path)
+    truth = single_record(source).truth(SIZE)
+    assert source.spaces()["detection"].classes == ("person", "5", "truck", "toothbrush")
+    assert truth.values["detection"]["boxes"].tolist() == [[10, 5, 40, 25.5], [0, 0, 5, 5]]
+    assert truth.values["detection"]["classes"].tolist() == [1, 1]
+    assert not truth.notes
+    assert not source.problems
+
+
+def test_coco_source_takes_ids_that_are_text(tmp_path: Path) -> None:
+    images: list[dict[str, Any]] = [
+        {"id": "0a7", "file_name": "a.jpg"},
+        {"id": "07", "file_name": "b.jpg"},
+        {"id": 7, "file_name": "c.jpg"},
+    ]
+    write(tmp_path, [box([0, 0, number, 9], image=name) for number, name in ((1, "0a7"), (2, "07"), (3, "7"))], images)
+    widths = [record.truth(SIZE).values["detection"]["boxes"][0, 2] for record in open_source(tmp_path).records()]
+    assert widths == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -196,8 +222,16 @@ def test_coco_source_reports_duplicate_images_and_unlisted_annotations(tmp_path:
     [
         ("{", "not COCO annotations"),
         ("[]", "not COCO annotations"),
-        ('{"images": []}', "without 'categories'"),
-        ('{"images": [{"id": 1}], "categories": []}', "without 'file_name'"),
+        ('{"images": []}', "categories: Field required"),
+        ('{"images": [{"id": 1}], "categories": []}', "images.0.file_name: Field required"),
+        ('{"images": [{"id": [1], "file_name": "a"}], "categories": []}', r"images.0.id.* \(value \[1\]\)"),
+        ('{"images": [{"id": true, "file_name": "a"}], "categories": []}', "an id is a whole number or a text"),
+        ('{"images": [{"id": 1, "file_name": "a", "width": "wide"}], "categories": []}', "images.0.width: .*'wide'"),
+        ('{"images": [], "categories": [{"id": 1}]}', "the category 1 has no name"),
+        ('{"images": [], "categories": [], "annotations": [{"category_id": 1}]}', "annotations.0.image_id: Field"),
+        ('{"images": [], "categories": [], "annotations": [{"image_id": 1, "category_id": 1, "iscrowd": 2}]}', "crowd"),
+        ('{"a": ' + "[" * 10_000 + "]" * 10_000 + "}", "recursion limit"),
+        ('{"images": [], "categories": [], "annotations": {}}', "annotations: .*valid array"),
         ('{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "categories": []}', "the same id"),
     ],
 )
