@@ -43,9 +43,33 @@ def check_labels(config: Mapping[str, Any], inputs: Inputs) -> None:
             f"the set {data!r} has no image with a label for {task!r} to train on: none in its split 'train' that is "
             f"not held out as well (images by split: {images}). Add labelled images to 'train', or hold out fewer."
         )
+    _check_learnable(config["name"], data, task, ingested)
     _check_known_classes(data, task, ingested)
     if config["teacher"]["validate"]:
         validation_images(config, ingested)
+
+
+def _check_learnable(name: str, data: str, task: str, ingested: IngestedSet) -> None:
+    """Raise ConfigError if the labels to train on tell nothing: images without a box, masks without a known pixel."""
+    import tasks
+    from tasks.scoring import is_measurable, undefined_reason
+
+    if not is_measurable(tasks.model(ingested.spaces[task]), training_images(name, task, ingested), name):
+        raise ConfigError(
+            f"the set {data!r} has nothing to learn for {task!r} in its split 'train': {undefined_reason(task)}. "
+            f"{_first_note(ingested)}Label some images for it, or leave the teacher out."
+        )
+
+
+def _first_note(ingested: IngestedSet) -> str:
+    """Return a sentence on the labels that were changed or dropped when the set was read; "" if none were."""
+    import pyarrow.parquet as pq
+
+    count = ingested.counts.get("notes", 0)
+    if not count:
+        return ""
+    first = ingested.artifact.load("notes.parquet", pq.read_table).slice(0, 1).to_pylist()[0]
+    return f"Labels dropped or changed when it was read: {count:,}; the first: {first['source']}: {first['reason']}. "
 
 
 def _check_known_classes(data: str, task: str, ingested: IngestedSet) -> None:
