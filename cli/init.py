@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -119,7 +120,12 @@ def _name(folder: Path) -> str:
 
 
 def _settings(entry: dict[str, Any]) -> str:
-    return ", ".join(f'{key}: "{value}"' if key == "path" else f"{key}: {value}" for key, value in entry.items())
+    return ", ".join(f"{key}: {_quoted(value) if key == 'path' else value}" for key, value in entry.items())
+
+
+def _quoted(path: str) -> str:
+    """Return a path in quotes as YAML, which takes JSON's: with escapes for all signs but those that can be shown."""
+    return json.dumps(path, ensure_ascii=not path.isprintable())
 
 
 def _teacher(name: str, task: str) -> str:

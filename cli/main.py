@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 from pathlib import Path
@@ -253,8 +254,16 @@ def main(arguments: list[str] | None = None) -> None:
     from flows.run.process_setup import set_up_process
 
     set_up_process()
+    _allow_any_text()
     try:
         app(arguments)
     except MustError as error:
         print(f"must: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _allow_any_text() -> None:
+    """Let the terminal show a question mark for signs that its encoding lacks: no run may end for an arrow."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

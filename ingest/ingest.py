@@ -65,7 +65,8 @@ def ingest(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str,
     _check_bad_share(packer, config["source"].get("max_bad", 0.05), config["name"])
     run.index.write(out)
     write_json(out / "set.json", packer.summary())
-    return {**packer.counts, "read_now": run.read_now, INHERITED_FILES: packer.inherited}
+    skipped = {"skipped": dict(run.source.skipped)} if run.source.skipped else {}
+    return {**packer.counts, "read_now": run.read_now, **skipped, INHERITED_FILES: packer.inherited}
 
 
 @dataclasses.dataclass

@@ -36,6 +36,8 @@ from pipeline.storage.lock import IsHeld, hold_lock
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 
+MOST_SUFFIXES = 5
+"""Suffixes of files passed over that a progress line names."""
 GetOrMake = Callable[["Run", Step, Inputs], tuple[Artifact, bool]]
 """Returns the artifact of a step, and True if it was made by this call."""
 
@@ -157,9 +159,14 @@ class Run:
 
 
 def _unusable_files(artifact: Artifact) -> str:
-    """Return the end of a progress line that says how many files of a set could not be used."""
-    files = artifact.counts.get("quarantined", 0)
-    return f"; {plural(files, 'file')} could not be used" if files else ""
+    """Return the end of a progress line that says how many files of a set could not be used, or are no images."""
+    files, skipped = artifact.counts.get("quarantined", 0), artifact.counts.get("skipped", {})
+    unusable = f"; {plural(files, 'file')} could not be used" if files else ""
+    if not skipped:
+        return unusable
+    largest = sorted(skipped.items(), key=lambda entry: (-entry[1], entry[0]))
+    named = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in largest[:MOST_SUFFIXES])
+    return f"{unusable}; no images: {named}{', ...' if len(largest) > MOST_SUFFIXES else ''}"
 
 
 def _new_folder(root: Root, recipe: Recipe) -> StoragePath:

@@ -34,6 +34,7 @@ SUFFIXES = {
     "BMP": "bmp",
     "TIFF": "tif",
     "AVIF": "avif",
+    "PPM": "ppm",  # PGM, PBM and PNM as well
 }
 # By EXIF orientation.
 TRANSPOSES = {
@@ -48,8 +49,13 @@ TRANSPOSES = {
 SWAPS_SIDES = (5, 6, 7, 8)
 SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 COLOR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", *SIXTEEN_BIT_MODES)
+FORMAT_OF_16_BITS = "PPM"
+"""The format whose images of mode I hold grey values of 16 bits; in others, their range is not known."""
 NUMBER_MODES = ("1", "L", "P", "I", "F", *SIXTEEN_BIT_MODES)
-MAGIC_NUMBERS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+MAGIC_NUMBERS = (
+    *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*"),
+    *(b"P4\n", b"P5\n", b"P6\n"),
+)
 
 Image.init()
 # Other formats are not opened: some of them start programs (PostScript), others have no magic number.
@@ -149,7 +155,7 @@ def _explain_errors(data: bytes) -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(_too_large(re.findall(r"\d+", str(error))[0])) from error
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
-        truncated = "truncated" in str(error).lower()
+        truncated = any(sign in str(error).lower() for sign in ("truncated", "reached eof"))
         raise DataError(
             f"truncated after {len(data)} bytes" if truncated else f"damaged image data ({error})"
         ) from error
@@ -164,7 +170,7 @@ def _check_end(data: bytes) -> None:
 
 
 def _check_mode(image: Image.Image, modes: tuple[str, ...]) -> None:
-    if image.mode in modes:
+    if image.mode in modes or _has_16_bits(image):
         return
     if modes is NUMBER_MODES:
         raise DataError(f"pixels of mode {image.mode!r} are colours, not numbers; save them with one channel")
@@ -201,12 +207,17 @@ def _upright(image: Image.Image, converted: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in SIXTEEN_BIT_MODES:
+    if _has_16_bits(image):
         return _eight_bits(image).convert("RGB")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    """Return True for grey of 16 bits."""
+    return image.mode in SIXTEEN_BIT_MODES or (image.mode == "I" and image.format == FORMAT_OF_16_BITS)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -6,6 +6,7 @@ format; there is nothing to register. Modules that begin with `_` are helpers. N
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from abc import ABC, abstractmethod
@@ -83,6 +84,11 @@ class BaseSource(ABC):
     def count(self) -> int | None:
         """Return about how many records there are, for the progress bar; None if that is not cheap to know."""
         return None
+
+    @functools.cached_property
+    def skipped(self) -> collections.Counter[str]:
+        """Numbers of files, by suffix, that are not images by their suffix; `records` clears and fills it."""
+        return collections.Counter()
 
     @functools.cached_property
     def problems(self) -> list[tuple[str, str]]:

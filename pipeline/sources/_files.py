@@ -13,7 +13,10 @@ from pipeline.sources import BaseSource, SourceRecord
 from pipeline.sources._splits import Split, has_split_folders, parse_split, split_by_hash
 from pipeline.storage.path import StoragePath, walk
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
 MAX_IMAGE_BYTES = 2 << 30
 """Larger files are refused: an image of as many pixels as are read has fewer bytes."""
 Pair = tuple[StoragePath, StoragePath | None]
@@ -38,6 +41,7 @@ class FileSource(BaseSource):
 
     def records(self) -> Iterator[SourceRecord]:
         self.problems.clear()
+        self.skipped.clear()
         empty = True
         for record in self.read_records():
             empty = False
@@ -52,6 +56,14 @@ class FileSource(BaseSource):
     def file_stamps(self) -> list[tuple[str, int, int]]:
         images = itertools.chain.from_iterable(map(images_under, self.folders))
         return stamp_files(self.root, [*self.files, *images])
+
+    def images_in(self, folder: StoragePath) -> Iterator[StoragePath]:
+        """Yield the images below a folder, and count the other files in `skipped`."""
+        for file in walk(folder):
+            if file.suffix in IMAGE_SUFFIXES:
+                yield file
+            elif file not in self.files:
+                self.skipped[file.suffix] += 1
 
     @functools.cached_property
     def _in_splits(self) -> bool:
@@ -70,7 +82,7 @@ class FileSource(BaseSource):
         images, labels = self.folders
         _check_apart(images, labels)
         label_files, pairs, first = _label_files(labels), list[Pair](), dict[str, StoragePath]()
-        for image in images_under(images):
+        for image in self.images_in(images):
             stem = _stem(image, images)
             file, other = label_files.get(stem), first.setdefault(stem, image)
             if file and other != image:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pipeline.recipe.source import SourceConfig
 from pipeline.sources import SourceRecord
-from pipeline.sources._files import FileSource, images_under, read_image
+from pipeline.sources._files import FileSource, read_image
 from pipeline.storage.path import StoragePath, require_exists
 from pipeline.stores.labels import LabelSpace
 
@@ -35,7 +35,7 @@ class Source(FileSource):
         return {}
 
     def read_records(self) -> Iterator[SourceRecord]:
-        for file in images_under(self.root):
+        for file in self.images_in(self.root):
             yield SourceRecord(
                 file.relative_to(self.root), "train", functools.partial(read_image, file), stamp=file.stamp
             )

@@ -15,7 +15,7 @@ from pipeline.errors import DataError
 from pipeline.recipe.source import Share, SourceConfig
 from pipeline.sources import SourceRecord
 from pipeline.sources._classes import check_distinct, one_hot_label
-from pipeline.sources._files import FileSource, images_under, read_image
+from pipeline.sources._files import FileSource, read_image
 from pipeline.storage.path import StoragePath, printable, require_exists, subfolders
 from pipeline.stores.labels import LabelSpace
 
@@ -53,7 +53,7 @@ class Source(FileSource):
     def read_records(self) -> Iterator[SourceRecord]:
         index = {name: number for number, name in enumerate(self._classes)}
         level = 1 if self._in_splits else 0
-        for file in images_under(self.root):
+        for file in self.images_in(self.root):
             name = file.relative_to(self.root)
             folders = name.split("/")[:-1]
             if len(folders) <= level:

@@ -35,6 +35,8 @@ STATE_KEYS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified
 """Keys under which storages tell one state of a file from another; the first one present counts."""
 S3_OPTIONS = {"max_concurrency": 1}
 """One part of a file in transfer at once: each takes 50 MiB of memory, and files go in parallel."""
+SYSTEM_FOLDERS = ("__MACOSX", "lost+found", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
+"""Folders that archives, file systems and network storages have beside a user's own: copies, previews, remains."""
 T = TypeVar("T")
 
 
@@ -319,26 +321,31 @@ def require_exists(path: StoragePath, option: str, kind: Literal["file", "folder
     return path
 
 
+def is_hidden(name: str) -> bool:
+    """Return True for a name that begins with a dot, and for those that systems give to folders of their own."""
+    return name.startswith(".") or name in SYSTEM_FOLDERS
+
+
 def subfolders(folder: StoragePath) -> list[StoragePath]:
-    """Return the visible folders right below `folder`, links to folders included, sorted by name."""
+    """Return the folders right below `folder` that are not hidden, links to folders included, sorted by name."""
     if folder.local:
         names = [entry.name for entry in _scan(folder) if _is_folder(entry)]
     else:
         names = sorted(path.name for path in folder.folders())
-    return [folder.child(name) for name in names if not name.startswith(".")]
+    return [folder.child(name) for name in names if not is_hidden(name)]
 
 
 def walk(root: StoragePath) -> Iterator[StoragePath]:
     """Yield all files below the folder `root`, folder by folder, sorted by name.
 
-    Names that start with a dot are skipped. Links are followed, except to a folder that contains them. A broken link is
+    Hidden files and folders are skipped. Links are followed, except to a folder that contains them. A broken link is
     yielded like a file, so that reading it fails with a reason.
     """
     if root.local:
         yield from _walk_local(root, frozenset())
         return
     for name, info in sorted(root._listing().items(), key=lambda item: item[0].split("/")):
-        if not any(part.startswith(".") for part in name.split("/")):
+        if not any(map(is_hidden, name.split("/"))):
             yield dataclasses.replace(root.child(name), info=info)
 
 
@@ -348,7 +355,7 @@ def _walk_local(folder: StoragePath, parents: frozenset[tuple[int, int]]) -> Ite
     if inode in parents:
         return
     for entry in _scan(folder):
-        if entry.name.startswith("."):
+        if is_hidden(entry.name):
             continue
         if _is_folder(entry):
             yield from _walk_local(folder.child(entry.name), parents | {inode})

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from PIL import Image
 import must
 from cli.main import main
 from pipeline.recipe.reader import read_recipe
+from pipeline.recipe.yaml_text import parse_yaml, read_text
 from tasks.network import Network
 
 
@@ -44,6 +48,26 @@ def assert_exit_code(code: int, *arguments: str | Path) -> None:
     with pytest.raises(SystemExit) as ended:
         main([str(argument) for argument in arguments])
     assert (ended.value.code or 0) == code
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_main_prints_signs_that_the_terminal_lacks_as_question_marks(tmp_path: Path, encoding: str) -> None:
+    write_image(tmp_path / "\u5e97" / "1.jpg", 10)
+    command = [sys.executable, "-m", "cli", "init", str(tmp_path / "\u5e97"), "--to", str(tmp_path / "r.yaml")]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ("\u5e97".encode() if encoding == "utf-8" else b"/?") in done.stdout
+
+
+@pytest.mark.parametrize(
+    "name", ['the "best" ones', "back\\slash", "tab\tbed", "caf\u00e9 #1: x", "\udcff", "it's", "{a}, [b]"]
+)
+def test_init_writes_any_folder_name_as_yaml(tmp_path: Path, name: str) -> None:
+    write_image(tmp_path / name / "1.jpg", 10)
+    assert_exit_code(0, "init", tmp_path / name, "--to", tmp_path / "mine.yaml")
+    (source,) = parse_yaml(read_text(tmp_path / "mine.yaml"), "mine.yaml")["data"].values()
+    assert source == {"kind": "folder", "path": str(tmp_path / name)}
 
 
 def test_init_writes_a_recipe_that_can_be_planned(

@@ -95,7 +95,7 @@ def test_decode_image_never_enlarges_and_reduces_no_other_format() -> None:
 
 def test_decode_image_scales_sixteen_bits_by_their_full_range() -> None:
     gray = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
-    for kind in ("PNG", "TIFF"):
+    for kind in ("PNG", "TIFF", "PPM"):
         assert np.asarray(decode_image(encode(gray, kind)))[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
 
 
@@ -160,6 +160,7 @@ def test_decode_image_takes_the_first_frame_of_an_animation(kind: str) -> None:
         ("BMP", "bmp"),
         ("TIFF", "tif"),
         ("AVIF", "avif"),
+        ("PPM", "ppm"),
     ],
 )
 def test_inspect_image_goes_by_content(kind: str, suffix: str) -> None:
@@ -186,6 +187,7 @@ def test_inspect_image_calls_a_jpeg_with_a_second_image_jpg() -> None:
         ("TIFF", {}),
         ("TIFF", {"compression": "tiff_lzw"}),
         ("AVIF", {}),
+        ("PPM", {}),
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -48,6 +48,17 @@ def test_folder_source_selects_by_suffix_not_by_content(tmp_path: Path) -> None:
     assert inspect_image(wrong.read()).suffix == "jpg"
 
 
+def test_folder_source_counts_files_that_it_passes_over(tmp_path: Path) -> None:
+    others = ("e/IMG_1.HEIC", "e/IMG_2.heic", "e/f.jpg/notes.txt", "LICENSE", ".x")
+    for name in ("a.jpg", "b.JFIF", "c.jpe", "d.ppm", *others):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    source = open_source(tmp_path)
+    for _ in range(2):
+        assert [record.name for record in source.records()] == ["a.jpg", "b.JFIF", "c.jpe", "d.ppm"]
+        assert source.skipped == {".heic": 2, ".txt": 1, "": 1}
+
+
 def test_folder_source_file_stamps_change_with_images_only(tmp_path: Path) -> None:
     image(tmp_path / "b.jpg")
     image(tmp_path / "a" / "c.jpg")

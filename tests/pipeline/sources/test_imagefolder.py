@@ -78,6 +78,15 @@ def test_imagefolder_source_refuses_classes_that_look_alike(tmp_path: Path, one:
     assert all(repr(name) in str(raised.value) for name in names)
 
 
+def test_imagefolder_source_passes_over_folders_of_the_system(tmp_path: Path) -> None:
+    images(tmp_path, "cat/1.png", "dog/1.png", "cat/@eaDir/1.png/SMALL.jpg", "__MACOSX/cat/1.png", "$RECYCLE.BIN/2.png")
+    (tmp_path / "lost+found").mkdir()
+    source = open_source(tmp_path, hold_out=0)
+    assert source.spaces()["classification"].classes == ("cat", "dog")
+    assert [record.name for record in source.records()] == ["cat/1.png", "dog/1.png"]
+    assert not source.problems
+
+
 def test_imagefolder_source_keeps_empty_class(tmp_path: Path) -> None:
     images(tmp_path, "a/1.png", "c/1.png")
     (tmp_path / "b").mkdir()
