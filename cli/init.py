@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, DataError, MustError
+from pipeline.recipe.reader import escape
 from pipeline.stores.labels import LabelSpace
 
 ORDER = ("coco", "depth", "masks", "imagefolder", "parquet", "webdataset", "csv", "folder")
@@ -125,7 +126,7 @@ def _settings(entry: dict[str, Any]) -> str:
 
 def _quoted(path: str) -> str:
     """Return a path in quotes as YAML, which takes JSON's: with escapes for all signs but those that can be shown."""
-    return json.dumps(path, ensure_ascii=not path.isprintable())
+    return json.dumps(escape(path), ensure_ascii=not path.isprintable())
 
 
 def _teacher(name: str, task: str) -> str:

@@ -29,6 +29,7 @@ from evaluation.report.formatting import plural
 from flows.plan.run_plan import Plan
 from flows.run.naming import new_names, run_order
 from pipeline.errors import ConfigError, Stopped
+from pipeline.recipe.reader import escape
 from pipeline.recipe.recipe import Recipe
 from pipeline.steps.artifact import Artifact, Inputs, Step, as_json, parse_lines, read_json
 from pipeline.steps.runtime import Runtime, stopped_in
@@ -171,7 +172,7 @@ def _unusable_files(artifact: Artifact) -> str:
 
 def _new_folder(root: Root, recipe: Recipe) -> StoragePath:
     """Create the folder of a run, of a name that no run on any machine has, with its recipe in it."""
-    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).encode()
+    text = yaml.safe_dump(escape(recipe.model_dump(mode="json")), sort_keys=False).encode()
     for name in new_names(recipe.name):
         folder = root / f"runs/{name}"
         try:

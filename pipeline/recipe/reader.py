@@ -81,20 +81,31 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     place[last] = parse_yaml(value, f"-o {override!r}")
 
 
-_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+_VARIABLE = re.compile(r"\$\$\{|\$\{(\w+)(?::-([^}]*))?\}")
+"""`${NAME}`, `${NAME:-default}`, and `$${` for the signs themselves."""
 
 
 def expand(value: Any, origin: str) -> Any:
-    """Replace `${NAME}` and `${NAME:-default}` in strings from the environment. ConfigError if NAME is not set."""
+    """Replace `${NAME}` and `${NAME:-default}` in strings from the environment, and `$${` by `${`.
+
+    Raises ConfigError if NAME is not set.
+    """
 
     def replace(match: re.Match[str]) -> str:
         name, default = match.groups()
+        if name is None:
+            return "${"
         found = os.environ.get(name) or default
         if found is None:
             raise ConfigError(f"{origin}: {match.string!r} needs the environment variable {name}, which is not set.")
         return found
 
     return _change_strings(value, lambda text: _VARIABLE.sub(replace, text))
+
+
+def escape(value: Any) -> Any:
+    """Return nested YAML in whose strings `expand` replaces nothing."""
+    return _change_strings(value, lambda text: text.replace("${", "$${"))
 
 
 def explain(origin: str, problem: ErrorDetails, model: type[BaseModel], given: Any) -> str:

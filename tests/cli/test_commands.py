@@ -19,7 +19,7 @@ from PIL import Image
 
 import must
 from cli.main import main
-from pipeline.recipe.reader import read_recipe
+from pipeline.recipe.reader import expand, read_recipe
 from pipeline.recipe.yaml_text import parse_yaml, read_text
 from tasks.network import Network
 
@@ -61,12 +61,14 @@ def test_main_prints_signs_that_the_terminal_lacks_as_question_marks(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "name", ['the "best" ones', "back\\slash", "tab\tbed", "caf\u00e9 #1: x", "\udcff", "it's", "{a}, [b]"]
+    "name",
+    ['the "best" ones', "back\\slash", "tab\tbed", "caf\u00e9 #1: x", "\udcff", "it's", "{a}, [b]", "a ${HOME} b"],
 )
 def test_init_writes_any_folder_name_as_yaml(tmp_path: Path, name: str) -> None:
     write_image(tmp_path / name / "1.jpg", 10)
     assert_exit_code(0, "init", tmp_path / name, "--to", tmp_path / "mine.yaml")
-    (source,) = parse_yaml(read_text(tmp_path / "mine.yaml"), "mine.yaml")["data"].values()
+    written = parse_yaml(read_text(tmp_path / "mine.yaml"), "mine.yaml")
+    (source,) = expand(written["data"], "mine.yaml").values()
     assert source == {"kind": "folder", "path": str(tmp_path / name)}
 
 

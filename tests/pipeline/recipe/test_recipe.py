@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pipeline.errors import ConfigError
 from pipeline.recipe.base import FitConfig
 from pipeline.recipe.plugins import modules
-from pipeline.recipe.reader import apply_override, expand, parse_recipe, read_recipe
+from pipeline.recipe.reader import apply_override, escape, expand, parse_recipe, read_recipe
 from pipeline.recipe.recipe import Recipe
 
 RECIPE = """
@@ -305,6 +305,13 @@ def test_override_reads_variables_and_may_replace_an_unset_one(monkeypatch: pyte
     text = RECIPE.replace("camvid", '"${NOT_THERE}/camvid"')
     recipe = parse_recipe(text, "photos.yaml", ["data.street.path=${HERE}/street"])
     assert recipe.data["street"].path == "/data/street"  # type: ignore[attr-defined]
+
+
+def test_escape_keeps_expand_from_replacing_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERE", "/data")
+    value = {"a": ["${HERE}", "$${HERE}", "$$", "$", "${", "$${", "${HERE:-x}", 5, None], "b": {"c": "plain"}}
+    assert expand(escape(value), "r.yaml") == value
+    assert expand("$${HERE} ${HERE} $$${HERE}", "r.yaml") == "${HERE} /data $${HERE}"
 
 
 def test_recipe_unset_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
