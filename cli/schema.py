@@ -33,8 +33,8 @@ HEAD = """\
 
 One YAML file describes a run. An unknown key is an error that names the nearest known key. `${NAME}` and
 `${NAME:-default}` are replaced from the environment; `$${` stands for `${` itself. Relative paths start from the folder
-in which the command runs. `-o a.b=value` changes a key for one run. `must schema > recipe.schema.json` writes a JSON Schema, by which editors
-complete and check recipes.
+in which the command runs. `-o a.b=value` changes a key for one run. `must schema > recipe.schema.json` writes a JSON
+Schema, by which editors complete and check recipes.
 """
 
 ENTRIES = """\
