@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 
 from ingest.incremental import image_shard, shard_tars
 from pipeline.errors import ConfigError
@@ -69,6 +70,10 @@ class IngestedSet:
     def images(self, split: str) -> ImageStore:
         """Return the image store of a split; empty if the set has no such split."""
         return ImageStore([image_shard(self.artifact, tar) for tar in shard_tars(self.artifact, split)])
+
+    def shard_names(self, split: str) -> list[str]:
+        """Return the names of the image shards of a split, which no file is read for."""
+        return [PurePosixPath(tar).stem for tar in shard_tars(self.artifact, split)]
 
     def true_labels(self, task: str, split: str, shard: str) -> StoredFile:
         """Return the label file that belongs to the image shard named `shard`."""

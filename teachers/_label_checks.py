@@ -43,22 +43,33 @@ def check_labels(config: Mapping[str, Any], inputs: Inputs) -> None:
             f"the set {data!r} has no image with a label for {task!r} to train on: none in its split 'train' that is "
             f"not held out as well (images by split: {images}). Add labelled images to 'train', or hold out fewer."
         )
-    _check_learnable(config["name"], data, task, ingested)
+    _check_learnable(data, task, ingested)
     _check_known_classes(data, task, ingested)
     if config["teacher"]["validate"]:
         validation_images(config, ingested)
 
 
-def _check_learnable(name: str, data: str, task: str, ingested: IngestedSet) -> None:
-    """Raise ConfigError if the labels to train on tell nothing: images without a box, masks without a known pixel."""
-    import tasks
-    from tasks.scoring import is_measurable, undefined_reason
+def _check_learnable(data: str, task: str, ingested: IngestedSet) -> None:
+    """Raise ConfigError if the labels to train on tell nothing: images without a box, masks without a known pixel.
 
-    if not is_measurable(tasks.model(ingested.spaces[task]), training_images(name, task, ingested), name):
-        raise ConfigError(
-            f"the set {data!r} has nothing to learn for {task!r} in its split 'train': {undefined_reason(task)}. "
-            f"{_first_note(ingested)}Label some images for it, or leave the teacher out."
-        )
+    Shards are read until one tells something: nearly always the first does.
+    """
+    import tasks
+    from pipeline.stores.labels import LabelShard
+    from tasks.scoring import undefined_reason
+
+    space = ingested.spaces[task]
+    label, metric = tasks.label(space), tasks.model(space).metrics()
+    for shard in ingested.shard_names("train"):
+        labels = LabelShard(ingested.true_labels(task, "train", shard), label)
+        for value in filter(None, map(labels.value, range(len(labels.keys)))):
+            metric.update(value, value)
+        if metric.compute():
+            return
+    raise ConfigError(
+        f"the set {data!r} has nothing to learn for {task!r} in its split 'train': {undefined_reason(task)}. "
+        f"{_first_note(ingested)}Label some images for it, or leave the teacher out."
+    )
 
 
 def _first_note(ingested: IngestedSet) -> str:
