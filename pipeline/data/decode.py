@@ -115,6 +115,8 @@ def decode_numbers(data: bytes) -> NDArray[Any]:
     image = _open(data)
     if image.format in ("JPEG", "MPO"):
         raise DataError("a JPEG changes the numbers stored in it; save them as PNG")
+    if image.format == "PPM":
+        raise DataError("the numbers of a PGM or PBM file are read scaled to their largest; save them as PNG")
     _check_mode(image, NUMBER_MODES)
     _load(image, data)
     numbers = np.asarray(_upright(image, image))

@@ -61,7 +61,8 @@ class NamedFiles:
 
 
 def _join(folder: StoragePath, name: str) -> StoragePath:
-    return StoragePath(folder.fs, posixpath.normpath(f"{folder.path}/{name}"))
+    site, divider, path = folder.path.rpartition("://")  # paths of web servers hold their URL
+    return StoragePath(folder.fs, f"{site}{divider}{posixpath.normpath(f'{path}/{name}')}")
 
 
 def _is_below(path: str, folder: str) -> bool:
