@@ -55,37 +55,33 @@ def guard(token: str | None) -> Callable[[Request, Next], Awaitable[Response]]:
 
     Raises ConfigError for a token that is easy to guess.
     """
-    if token is not None:
-        check_token(token, "token")
+    digest = None if token is None else _digest(check_token(token, "token"))
 
     async def middleware(request: Request, call_next: Next) -> Response:
-        refused = _refusal(request, token)
+        refused = _refusal(request, digest)
         if refused:
             return JSONResponse({"error": refused}, 403)
         response = await call_next(request)
         response.headers.update(HEADERS)
-        if token and request.query_params.get("token"):
-            response.set_cookie(COOKIE, _digest(token), httponly=True, samesite="strict")
+        if digest and request.query_params.get("token"):
+            response.set_cookie(COOKIE, digest, httponly=True, samesite="strict")
         return response
 
     return middleware
 
 
-def _refusal(request: Request, token: str | None) -> str | None:
-    """Return why a request is refused, None if it is answered."""
+def _refusal(request: Request, digest: str | None) -> str | None:
+    """Return why a request is refused, None if it is answered; `digest` is that of the token."""
     host = request.headers.get("host", "")
     if _is_of_other_site(request, host):
         return OTHER_SITE
-    if token is None:
+    if digest is None:
         refusal = f"This server answers to localhost, not to {host!r}: start it with --host."
         return None if host.rpartition(":")[0] in LOCAL_HOSTS or host in LOCAL_HOSTS else refusal
     shown = request.query_params.get("token")
     given = request.cookies.get(COOKIE, "") if shown is None else _digest(shown)
-    return (
-        None
-        if secrets.compare_digest(given.encode(), _digest(token).encode())
-        else ("Use the link that `must browse` printed.")
-    )
+    is_right = secrets.compare_digest(given.encode(), digest.encode())
+    return None if is_right else "Use the link that `must browse` printed."
 
 
 def _is_of_other_site(request: Request, host: str) -> bool:

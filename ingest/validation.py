@@ -20,7 +20,7 @@ def check_measurable(images: ImageDataset, space: LabelSpace, place: str, head: 
     from tasks import model  # noqa: PLC0415 - loads torch
     from tasks.scoring import is_measurable, undefined_reason  # noqa: PLC0415
 
-    if not is_measurable(model(space), images, head):
+    if not is_measurable(model(space), (images.values(index).get(head) for index in range(len(images)))):
         raise ConfigError(
             f"{place} can't tell how good predictions for {space.task!r} are: {undefined_reason(space.task)}. Add "
             "held-out images with labels that do."

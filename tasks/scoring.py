@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -95,21 +95,21 @@ def score(predictor: Predictor, dataset: ImageDataset, head: str, runtime: Runti
     return measure_head(predictor, dataset, head, runtime).compute()
 
 
-def is_measurable(task: Task, dataset: ImageDataset, head: str) -> bool:
-    """Return True if the dataset's labels of a head define the task's metrics, whatever is predicted.
+def is_measurable(task: Task, values: Iterable[Value | None]) -> bool:
+    """Return True if true labels define the task's metrics, whatever is predicted; images without a label are None.
 
-    They are measured against themselves, after 1, 2, 4, ... images: most sets are known to be measurable by the first.
+    They are measured against themselves, after 1, 2, 4, ... images: most sets are known to be measurable by the first,
+    and no more of `values` is asked for then.
     """
     metric, due = task.metrics(), 1
-    for index in range(len(dataset)):
-        true = dataset.values(index).get(head)
+    for count, true in enumerate(values, 1):
         if true is not None:
             metric.update(true, true)
-        if index + 1 in (due, len(dataset)):
+        if count == due:
             if metric.compute():
                 return True
             due *= 2
-    return False
+    return bool(metric.compute())
 
 
 UNDEFINED = {

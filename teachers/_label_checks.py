@@ -52,20 +52,17 @@ def check_labels(config: Mapping[str, Any], inputs: Inputs) -> None:
 def _check_learnable(data: str, task: str, ingested: IngestedSet) -> None:
     """Raise ConfigError if the labels to train on tell nothing: images without a box, masks without a known pixel.
 
-    Shards are read until one tells something: nearly always the first does.
+    Labels are read until they tell something: nearly always the first does.
     """
     import tasks
     from pipeline.stores.labels import LabelShard
-    from tasks.scoring import undefined_reason
+    from tasks.scoring import is_measurable, undefined_reason
 
     space = ingested.spaces[task]
-    label, metric = tasks.label(space), tasks.model(space).metrics()
-    for shard in ingested.shard_names("train"):
-        labels = LabelShard(ingested.true_labels(task, "train", shard), label)
-        for value in filter(None, map(labels.value, range(len(labels.keys)))):
-            metric.update(value, value)
-        if metric.compute():
-            return
+    files = (ingested.true_labels(task, "train", name) for name in ingested.shard_names("train"))
+    shards = (LabelShard(file, tasks.label(space)) for file in files)
+    if is_measurable(tasks.model(space), (shard.value(row) for shard in shards for row in range(len(shard.keys)))):
+        return
     raise ConfigError(
         f"the set {data!r} has nothing to learn for {task!r} in its split 'train': {undefined_reason(task)}. "
         f"{_first_note(ingested)}Label some images for it, or leave the teacher out."
@@ -90,8 +87,8 @@ def _check_known_classes(data: str, task: str, ingested: IngestedSet) -> None:
 
     space = ingested.spaces[task]
     label, unknown = tasks.label(space), set(space.classes)
-    for shard in ingested.images("train").shards if label.partial_columns else []:
-        table = read_labels(ingested.true_labels(task, "train", shard.name), list(label.partial_columns))
+    for name in ingested.shard_names("train") if label.partial_columns else []:
+        table = read_labels(ingested.true_labels(task, "train", name), list(label.partial_columns))
         unknown -= {name for name, known in zip(space.classes, label.known_classes(table), strict=True) if known}
     if label.partial_columns and unknown:
         named = ", ".join(name for name in space.classes if name in unknown)

@@ -24,7 +24,8 @@ from pipeline.errors import DataError
 
 PIXEL_LIMIT = 200_000_000
 """Images of more pixels are refused. Phones go up to 200 megapixels; as RGB that is 600 MB."""
-
+PNM = "PPM"
+"""Pillow's name for PBM, PGM and PPM. Of mode I they hold grey values of 16 bits; in other formats, nobody knows."""
 SUFFIXES = {
     "JPEG": "jpg",
     "MPO": "jpg",  # a JPEG with further images behind it: other readers see the first
@@ -34,7 +35,7 @@ SUFFIXES = {
     "BMP": "bmp",
     "TIFF": "tif",
     "AVIF": "avif",
-    "PPM": "ppm",  # PGM, PBM and PNM as well
+    PNM: "ppm",
 }
 # By EXIF orientation.
 TRANSPOSES = {
@@ -49,8 +50,6 @@ TRANSPOSES = {
 SWAPS_SIDES = (5, 6, 7, 8)
 SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 COLOR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", *SIXTEEN_BIT_MODES)
-FORMAT_OF_16_BITS = "PPM"
-"""The format whose images of mode I hold grey values of 16 bits; in others, their range is not known."""
 NUMBER_MODES = ("1", "L", "P", "I", "F", *SIXTEEN_BIT_MODES)
 MAGIC_NUMBERS = (
     *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*"),
@@ -115,7 +114,7 @@ def decode_numbers(data: bytes) -> NDArray[Any]:
     image = _open(data)
     if image.format in ("JPEG", "MPO"):
         raise DataError("a JPEG changes the numbers stored in it; save them as PNG")
-    if image.format == "PPM":
+    if image.format == PNM:
         raise DataError("the numbers of a PGM or PBM file are read scaled to their largest; save them as PNG")
     _check_mode(image, NUMBER_MODES)
     _load(image, data)
@@ -219,7 +218,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _has_16_bits(image: Image.Image) -> bool:
     """Return True for grey of 16 bits."""
-    return image.mode in SIXTEEN_BIT_MODES or (image.mode == "I" and image.format == FORMAT_OF_16_BITS)
+    return image.mode in SIXTEEN_BIT_MODES or (image.mode == "I" and image.format == PNM)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
