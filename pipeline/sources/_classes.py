@@ -57,8 +57,8 @@ def class_index(label: object, classes: Sequence[str]) -> int:
         return class_named(label, classes)
     if isinstance(label, str) and label in classes and classes.index(label) != number:
         raise DataError(
-            f"label {label!r} may be the class of this name, or that at index {number}, {classes[number]!r}: put the "
-            "classes in an order in which both are the same"
+            f"label {label!r} may be the class of this name, or that at index {number}, {classes[number]!r}: call the "
+            "classes by words, or put them in an order in which both are the same"
         )
     return number
 

@@ -1,15 +1,18 @@
 """Schema of COCO's JSON files (https://cocodataset.org/#format-data): what is read of them, typed.
 
-Numbers may be written as text, as some tools do: "7" is the id 7, "0" is no crowd. What is neither is refused.
+Numbers may be written as text, as some tools do: "7" is the id 7, "0" is no crowd. A category or image that can't be
+told from others makes the file useless; of an image or annotation that lacks something else, that one is lost.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -19,20 +22,28 @@ from pipeline.storage.path import StoragePath
 
 CANONICAL = re.compile(r"0|-?[1-9][0-9]{0,17}")
 """Text that is a number and nothing else: "07" is a name."""
+CROWD = {None: False, "": False, "0": False, "false": False, "1": True, "true": True}
+"""Meanings of `iscrowd`, in small letters."""
 
 
-def _as_id(value: object) -> object:
-    """Return a whole number for a number in any writing, other text as it is."""
-    if isinstance(value, str) and CANONICAL.fullmatch(value):
-        return int(value)
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int | str):
+def as_id(value: object) -> int | str | None:
+    """Return a whole number for a number in any writing, other text as it is, None for what is no id."""
+    if isinstance(value, str):
+        return int(value) if CANONICAL.fullmatch(value) else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+        return None
+    return int(value)
+
+
+def _require_id(value: object) -> int | str:
+    found = as_id(value)
+    if found is None:
         raise ValueError("an id is a whole number or a text")
-    return value
+    return found
 
 
-Id = Annotated[int | str, BeforeValidator(_as_id)]
+Id = Annotated[int | str, BeforeValidator(_require_id)]
+MaybeId = Annotated[int | str | None, BeforeValidator(as_id)]
 LAX = ConfigDict(coerce_numbers_to_str=True)
 
 
@@ -41,29 +52,52 @@ class Category:
     """A class."""
 
     id: Id
-    name: str | None = None
-    supercategory: str | None = None
+    name: Any = None
+    supercategory: Any = None
 
 
 @dataclass(slots=True, config=LAX)
 class Image:
-    """An image; its size in pixels."""
+    """An image; its size is what the file says of it."""
 
     id: Id
-    file_name: str
-    width: int | None = None
-    height: int | None = None
+    file_name: str | None = None
+    coco_url: str | None = None
+    width: Any = None
+    height: Any = None
+
+    @property
+    def name(self) -> str | None:
+        """The path below the folder of images: LVIS states a URL alone, whose path it is."""
+        if self.file_name or not self.coco_url:
+            return self.file_name
+        return unquote(urlsplit(self.coco_url).path).lstrip("/")
+
+    def size(self) -> tuple[int, int] | None:
+        """Return (width, height) in pixels; None if it is not stated. Raises DataError for what is no number."""
+        if self.width in (None, "", 0) or self.height in (None, "", 0):
+            return None
+        width, height = as_id(self.width), as_id(self.height)
+        if not (isinstance(width, int) and isinstance(height, int)):
+            raise DataError(f"the annotations say {self.width!r} x {self.height!r} pixels, which are not two numbers")
+        return width, height
 
 
 @dataclass(slots=True, config=LAX)
 class Annotation:
-    """A box, [x, y, width, height] in pixels; anything else in `bbox` costs this box alone."""
+    """A box, [x, y, width, height] in pixels. What is wrong with one costs this box alone."""
 
-    image_id: Id
-    category_id: Id
+    image_id: MaybeId = None
+    category_id: MaybeId = None
     id: Any = None
     bbox: Any = None
-    iscrowd: bool | None = None
+    iscrowd: Any = None
+
+    def crowd(self) -> bool | None:
+        """Return True if it is a crowd, None if that can't be told."""
+        flag = self.iscrowd
+        text = str(int(flag)) if isinstance(flag, bool | float) and flag in (0, 1) else flag
+        return CROWD.get(text if text is None else str(text).strip().lower())
 
 
 @dataclass(config=LAX)
@@ -84,8 +118,8 @@ class SplitAnnotations:
     """Class name by category id."""
     images: list[Image]
     """Sorted by file name."""
-    annotations: Mapping[int | str, list[Annotation]]
-    """By image id."""
+    annotations: Mapping[int | str | None, list[Annotation]]
+    """By image id; under None those that name no image."""
 
 
 def read_annotations(file: StoragePath, classes: Literal["category", "supercategory"]) -> SplitAnnotations:
@@ -93,20 +127,35 @@ def read_annotations(file: StoragePath, classes: Literal["category", "supercateg
 
     Raises DataError if it is not COCO's format.
     """
+    data = file.read()
     try:
-        content = CONTENT.validate_json(file.read())
+        content = CONTENT.validate_json(data.decode(json.detect_encoding(data)))
+        categories = _class_names(content.categories, classes)
+        if len({image.id for image in content.images}) < len(content.images):
+            raise DataError("two images have the same id")
     except ValidationError as error:
         raise DataError(f"{file}: not COCO annotations: {_explain(error)}") from error
-    names = {each.id: each.name if classes == "category" else each.supercategory for each in content.categories}
-    if unnamed := [class_id for class_id, name in names.items() if name is None]:
-        raise DataError(f"{file}: not COCO annotations: the {classes} {unnamed[0]!r} has no name")
-    if len({image.id for image in content.images}) < len(content.images):
-        raise DataError(f"{file}: not COCO annotations: two images have the same id")
+    except (UnicodeDecodeError, DataError) as error:
+        raise DataError(f"{file}: not COCO annotations: {error}") from error
     annotations = defaultdict(list)
     for annotation in content.annotations:
         annotations[annotation.image_id].append(annotation)
-    images = sorted(content.images, key=lambda image: (image.file_name, str(image.id)))
-    return SplitAnnotations({key: str(name) for key, name in names.items()}, images, dict(annotations))
+    images = sorted(content.images, key=lambda image: (image.name or "", str(image.id)))
+    return SplitAnnotations(categories, images, dict(annotations))
+
+
+def _class_names(categories: Sequence[Category], classes: Literal["category", "supercategory"]) -> dict[int | str, str]:
+    """Return the class name by category id. Raises DataError for one without a name, or for two of one id."""
+    names: dict[int | str, str] = {}
+    for category in categories:
+        name = category.name if classes == "category" else category.supercategory
+        if name is None or name == "":
+            raise DataError(f"the {classes} {category.id!r} has no name")
+        if isinstance(name, bool) or not isinstance(name, str | int | float):
+            raise DataError(f"the {classes} {category.id!r} has the name {name!r:.60}, which is no text")
+        if names.setdefault(category.id, str(name)) != str(name):
+            raise DataError(f"the id {category.id!r} is of {names[category.id]!r} and of {str(name)!r}")
+    return names
 
 
 def _explain(error: ValidationError) -> str:

@@ -65,6 +65,10 @@ class FileSource(BaseSource):
             elif file not in self.files:
                 self.skipped[file.suffix] += 1
 
+    def list_remote(self) -> dict[StoragePath, StoragePath]:
+        """Return the images of remote folders, listed at once: no file's stamp then needs a request of its own."""
+        return {file: file for folder in self.folders if not folder.local for file in images_under(folder)}
+
     @functools.cached_property
     def _in_splits(self) -> bool:
         return has_split_folders(self.folders[0])
@@ -114,8 +118,8 @@ def _label_files(folder: StoragePath) -> dict[str, StoragePath]:
 
 
 def stamp_files(root: StoragePath, files: Iterable[StoragePath]) -> list[tuple[str, int, int]]:
-    """Return (name relative to `root`, size in bytes, mtime in ns) of `files`, sorted."""
-    return sorted((file.relative_to(root), *file.stamp()) for file in files)
+    """Return (name relative to `root`, size in bytes, mtime in ns) of `files`, sorted, each once."""
+    return sorted({(file.relative_to(root), *file.stamp()) for file in files})
 
 
 def images_under(root: StoragePath) -> Iterator[StoragePath]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pipeline.errors import DataError
 from pipeline.sources._files import read_image
@@ -15,13 +15,16 @@ from pipeline.storage.path import URL, StoragePath, printable
 class NamedFiles:
     """Files below `folder`, which names are relative to, or below one of the folders `others`.
 
+    Links among them may lead to `root` as well, the folder of the whole set.
+
     Example:
-        files = NamedFiles(folder, [root])
+        files = NamedFiles(root / "images", [], root)
         data = files.read(files.find("train/a.jpg"))  # "../../a.jpg", "/a.jpg", "http://..." raise DataError
     """
 
-    def __init__(self, folder: StoragePath, others: Sequence[StoragePath]) -> None:
-        self.folder, self.roots = folder, list(dict.fromkeys([folder, *others]))
+    def __init__(self, folder: StoragePath, others: Sequence[StoragePath], root: StoragePath) -> None:
+        self.folder, self.folders = folder, list(dict.fromkeys([folder, *others]))
+        self._link_ends = dict.fromkeys([*self.folders, root])
 
     def find(self, name: str) -> StoragePath:
         """Return the path of a name, in which backslashes divide folders as well. Nothing is opened.
@@ -30,34 +33,35 @@ class NamedFiles:
         """
         file = self._path(name.replace("\\", "/")) if _is_possible(name) else None
         if file is None or file == self.folder or not self._is_inside(file):
-            raise DataError(f"the name {name!r} leads to no file in {self._places()}")
+            raise DataError(f"the name {name!r} leads to no file in {_places(self.folders)}")
         return file
 
     def read(self, file: StoragePath) -> bytes:
         """Return the bytes of a file that `find` returned. Raises DataError if it is a link to somewhere else."""
         if file.local:
             end = os.path.realpath(file.path)
-            if not any(_is_below(end, root) for root in self._real_roots):
-                raise DataError(f"{file} is a link to {printable(end)}, which is not in {self._places()}")
+            if not any(_is_below(end, folder) for folder in self._real_folders):
+                raise DataError(f"{file} is a link to {printable(end)}, which is not in {_places(self._link_ends)}")
         return read_image(file)
 
     def _path(self, name: str) -> StoragePath | None:
         """Return the path of a relative name, or of one that begins with one of the folders; None for others."""
         if not (URL.match(name) or os.path.isabs(name)):
             return _join(self.folder, name)
-        starts = {root: root.path if root.local else root.fs.unstrip_protocol(root.path) for root in self.roots}
-        found = (_join(root, name.removeprefix(start)) for root, start in starts.items() if _is_below(name, start))
+        starts = {each: each.path if each.local else each.fs.unstrip_protocol(each.path) for each in self.folders}
+        found = (_join(each, name.removeprefix(start)) for each, start in starts.items() if _is_below(name, start))
         return next(found, None)
 
     def _is_inside(self, file: StoragePath) -> bool:
-        return any(file.fs == root.fs and _is_below(file.path, root.path) for root in self.roots)
+        return any(file.fs == each.fs and _is_below(file.path, each.path) for each in self.folders)
 
     @functools.cached_property
-    def _real_roots(self) -> list[str]:
-        return [os.path.realpath(root.path) for root in self.roots if root.local]
+    def _real_folders(self) -> list[str]:
+        return [os.path.realpath(each.path) for each in self._link_ends if each.local]
 
-    def _places(self) -> str:
-        return f"{' or '.join(map(str, self.roots))}; the key `elsewhere` of the set names other folders"
+
+def _places(folders: Iterable[StoragePath]) -> str:
+    return f"{' or '.join(map(str, folders))}; the key `elsewhere` of the set names other folders"
 
 
 def _join(folder: StoragePath, name: str) -> StoragePath:

@@ -113,11 +113,15 @@ class LabelColumns:
         names = names_in(cell, self.config)
         if not names and isinstance(cell, str):  # separators alone
             return [MEANINGS[self.config.blank]] * len(self.classes)
-        index = class_named if self.from_labels else class_index
-        present = {index(name, self.classes) for name in names if name not in self.config.no_class}
+        present = {self._index(name) for name in names if name not in self.config.no_class}
         if present and not set(names).isdisjoint(self.config.no_class):
             raise DataError(f"{cell!r} names classes, and says that there is none")
         return [float(number in present) for number in range(len(self.classes))]
+
+    def _index(self, name: object) -> int:
+        # of classes that are all digits, text is a name: "1" of 1, 2, 3 is the first
+        digits = isinstance(name, str) and all(map(str.isdecimal, self.classes))
+        return (class_named if self.from_labels or digits else class_index)(name, self.classes)
 
     def _outcome(self, cell: object) -> float:
         """Return the probability of a class, NaN for unknown, that a cell of its own column states."""

@@ -21,7 +21,7 @@ from pipeline.recipe.source import SourceConfig
 from pipeline.sources import SourceRecord, TrueLabels
 from pipeline.sources._classes import index_classes, true_boxes
 from pipeline.sources._coco import Annotation, Image, SplitAnnotations, read_annotations
-from pipeline.sources._files import FileSource, check_size, images_under
+from pipeline.sources._files import FileSource, check_size
 from pipeline.sources._named_files import NamedFiles
 from pipeline.sources._splits import SPLITS, Split
 from pipeline.storage.path import StoragePath, require_exists
@@ -67,9 +67,9 @@ class Source(FileSource):
         if extra := set(config.images) - set(self._annotation_files):
             raise ConfigError(f"images: {sorted(extra)} have no `annotations`")
         self._image_folders = {split: self._find_images(split) for split in self._annotation_files}
-        self.folders = list(dict.fromkeys(self._image_folders.values()))
         others = [require_exists(self.root / name, "elsewhere", "folder") for name in config.elsewhere]
-        self._named = {split: NamedFiles(folder, [self.root, *others]) for split, folder in self._image_folders.items()}
+        self.folders = list(dict.fromkeys([*self._image_folders.values(), *others]))
+        self._named = {split: NamedFiles(folder, others, self.root) for split, folder in self._image_folders.items()}
         self.files = list(self._annotation_files.values())
 
     def _find_annotations(self, split: Split) -> StoragePath | None:
@@ -110,20 +110,15 @@ class Source(FileSource):
         if not self.count():
             raise DataError(f"{', '.join(map(str, self.files))}: lists no image; `images` has to list those of the set")
         seen: set[str] = set()
-        # listed at once, so that no remote file's stamp needs a request of its own
-        remote = {file: file for folder in self.folders if not folder.local for file in images_under(folder)}
+        remote = self.list_remote()
         for split, part in self._splits.items():
-            unlisted = set(part.annotations) - {entry.id for entry in part.images}
-            if unlisted:
-                first = next(iter(unlisted))
-                reason = f"has annotations of {len(unlisted)} images that it does not list, first {first}"
-                self.problems.append((self._annotation_files[split].relative_to(self.root), reason))
+            stated, named = self._annotation_files[split].relative_to(self.root), self._named[split]
+            self.problems += [(stated, reason) for reason in _stray_annotations(part)]
             for entry in part.images:
-                named = self._named[split]
                 try:
-                    file = named.find(entry.file_name)
+                    file = named.find(_file_name(entry))
                 except DataError as error:
-                    self.problems.append((f"{self._annotation_files[split].name} image {entry.id!r}", str(error)))
+                    self.problems.append((f"{stated} image {entry.id!r}", str(error)))
                     continue
                 name = file.relative_to(self.root)
                 if name in seen:
@@ -135,11 +130,14 @@ class Source(FileSource):
                 yield SourceRecord(name, split, functools.partial(named.read, file), truth, file.stamp)
 
     def _truth(self, entry: Image, annotations: list[Annotation], size: tuple[int, int]) -> TrueLabels:
-        if entry.width and entry.height:
-            check_size((entry.width, entry.height), size, "the annotations say")
+        if stated := entry.size():
+            check_size(stated, size, "the annotations say")
         truth, boxes, classes = TrueLabels(), [], []
         present = np.zeros(len(self._classes[0]), np.float32)
         for annotation in annotations:
+            if annotation.category_id is None:
+                truth.notes.append(f"annotation without a category dropped: annotation {annotation.id}")
+                continue
             index = self._classes[1].get(annotation.category_id)
             if index is None:
                 raise DataError(f"category id {annotation.category_id} is not among the categories")
@@ -159,9 +157,26 @@ class Source(FileSource):
         return sum(len(part.images) for part in self._splits.values())
 
 
+def _file_name(entry: Image) -> str:
+    if not entry.name:
+        raise DataError("has no file_name")
+    return entry.name
+
+
+def _stray_annotations(part: SplitAnnotations) -> Iterator[str]:
+    """Yield what is to be said of annotations that belong to no listed image."""
+    if nameless := part.annotations.get(None):
+        yield f"has {len(nameless)} annotations without an image_id"
+    if unlisted := set(part.annotations) - {None} - {entry.id for entry in part.images}:
+        first = min(unlisted, key=str)
+        yield f"has annotations of {len(unlisted)} images that it does not list, first {first}"
+
+
 def _box(annotation: Annotation, size: tuple[int, int]) -> tuple[list[float] | None, str | None]:
     """Return the box as (x0, y0, x1, y1) clipped to the image, None if it is dropped; and a note if it was changed."""
-    if annotation.iscrowd:
+    if (crowd := annotation.crowd()) is None:
+        return None, f"box with iscrowd {annotation.iscrowd!r:.20} dropped"
+    if crowd:
         return None, "crowd box dropped"
     bbox = _four_numbers(annotation.bbox)
     if bbox is None:

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources import SourceRecord
 from pipeline.sources._classes import check_distinct
-from pipeline.sources._files import FileSource, images_under
+from pipeline.sources._files import FileSource
 from pipeline.sources._named_files import NamedFiles
 from pipeline.sources._splits import Split, parse_split, split_by_hash, split_from_path
 from pipeline.sources._tables import LabelColumns, TableConfig, classes_among, distinct_names
@@ -62,9 +62,9 @@ class Source(FileSource):
         if not files:
             raise ConfigError(f"path: no .csv files in {path}")
         folder = require_exists(root / config.images, "images", "folder") if config.images else root
-        super().__init__(root, [folder], files)
         others = [require_exists(root / name, "elsewhere", "folder") for name in config.elsewhere]
-        self._named = NamedFiles(folder, [root, *others])
+        self._named = NamedFiles(folder, others, root)
+        super().__init__(root, self._named.folders, files)
 
     @functools.cached_property
     def _labelled(self) -> list[StoragePath]:
@@ -100,9 +100,8 @@ class Source(FileSource):
         return {space.task: space}
 
     def read_records(self) -> Iterator[SourceRecord]:
-        (folder,) = self.folders
-        # listed at once, so that no remote file's stamp needs a request of its own
-        remote = {} if folder.local else {file.path: file for file in images_under(folder)}
+        folder = self._named.folder
+        remote = self.list_remote()
         lines: dict[str, str] = {}
         for row in (row for file in self.files for row in _rows(file)):
             stated = row.cells[self.config.image]
@@ -117,7 +116,7 @@ class Source(FileSource):
                 self.problems.append((name, f"listed twice, by {lines[name]} and {row.place}"))
                 continue
             lines[name] = row.place
-            yield self._record(name, self._row_split(path, row), remote.get(file.path, file), row)
+            yield self._record(name, self._row_split(path, row), remote.get(file, file), row)
         if not lines:
             raise DataError(f"{', '.join(map(str, self.files))}: lists no image in {folder}")
 

@@ -100,8 +100,13 @@ class StoragePath:
         return StoragePath(self.fs, f"{self.path.rstrip('/')}/{name}")
 
     def relative_to(self, root: StoragePath) -> str:
-        """Return the path from `root` to here as printable text."""
-        return printable(self.path.removeprefix(root.path.rstrip("/") + "/").lstrip("/"))
+        """Return the path from `root` to here as printable text; the whole URL if it is of another file system."""
+        prefix = root.path.rstrip("/") + "/"
+        if self.fs != root.fs:
+            return str(self)
+        if self.path.startswith(prefix) or prefix == "/":
+            return printable(self.path.removeprefix(prefix).lstrip("/"))
+        return printable(posixpath.relpath(self.path, root.path))
 
     def _explain_errors(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext() if self.local else explain_remote_errors(str(self))

@@ -48,6 +48,14 @@ def test_label_columns_take_digits_for_names_if_the_classes_are_those_that_occur
         assert columns.truth({"label": name}, "row", (1, 1)).values["classification"]["probs"].argmax() == number
 
 
+def test_label_columns_take_text_for_names_if_all_stated_classes_are_digits() -> None:
+    columns = LabelColumns(TableConfig(kind="csv", path="x"), ("1", "2", "3"), multilabel=False)
+    found = [columns.truth({"label": name}, "row", (1, 1)).values["classification"]["probs"].argmax() for name in "123"]
+    assert found == [0, 1, 2]
+    with pytest.raises(DataError, match="label '0' is not among the 3 classes"):
+        columns.truth({"label": "0"}, "row", (1, 1))
+
+
 def test_distinct_names_has_none_for_empty_parts() -> None:
     config = TableConfig(kind="csv", path="x", separator="|")
     assert distinct_names(["|a|", "a||b", "|", " "], config) == {"a", "b"}

@@ -120,9 +120,63 @@ def test_coco_source_takes_ids_that_are_text(tmp_path: Path) -> None:
     assert widths == [1, 2, 3]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_coco_source_reads_json_in_its_encodings(tmp_path: Path, encoding: str) -> None:
+    write(tmp_path, [box([0, 0, 5, 5])])
+    file = tmp_path / "instances_train.json"
+    file.write_bytes(file.read_text().replace("truck", "cami\u00f3n").encode(encoding))
+    assert open_source(tmp_path).spaces()["detection"].classes[2] == "cami\u00f3n"
+
+
+def test_coco_source_reads_the_names_of_lvis(tmp_path: Path) -> None:
+    write(tmp_path, [])
+    file = tmp_path / "instances_train.json"
+    file.write_text(file.read_text().replace('"file_name": "', '"coco_url": "http://images.cocodataset.org/train/'))
+    record = single_record(open_source(tmp_path, images={"train": "images"}))
+    assert record.name == "images/train/a.jpg"
+    assert record.read()
+
+
+def test_coco_source_loses_an_image_without_name_alone(tmp_path: Path) -> None:
+    write(tmp_path, [box([0, 0, 5, 5])])
+    file = tmp_path / "instances_train.json"
+    content = json.loads(file.read_text())
+    content["images"].append({"id": 9})
+    content["annotations"].append({"category_id": 3, "bbox": [0, 0, 5, 5]})
+    file.write_text(json.dumps(content))
+    source = open_source(tmp_path)
+    assert single_record(source).name == "images/train/a.jpg"
+    assert source.problems == [
+        ("instances_train.json", "has 1 annotations without an image_id"),
+        ("instances_train.json image 9", "has no file_name"),
+    ]
+
+
+@pytest.mark.parametrize(("width", "refused"), [("", False), (None, False), ("wide", True), (1.5, True), ([1], True)])
+def test_coco_source_checks_a_size_that_is_stated(tmp_path: Path, width: object, refused: bool) -> None:
+    write(tmp_path, [], [{"id": 7, "file_name": "a.jpg", "width": width, "height": 50}])
+    record = single_record(open_source(tmp_path))
+    if not refused:
+        assert not record.truth(SIZE).notes
+        return
+    with pytest.raises(DataError, match=r"the annotations say .* x 50 pixels, which are not two numbers"):
+        record.truth(SIZE)
+
+
+@pytest.mark.parametrize("iscrowd", [0, "0", 0.0, False, "false", None, ""])
+def test_coco_source_reads_what_means_no_crowd(tmp_path: Path, iscrowd: object) -> None:
+    write(tmp_path, [box([10, 10, 5, 5], iscrowd=iscrowd)])
+    truth = single_record(open_source(tmp_path)).truth(SIZE)
+    assert len(truth.values["detection"]["boxes"]) == 1
+    assert not truth.notes
+
+
 @pytest.mark.parametrize(
     ("given", "kept", "note"),
     [
+        (box([10, 10, 5, 5], iscrowd="True"), [], "crowd box dropped"),
+        (box([10, 10, 5, 5], iscrowd=2), [], "box with iscrowd 2 dropped"),
+        (box([10, 10, 5, 5], category=None), [], "annotation without a category dropped"),
         (box([90, 40, 30, 30]), [[90, 40, 100, 50]], "box clipped to the image"),
         (box([-5, -5, 10, 10]), [[0, 0, 5, 5]], "box clipped to the image"),
         (box([100, 10, 10, 10]), [], "box outside the image dropped"),
@@ -223,13 +277,20 @@ def test_coco_source_reports_duplicate_images_and_unlisted_annotations(tmp_path:
         ("{", "not COCO annotations"),
         ("[]", "not COCO annotations"),
         ('{"images": []}', "categories: Field required"),
-        ('{"images": [{"id": 1}], "categories": []}', "images.0.file_name: Field required"),
+        ('{"images": [{"file_name": "a"}], "categories": []}', "images.0.id: Field required"),
+        ('{"images": [{"id": 1, "file_name": [1]}], "categories": []}', "images.0.file_name: "),
         ('{"images": [{"id": [1], "file_name": "a"}], "categories": []}', r"images.0.id.* \(value \[1\]\)"),
         ('{"images": [{"id": true, "file_name": "a"}], "categories": []}', "an id is a whole number or a text"),
-        ('{"images": [{"id": 1, "file_name": "a", "width": "wide"}], "categories": []}', "images.0.width: .*'wide'"),
         ('{"images": [], "categories": [{"id": 1}]}', "the category 1 has no name"),
-        ('{"images": [], "categories": [], "annotations": [{"category_id": 1}]}', "annotations.0.image_id: Field"),
-        ('{"images": [], "categories": [], "annotations": [{"image_id": 1, "category_id": 1, "iscrowd": 2}]}', "crowd"),
+        (
+            '{"images": [], "categories": [{"id": 1, "name": [1]}]}',
+            r"the category 1 has the name \[1\], which is no text",
+        ),
+        (
+            '{"images": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}',
+            "the id 1 is of 'a' and of 'b'",
+        ),
+        ('{"images": [], "categories": [], "annotations": [null]}', "annotations.0: "),
         ('{"a": ' + "[" * 10_000 + "]" * 10_000 + "}", "recursion limit"),
         ('{"images": [], "categories": [], "annotations": {}}', "annotations: .*valid array"),
         ('{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "categories": []}', "the same id"),

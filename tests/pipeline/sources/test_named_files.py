@@ -45,13 +45,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def named_files(folder: Path, *others: Path) -> NamedFiles:
-    return NamedFiles(StoragePath.of(str(folder)), [StoragePath.of(str(other)) for other in others])
+    first, *rest = [StoragePath.of(str(path)) for path in (folder, *others)]
+    return NamedFiles(first, rest, first)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_named_files_find_no_file_outside_of_the_folders(name: str, folder: Path) -> None:
-    with pytest.raises(DataError, match=r"leads to no file in .*set/images or .*elsewhere"):
-        named_files(folder, folder.parent).find(name)
+    with pytest.raises(DataError, match=r"leads to no file in .*set/images; .*elsewhere"):
+        named_files(folder).find(name)
 
 
 @pytest.mark.parametrize("name", ["train/a.png", "train\\a.png", "./train//a.png", "other/../train/a.png"])
@@ -70,7 +71,7 @@ def test_named_files_read_from_other_folders_that_are_stated(name: str, folder: 
 
 def test_named_files_take_urls_below_remote_folders() -> None:
     remote, other = StoragePath.of("memory://bucket/images"), StoragePath.of("memory://bucket/more")
-    files = NamedFiles(remote, [other])
+    files = NamedFiles(remote, [other], remote)
     (other / "b.png").write(b"bytes")
     assert files.read(files.find(f"{other}/b.png")) == b"bytes"
     assert files.read(files.find("../more/b.png")) == b"bytes"
@@ -89,6 +90,15 @@ def test_named_files_refuse_links_that_lead_out(folder: Path, tmp_path: Path) ->
         with pytest.raises(DataError, match=f"is a link to {tmp_path}/outside.png, which is not in {folder}"):
             files.read(files.find(name))
     assert named_files(folder, tmp_path).read(files.find("out.png"))
+
+
+def test_named_files_follow_links_into_the_folder_of_the_set(folder: Path) -> None:
+    (folder.parent / "original.png").write_bytes((folder / "train" / "a.png").read_bytes())
+    (folder / "link.png").symlink_to("../original.png")
+    files = NamedFiles(StoragePath.of(str(folder)), [], StoragePath.of(str(folder.parent)))
+    assert files.read(files.find("link.png"))
+    with pytest.raises(DataError, match="leads to no file"):
+        files.find("../original.png")
 
 
 def test_named_files_follow_a_folder_that_is_a_link(folder: Path, tmp_path: Path) -> None:
@@ -159,3 +169,19 @@ def test_sources_read_names_in_folders_elsewhere(make: Callable[..., BaseSource]
     source = make(folder, names, elsewhere=["../"])
     assert len([record.read() for record in source.records()]) == 2
     assert "listed twice" in source.problems[0][1]
+
+
+@pytest.mark.parametrize("make", [coco_set, csv_set])
+def test_sources_stamp_files_elsewhere_and_name_them_by_relative_paths(
+    make: Callable[..., BaseSource], folder: Path, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (tmp_path / "outside.png").rename(photos / "a.png")
+    source = make(folder, ["train/a.png", f"{photos}/a.png"], elsewhere=[str(photos)])
+    names = {record.name for record in source.records()}
+    assert names == {"images/train/a.png", "../photos/a.png"}
+    stamps = {name: stamp for name, *stamp in source.file_stamps()}
+    assert names < set(stamps)
+    (photos / "a.png").write_bytes(b"longer or shorter")
+    assert {name: stamp for name, *stamp in source.file_stamps()} != stamps
