@@ -73,7 +73,7 @@ def guard(token: str | None) -> Callable[[Request, Next], Awaitable[Response]]:
 def _refusal(request: Request, digest: str | None) -> str | None:
     """Return why a request is refused, None if it is answered; `digest` is that of the token."""
     host = request.headers.get("host", "")
-    if _is_of_other_site(request, host):
+    if _is_of_other_site(request) and not _follows_link(request):
         return OTHER_SITE
     if digest is None:
         refusal = f"This server answers to localhost, not to {host!r}: start it with --host."
@@ -84,12 +84,24 @@ def _refusal(request: Request, digest: str | None) -> str | None:
     return None if is_right else "Use the link that `must browse` printed."
 
 
-def _is_of_other_site(request: Request, host: str) -> bool:
+def _is_of_other_site(request: Request) -> bool:
     """Return True if another site's page makes the request; browsers that don't say so still name the origin."""
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     if site is not None:
         return site not in ("none", "same-origin")
-    return origin is not None and urlsplit(origin).netloc != host
+    hosts = [request.headers.get(name) for name in ("host", "x-forwarded-host")]  # proxies may rewrite the first
+    return origin is not None and urlsplit(origin).netloc not in hosts
+
+
+def _follows_link(request: Request) -> bool:
+    """Return True if a visitor opens the page itself by a link, on whatever site it stands."""
+    headers = request.headers
+    return (
+        request.method == "GET"
+        and request.url.path == "/"
+        and headers.get("sec-fetch-mode") == "navigate"
+        and headers.get("sec-fetch-dest") == "document"
+    )
 
 
 def _digest(token: str) -> str:

@@ -84,6 +84,8 @@ def label_requests(config: Mapping[str, Any], inputs: Inputs) -> dict[str, Label
             f"the set {config['set']!r} can't be measured on: {reasons or 'it has no labels to learn from'}. Give it "
             "splits train and test, or val, with such labels, or leave the set out."
         )
+    if not found.any():
+        found[0] = 1
     return found
 
 
@@ -103,6 +105,8 @@ def possible_requests(config: Mapping[str, Any], inputs: Inputs) -> tuple[dict[s
             reasons.append(str(error))
         else:
             found[task] = LabelRequest(splits, _counts(splits, config["labels"], name))
+    if not found.any():
+        found[0] = 1
     return found, "; ".join(reasons)
 
 
@@ -168,16 +172,15 @@ def label_count(amount: Amount, total: int, classes: int, name: str, val_from_tr
     """Return how many of the `total` labelled images of the set `name` an amount means.
 
     Raises ConfigError if there are fewer images, or if they are too few to train on at least one image of each class
-    (two in all), not counting those that are taken for validation.
+    (two in all), not counting those that are taken for validation. All labels may lack classes.
     """
-    if amount == "all":
-        if val_from_train and total == val_count(total):
-            raise ConfigError(f"labels: {name} has {total} labelled image: label at least two, or give it a val split.")
+    if amount == "all" and not val_from_train:
         return total
-    least = max(classes, 2)
-    while val_from_train and least - val_count(least) < max(classes, 2):
+    learned = max(2 if amount == "all" else classes, 2)
+    least = learned
+    while val_from_train and least - val_count(least) < learned:
         least += 1
-    count = round(amount * total) if isinstance(amount, float) else int(amount)
+    count = round(amount * total) if isinstance(amount, float) else total if amount == "all" else int(amount)
     if count > total:
         raise ConfigError(f"labels: {amount} labelled images asked for; {name} has {total} to learn from.")
     if count < least:
@@ -199,7 +202,7 @@ def split_train_val(
     """Split positions (N,) into those to train on and a fifth to validate on.
 
     With `classes`, their class ids (N,), each class gives up as many as its share of the images says, and keeps one at
-    least.
+    least: of many classes with a single image there are fewer than a fifth.
     """
     total, is_val = val_count(len(positions)), np.zeros(len(positions), bool)
     if classes is None:

@@ -69,7 +69,7 @@ class FanOut:
         call = Call(remaining_parts, (step, inputs.artifacts, inputs.force), run.log_path(step.name))
         parts = run_in_process(call, inputs.runtime)
         settings = run.recipe.runtime
-        workers = len(worker_environs(settings, self.subprocess.devices))
+        workers = len(worker_environs(settings, self.subprocess.gpus))
         cores = 1 if settings.address else max(1, usable_cores() // workers)  # a cluster shares out its own cores
         item = WorkItem(
             root=str(run.workspace.root),
@@ -109,7 +109,7 @@ class FanOut:
         lost: list[WorkItem] = []
         last_error: BaseException | None = None
         with (
-            task_runner(settings, self.subprocess.devices) as runner,
+            task_runner(settings, self.subprocess.gpus) as runner,
             request_gpus(settings),
             polling(lambda: _forward_stop(run), FORWARD_S),
             ThreadPoolExecutor(len(items)) as waiters,

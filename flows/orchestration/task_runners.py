@@ -26,22 +26,19 @@ POLL_S = 1.0
 # ruff: noqa: PLC0415
 
 
-def worker_environs(settings: RuntimeConfig, devices: Sequence[Environ]) -> list[Environ]:
+def worker_environs(settings: RuntimeConfig, gpus: Sequence[str]) -> list[Environ]:
     """Return the variables that give each process that does parts a GPU of its own, as far as there are so many.
 
-    There are `runtime.label_workers`, else one per GPU, else one per core. `devices` are those of steps that may run at
-    once: they may have several GPUs each, and share them.
+    There are `runtime.label_workers`, else one per GPU, else one per core.
     """
-    names = ",".join(device[VISIBLE_GPUS] for device in devices if VISIBLE_GPUS in device)
-    gpus: list[Environ] = [{VISIBLE_GPUS: name} for name in dict.fromkeys(names.split(",")) if name]
     count = settings.label_workers or len(gpus) or usable_cores()
-    return [gpus[number % len(gpus)] if gpus else {} for number in range(count)]
+    return [{VISIBLE_GPUS: gpus[number % len(gpus)]} if gpus else {} for number in range(count)]
 
 
 @contextlib.contextmanager
-def task_runner(settings: RuntimeConfig, devices: Sequence[Environ]) -> Iterator[TaskRunner[Any]]:
-    """Yield the task runner that a recipe names. `devices`: what `preflight` returns."""
-    runner = _create(settings, devices)
+def task_runner(settings: RuntimeConfig, gpus: Sequence[str]) -> Iterator[TaskRunner[Any]]:
+    """Yield the task runner that a recipe names, for a machine with these GPUs."""
+    runner = _create(settings, gpus)
     try:
         with runner:
             yield runner
@@ -53,8 +50,8 @@ def task_runner(settings: RuntimeConfig, devices: Sequence[Environ]) -> Iterator
             queue.cancel_join_thread()
 
 
-def _create(settings: RuntimeConfig, devices: Sequence[Environ]) -> TaskRunner[Any]:
-    environs = worker_environs(settings, devices)
+def _create(settings: RuntimeConfig, gpus: Sequence[str]) -> TaskRunner[Any]:
+    environs = worker_environs(settings, gpus)
     count = len(environs)
     if settings.runner == "ray":
         return _ray(settings.address, count)

@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, NamedTuple
 
 from flows.run.processes import LAST_OUTPUT, Call, run_in_process, warm_up
 from flows.run.run import Run
@@ -56,10 +56,11 @@ class Subprocess:
 
     def __init__(self, settings: RuntimeConfig, models: Models, runtime: Runtime) -> None:
         warm_up()
-        self.devices: list[Environ] = self.run_function(preflight, (settings, models), runtime)
-        self.concurrency, self.training_processes = len(self.devices), settings.training_processes
+        devices: Devices = self.run_function(preflight, (settings, models), runtime)
+        self.gpus = devices.gpus
+        self.concurrency, self.training_processes = len(devices.steps), settings.training_processes
         self._free: queue.SimpleQueue[Environ] = queue.SimpleQueue()
-        for device in self.devices:
+        for device in devices.steps:
             self._free.put(device)
 
     def get_or_make(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
@@ -139,11 +140,19 @@ def _rank_environs(count: int) -> list[Environ]:
     return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
-def preflight(settings: RuntimeConfig, models: Models, runtime: Runtime) -> list[Environ]:
-    """Check the device and the models of a run before its first step.
+class Devices(NamedTuple):
+    """Where the work of a run is done."""
 
-    Returns the variables that give a process a device of its own, for each step that may run at the same time. Raises
-    ConfigError if a device or a model does not exist.
+    steps: list[Environ]
+    """For each step that may run at the same time, the variables that give its process a device of its own."""
+    gpus: list[str]
+    """The names of all GPUs that may be used."""
+
+
+def preflight(settings: RuntimeConfig, models: Models, runtime: Runtime) -> Devices:
+    """Check the device and the models of a run before its first step, and return the devices.
+
+    Raises ConfigError if a device or a model does not exist.
     """
     import torch  # noqa: PLC0415 - not needed for planning
 
@@ -157,15 +166,15 @@ def preflight(settings: RuntimeConfig, models: Models, runtime: Runtime) -> list
         with error_context(place):
             check_models(section)
     if device != "cuda":
-        return [{}] * (settings.side_by_side or 1)
+        return Devices([{}] * (settings.side_by_side or 1), [])
     visible = os.environ.get(VISIBLE_GPUS)
-    names = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+    names = visible.replace(" ", "").split(",") if visible else [str(n) for n in range(torch.cuda.device_count())]
     size = settings.training_processes
     groups = [",".join(names[start : start + size]) for start in range(0, len(names) - size + 1, size)]
     if not groups:
         raise ConfigError(f"runtime.training_processes is {size}: at most {len(names)}, the number of CUDA devices.")
     steps = settings.side_by_side or len(groups)
-    return [{VISIBLE_GPUS: groups[number % len(groups)]} for number in range(steps)]
+    return Devices([{VISIBLE_GPUS: groups[number % len(groups)]} for number in range(steps)], names)
 
 
 def check_models(section: BaseConfig) -> None:

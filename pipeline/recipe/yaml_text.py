@@ -18,6 +18,13 @@ MERGE = "tag:yaml.org,2002:merge"
 class _UniqueKeyLoader(yaml.SafeLoader):
     """PyYAML's safe loader; but of two entries with one key, as YAML forbids, it does not take the last."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+        except (ValueError, KeyError, AttributeError, TypeError) as error:  # 2024-13-45, !!int x, !!bool x
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line}: {node.value!r} is no {node.tag.rpartition(':')[2]}") from error
+
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         assert node is not None

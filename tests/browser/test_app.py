@@ -288,6 +288,7 @@ def test_guard_refuses_pages_of_other_sites_and_other_hosts(page: TestClient) ->
         ({"Origin": "http://localhost:9999"}, 403),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "https://must.example", "X-Forwarded-Host": "must.example"}, 200),
         ({"Origin": "https://evil.example", "Sec-Fetch-Site": "same-origin"}, 200),
         ({"Origin": "http://localhost", "Sec-Fetch-Site": "same-site"}, 403),
     ],
@@ -296,6 +297,17 @@ def test_guard_looks_at_the_origin_where_a_browser_does_not_name_the_site(
     page: TestClient, headers: dict[str, str], status: int
 ) -> None:
     assert page.get("/api/about", headers=headers).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("path", "dest", "status"),
+    [("/", "document", 200), ("/", "iframe", 403), ("/", "image", 403), ("/api/about", "document", 403)],
+)
+def test_guard_lets_links_on_other_pages_open_the_page_itself(
+    page: TestClient, path: str, dest: str, status: int
+) -> None:
+    headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": dest}
+    assert page.get(path, headers=headers).status_code == status
 
 
 @pytest.mark.parametrize("token", ["", "short", "x" * 15, "long enough, not of ASCII: é", "with a\nline break..."])

@@ -129,7 +129,8 @@ def test_label_count_of_all_numbers_and_shares() -> None:
     assert label_count(50, 50, 10, "pets") == 50
     assert label_count(10, 50, 10, "pets") == 10, "one of each class"
     assert label_count("all", 1, 1, "pets") == 1
-    assert label_count("all", 2, 2, "pets", val_from_train=True) == 2
+    assert label_count("all", 3, 2, "pets", val_from_train=True) == 3
+    assert label_count("all", 300, 1000, "pets", val_from_train=True) == 300, "not every class occurs"
 
 
 @pytest.mark.parametrize(
@@ -146,11 +147,11 @@ def test_label_count_refuses_too_many_and_too_few(amount: float, classes: int, s
         label_count(amount, 50, classes, "pets")
 
 
-def test_label_count_refuses_one_image_to_train_and_validate() -> None:
-    with pytest.raises(
-        ConfigError, match="labels: pets has 1 labelled image: label at least two, or give it a val split"
-    ):
-        label_count("all", 1, 1, "pets", val_from_train=True)
+@pytest.mark.parametrize("total", [1, 2])
+def test_label_count_refuses_too_few_images_to_train_and_validate(total: int) -> None:
+    says = rf"labels: all of {total} labelled images are {total}; pets has 2 classes, and at least 3 images are needed"
+    with pytest.raises(ConfigError, match=says):
+        label_count("all", total, 2, "pets", val_from_train=True)
 
 
 def test_find_splits_has_validation_images_if_there_are_some(colours: Artifact) -> None:

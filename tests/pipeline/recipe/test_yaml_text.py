@@ -19,6 +19,11 @@ from pipeline.recipe.yaml_text import parse_yaml, read_text
         ("- {a: 1}\n- {a: 1, a: 1}\n", "the key 'a' is there twice, in lines 2 and 2"),
         ("[" * 5000, "mine.yaml: lists or mappings lie in one another too deeply to be read."),
         ("a: [", "mine.yaml: not valid YAML: while parsing a flow node"),
+        ("a: 1\nb: 2024-13-45\n", "mine.yaml: not valid YAML: line 2: '2024-13-45' is no timestamp"),
+        ("a: !!int x", "line 1: 'x' is no int"),
+        ("a: !!bool x", "line 1: 'x' is no bool"),
+        ("a: !!timestamp x", "line 1: 'x' is no timestamp"),
+        ("a: !!python/name:os.system x", "could not determine a constructor for the tag"),
         ("a: 1\n---\nb: 1\n", "mine.yaml: not valid YAML: expected a single document"),
     ],
 )
