@@ -84,8 +84,6 @@ def label_requests(config: Mapping[str, Any], inputs: Inputs) -> dict[str, Label
             f"the set {config['set']!r} can't be measured on: {reasons or 'it has no labels to learn from'}. Give it "
             "splits train and test, or val, with such labels, or leave the set out."
         )
-    if not found.any():
-        found[0] = 1
     return found
 
 
@@ -105,8 +103,6 @@ def possible_requests(config: Mapping[str, Any], inputs: Inputs) -> tuple[dict[s
             reasons.append(str(error))
         else:
             found[task] = LabelRequest(splits, _counts(splits, config["labels"], name))
-    if not found.any():
-        found[0] = 1
     return found, "; ".join(reasons)
 
 

@@ -20,7 +20,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+            return super().construct_object(node, deep)
         except (ValueError, KeyError, AttributeError, TypeError) as error:  # 2024-13-45, !!int x, !!bool x
             line = node.start_mark.line + 1
             raise yaml.YAMLError(f"line {line}: {node.value!r} is no {node.tag.rpartition(':')[2]}") from error

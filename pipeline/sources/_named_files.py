@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import posixpath
+import re
 from collections.abc import Iterable, Sequence
+from urllib.parse import unquote
 
 from pipeline.errors import DataError
 from pipeline.sources._files import read_image
@@ -53,6 +55,8 @@ class NamedFiles:
         return next(found, None)
 
     def _is_inside(self, file: StoragePath) -> bool:
+        if _site(file) and ".." in re.split(r"[/\\]", unquote(file.path)):  # a web server reads %2e%2e as ..
+            return False
         return any(file.fs == each.fs and _is_below(file.path, each.path) for each in self.folders)
 
     @functools.cached_property
@@ -65,8 +69,13 @@ def _places(folders: Iterable[StoragePath]) -> str:
 
 
 def _join(folder: StoragePath, name: str) -> StoragePath:
-    site, divider, path = folder.path.rpartition("://")  # paths of web servers hold their URL
-    return StoragePath(folder.fs, f"{site}{divider}{posixpath.normpath(f'{path}/{name}')}")
+    site = _site(folder)
+    return StoragePath(folder.fs, site + posixpath.normpath(f"{folder.path.removeprefix(site)}/{name}"))
+
+
+def _site(path: StoragePath) -> str:
+    """Return what of a path on a web server is no path: `https://`; nothing for others."""
+    return "".join(path.path.rpartition("://")[:2])
 
 
 def _is_below(path: str, folder: str) -> bool:

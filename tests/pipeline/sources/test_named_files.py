@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import stat
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -77,6 +80,26 @@ def test_named_files_take_urls_below_remote_folders() -> None:
     assert files.read(files.find("../more/b.png")) == b"bytes"
     for name in (f"{other.parent}/secret/b.png", "../secret.png", "/bucket/secret/b.png", "file:///etc/hostname"):
         with pytest.raises(DataError, match="leads to no file"):
+            files.find(name)
+
+
+@pytest.fixture
+def website(tmp_path: Path) -> Iterator[str]:
+    """Yield the URL of a web server of this machine that serves the folder of the test."""
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_named_files_read_from_web_servers(folder: Path, website: str) -> None:
+    web = StoragePath.of(f"{website}/set/images")
+    files = NamedFiles(web, [], web)
+    for name in ("train/a.png", f"{website}/set/images/train/a.png"):
+        assert files.read(files.find(name)) == (folder / "train" / "a.png").read_bytes()
+    for name in ("../../outside.png", "%2e%2e/%2E./outside.png", f"{website}/outside.png", "..%2f..%5coutside.png"):
+        with pytest.raises(DataError, match="leads to no file in http"):
             files.find(name)
 
 
