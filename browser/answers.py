@@ -14,8 +14,9 @@ from browser.differences import PAIR_SEPARATOR, Differences
 from browser.filters import Clause, FilterColumn, ImageSelection, JoinedTable, class_threshold, parse_column, requires
 from browser.loading import Loading
 from browser.pictures import Pictures, decode_row
+from browser.query_process import as_json
 from browser.rejecting import Rejecting
-from browser.sql import as_json
+from browser.sql import Queries
 from browser.tables import Store, quoted
 from pipeline.errors import ConfigError, DataError
 from tasks.drawing import palette
@@ -44,6 +45,7 @@ class Answers:
     def __init__(self, loading: Loading) -> None:
         self.loading, self.tables, self.pictures = loading, loading.tables, Pictures(loading)
         self.differences, self.rejecting = Differences(loading), Rejecting(loading)
+        self.queries = Queries(loading.tables)
 
     @property
     def stores(self) -> dict[str, Store]:
@@ -224,6 +226,10 @@ class Answers:
             "held": held.tolist(),
             "kept": kept.tolist(),
         }
+
+    def sql(self, query: str) -> dict[str, Any]:
+        """Answer a query in SQL. Raises ConfigError if it can't be answered."""
+        return self.queries.answer(query, self.stores)
 
     def keys(self, selection: ImageSelection) -> list[str]:
         """Return the keys of all images that a link selects."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -16,7 +18,6 @@ from browser.answers import Answers
 from browser.filters import ImageSelection
 from browser.guard import guard
 from browser.pictures import as_jpeg
-from browser.sql import run_sql
 from pipeline.errors import ConfigError, MustError
 
 PAGE = Path(__file__).parent / "page"
@@ -96,6 +97,7 @@ def create_app(answers: Answers, token: str | None = None) -> FastAPI:
     app = FastAPI(title="must browse", docs_url=None, redoc_url=None)
     app.middleware("http")(guard(token))
     app.exception_handler(MustError)(_error_response)
+    app.exception_handler(RequestValidationError)(_invalid_response)
     _add_answers(app, answers)
     _add_pictures(app, answers)
     app.mount("/page", StaticFiles(directory=PAGE))
@@ -103,8 +105,21 @@ def create_app(answers: Answers, token: str | None = None) -> FastAPI:
     return app
 
 
+class _AsciiResponse(JSONResponse):
+    """JSON in ASCII: it can hold any text, also what is none in UTF-8."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False).encode("ascii")
+
+
 async def _error_response(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, 404 if getattr(error, "exit_code", 0) == 3 else 400)
+    return _AsciiResponse({"error": str(error)}, 404 if getattr(error, "exit_code", 0) == 3 else 400)
+
+
+async def _invalid_response(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    told = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+    return _AsciiResponse({"error": "; ".join(told)}, 422)
 
 
 def _add_answers(app: FastAPI, answers: Answers) -> None:
@@ -159,7 +174,7 @@ def _add_answers(app: FastAPI, answers: Answers) -> None:
 
     @app.post("/api/sql")
     def sql(query: SqlQuery) -> dict[str, Any]:
-        return run_sql(answers.tables, answers.stores, query.sql)
+        return answers.sql(query.sql)
 
 
 def _add_pictures(app: FastAPI, answers: Answers) -> None:

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from browser.answers import MAX_ROWS, Answers
-from browser.sql import as_json
+from browser.query_process import as_json
 from browser.tables import Store
 from pipeline.errors import ConfigError
 

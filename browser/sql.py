@@ -1,63 +1,103 @@
-"""Run a user's SQL on the tables: read-only, cut to MAX_ROWS rows, and ended after MAX_S seconds."""
+"""Answer a user's SQL: read-only, in a process of its own that is ended after MAX_S seconds.
+
+The process reads copies of the tables that the query names, as Parquet files that have no name on disk.
+"""
 
 from __future__ import annotations
 
-import datetime
-import math
+import json
+import signal
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
-import duckdb
+import pyarrow.parquet as pq
 
+from browser.query_process import TOO_MUCH
 from browser.tables import Store, Tables, quoted
 from pipeline.errors import ConfigError
 
-MAX_ROWS = 1000
 MAX_S = 10.0
+MAX_AT_ONCE = 4
+"""Queries that are answered at the same time; others wait."""
+SHARED_TABLES = ("images", "failures", "rejected")
+BATCH_ROWS = 100_000
 
 
-def run_sql(tables: Tables, stores: Mapping[str, Store], sql: str) -> dict[str, Any]:
-    """Return columns and the first MAX_ROWS rows as JSON. Raises ConfigError if the query can't be run."""
-    with tables.cursor() as cursor:
-        _check(cursor, sql)
-        timer = threading.Timer(MAX_S, cursor.interrupt)
-        timer.start()
+class Queries:
+    """Answers queries about the tables, from any thread.
+
+    Example:
+        Queries(tables).answer("SELECT count(*) FROM images", {})["rows"]
+    """
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._lock, self._turn = threading.Lock(), threading.BoundedSemaphore(MAX_AT_ONCE)
+        self._files: dict[str, tuple[int, IO[bytes]]] = {}
+        """By table, the version of the tables that was copied, and the file."""
+
+    def answer(self, sql: str, stores: Mapping[str, Store]) -> dict[str, Any]:
+        """Return columns and the first rows as JSON. Raises ConfigError if the query can't be answered."""
+        tables = {name: name for name in SHARED_TABLES} | {name: store.name for name, store in stores.items()}
+        with self._turn:
+            answer = _run(*self._start(sql, tables))
+        if "error" in answer:
+            raise ConfigError(f"{answer['error']} There are the tables {', '.join(map(quoted, tables))}.")
+        return answer
+
+    def _start(self, sql: str, tables: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], bytes]:
+        """Start the process that answers, with files of the tables that the query may name, and return its request."""
+        written = sql.casefold()
+        with self._lock:  # until the process has the files, nobody replaces them
+            named = [name for name in tables if quoted(name)[1:-1].casefold() in written]
+            files = {name: self._file(tables[name]).fileno() for name in named}
+            process = subprocess.Popen(
+                [sys.executable, "-m", "browser.query_process"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=list(files.values()),
+                start_new_session=True,
+            )
+        request = {"views": {quoted(name): f"/dev/fd/{file}" for name, file in files.items()}, "sql": sql}
+        return process, json.dumps(request).encode()
+
+    def _file(self, table: str) -> IO[bytes]:
+        """Return a table as a Parquet file: the one that was written last, unless the tables have changed since."""
+        version = self._tables.version
+        known = self._files.get(table)
+        if known and known[0] == version:
+            return known[1]
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - stays open for the queries to come
+        with self._tables.cursor() as cursor:
+            batches = cursor.sql(f"SELECT * FROM {quoted(table)}").to_arrow_reader(BATCH_ROWS)
+            with pq.ParquetWriter(file, batches.schema, compression="lz4") as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+        file.flush()
+        if known:
+            known[1].close()
+        self._files[table] = version, file
+        return file
+
+
+def _run(process: subprocess.Popen[bytes], request: bytes) -> dict[str, Any]:
+    """Return what the process answers to its request, {"error": ...} if it does not in time."""
+    with process:
         try:
-            found = cursor.execute(sql)
-            rows = found.fetchmany(MAX_ROWS + 1)
-            columns = [column[0] for column in found.description]
-        except duckdb.InterruptException as error:
-            raise ConfigError(f"The query took more than {MAX_S:g} s and was ended: ask for less.") from error
-        except duckdb.Error as error:
-            known = ", ".join(["images", *(quoted(name) for name in stores)])
-            raise ConfigError(f"{str(error).splitlines()[0]}. There are the tables {known}.") from error
+            output, messages = process.communicate(request, timeout=MAX_S)
+        except subprocess.TimeoutExpired:
+            return {"error": f"The query took more than {MAX_S:g} s and was ended: ask for less."}
         finally:
-            timer.cancel()
-    shown = [[as_json(value) for value in row] for row in rows[:MAX_ROWS]]
-    return {"columns": columns, "rows": shown, "more": len(rows) > MAX_ROWS}
-
-
-def _check(cursor: duckdb.DuckDBPyConnection, sql: str) -> None:
-    """Raise ConfigError unless the SQL is one SELECT."""
-    try:
-        statements = cursor.extract_statements(sql)
-    except duckdb.Error as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
-    kinds = [statement.type for statement in statements]
-    if kinds != [duckdb.StatementType.SELECT]:
-        given = ", ".join(str(kind).rpartition(".")[2] for kind in kinds) or "nothing"
-        raise ConfigError(f"Only one SELECT is answered, not {given}: the tables are read-only.")
-
-
-def as_json(value: Any) -> Any:
-    """Return a value as JSON: null for NaN and infinity, text for types that JSON lacks."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list | tuple):
-        return [as_json(item) for item in value]
-    if isinstance(value, dict):
-        return {str(name): as_json(item) for name, item in value.items()}
-    if isinstance(value, datetime.datetime | datetime.date | datetime.time | datetime.timedelta | bytes):
-        return str(value)
-    return value if isinstance(value, str | int | bool | None) else str(value)
+            process.kill()
+    if process.returncode == 0:
+        answer: dict[str, Any] = json.loads(output)
+        return answer
+    if process.returncode == -signal.SIGSEGV:
+        return {"error": "The query is too deep: its parts lie in one another too often."}
+    lines = messages.decode(errors="replace").splitlines()
+    return {"error": lines[-1] if lines and process.returncode > 0 else TOO_MUCH}

@@ -9,7 +9,7 @@ from browser.answers import Answers
 from browser.differences import read_rows
 from browser.filters import ImageSelection
 from browser.pictures import check_hash, decode_row
-from browser.sql import as_json
+from browser.query_process import as_json
 from browser.tables import Store, quoted
 from pipeline.errors import MustError
 from pipeline.storage.root import StoredFile

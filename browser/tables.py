@@ -101,6 +101,8 @@ class Tables:
         file.unlink()  # an open file stays until the process ends, however it ends
         self._database.execute(SCHEMA)
         self._lock = threading.Lock()
+        self.version = 0
+        """Rises after each change of a row."""
         self._next_image, self._next_shard = 0, 0
         self._buffered: dict[str, list[pa.Table]] = collections.defaultdict(list)
 
@@ -209,6 +211,7 @@ class Tables:
             self._database.register("arriving", rows)
             self._database.execute(f"INSERT INTO {table} BY NAME SELECT * FROM arriving")
             self._database.unregister("arriving")
+        self.version += 1
 
     def replace_rejections(self, rejections: pa.Table) -> None:
         """Replace the list of what is rejected."""
@@ -220,6 +223,7 @@ class Tables:
             self._database.execute("DELETE FROM rejections")
             self._insert("rejections", pa.table(columns))
             self._database.commit()
+            self.version += 1
 
     def delete_labels(self, store: Store, shard: range) -> None:
         """Delete the labels of an image shard (ids), whose file is gone."""
@@ -228,11 +232,13 @@ class Tables:
         with self._lock:
             of_shard = "DELETE FROM failures WHERE store = ? AND id >= ? AND id < ?"
             self._database.execute(of_shard, (store.name, shard.start, shard.stop))
+            self.version += 1
 
     def delete(self, table: str, ids: range) -> None:
         """Delete the rows of these images from a table."""
         with self._lock:
             self._database.execute(f"DELETE FROM {table} WHERE id >= ? AND id < ?", (ids.start, ids.stop))
+            self.version += 1
 
 
 def read_scalars(file: StoredFile) -> tuple[Label, pa.Table]:

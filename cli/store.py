@@ -90,10 +90,7 @@ def sql_command(
     as_json: JsonOption = False,
 ) -> None:
     """Run an SQL query: SELECT source, confidence FROM images JOIN things USING (id) ORDER BY 2 LIMIT 9."""
-    from browser.sql import run_sql
-
-    answers = _answers(root)
-    result = run_sql(answers.tables, answers.stores, query)
+    result = _answers(root).sql(query)
     if as_json:
         return print_json([dict(zip(result["columns"], row, strict=True)) for row in result["rows"]])
     _print_table(result["columns"], result["rows"])

@@ -8,7 +8,7 @@ export async function request(path, parameters = {}, options = {}) {
   }
   const response = await fetch(query.size ? `${path}?${query}` : path, options);
   const answer = await response.json();
-  if (!response.ok) throw new Error(answer.error || answer.detail?.[0]?.msg || response.statusText);
+  if (!response.ok) throw new Error(answer.error || response.statusText);
   return answer;
 }
 
