@@ -35,6 +35,9 @@ One YAML file describes a run. An unknown key is an error that names the nearest
 `${NAME:-default}` are replaced from the environment; `$${` stands for `${` itself. Relative paths start from the folder
 in which the command runs. `-o a.b=value` changes a key for one run. `must schema > recipe.schema.json` writes a JSON
 Schema, by which editors complete and check recipes.
+
+Passwords belong into the environment: a run's folder keeps `${NAME}` as it is written. Passwords and secret parameters
+of URLs (`https://me:password@host`, `?token=...`) are masked in whatever is stored or printed, and change no result.
 """
 
 ENTRIES = """\

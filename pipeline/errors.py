@@ -25,12 +25,29 @@ MOST_NAMES = 40
 """The most names that an error message lists."""
 MEMORY_SHORTAGE = re.compile(r"can't allocate memory|out of memory|Storage size calculation overflowed")
 """What torch's RuntimeErrors say of more memory than there is."""
+PASSWORD = re.compile(r"(?<!github)(://[^/\s:@]*):[^/\s@]+@")
+SECRET_PARAMETER = re.compile(r"([?&][\w.-]*(?:token|key|secret|signature|sig|password|credential)=)[^&\s'\"#]+", re.I)
+MASK = "***"
+
+
+def mask_credentials(text: str) -> str:
+    """Return a text with MASK for the passwords and secret parameters in its URLs.
+
+    >>> mask_credentials("can't read https://me:pw@host/a.png?token=f00&page=2")
+    "can't read https://me:***@host/a.png?token=***&page=2"
+    """
+    if "://" not in text:
+        return text
+    return SECRET_PARAMETER.sub(rf"\1{MASK}", PASSWORD.sub(rf"\1:{MASK}@", text))
 
 
 class MustError(Exception):
     """An error of this project. Its text quotes the wrong value and says what would have worked."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return mask_credentials(super().__str__())
 
 
 class ConfigError(MustError):

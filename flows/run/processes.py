@@ -265,11 +265,16 @@ class _ProgressSender:
                 self._connection.send(("progress", (step, done, line)))
 
 
+def open_private(path: str, flags: int) -> int:
+    """Open a file that, if it is new, its owner alone may read: what libraries print can hold credentials."""
+    return os.open(path, flags, 0o600)
+
+
 @contextlib.contextmanager
 def _output_to(log: Path | None) -> Iterator[None]:
     """Append standard output and error to a file, those of compiled code as well."""
     if log:
-        with open(log, "ab", buffering=0) as file:
+        with open(log, "ab", buffering=0, opener=open_private) as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
     try:

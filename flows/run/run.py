@@ -2,7 +2,7 @@
 
 A run has a folder of its own, `<root>/runs/<recipe>-<UTC time>/`:
 
-    recipe.yaml      the recipe with all overrides and defaults filled in
+    recipe.yaml      the recipe with all overrides and defaults filled in, its variables left as written
     plan.json        a row per step: reused or run, and why; its section of the recipe
     events.jsonl     a line per event: started, prefect, made, reused, failed, killed, finished, ended
     logs/<step>.log  what the step's processes printed
@@ -28,10 +28,11 @@ import yaml
 from evaluation.report.formatting import plural
 from flows.plan.run_plan import Plan
 from flows.run.naming import new_names, run_order
-from pipeline.errors import ConfigError, Stopped
-from pipeline.recipe.reader import escape
+from flows.run.processes import open_private
+from pipeline.errors import ConfigError, Stopped, mask_credentials
+from pipeline.recipe.reader import as_written
 from pipeline.recipe.recipe import Recipe
-from pipeline.steps.artifact import Artifact, Inputs, Step, as_json, parse_lines, read_json
+from pipeline.steps.artifact import Artifact, Inputs, Step, as_json, masked, parse_lines, read_json
 from pipeline.steps.runtime import Runtime, stopped_in
 from pipeline.storage.lock import IsHeld, hold_lock
 from pipeline.storage.path import StoragePath
@@ -88,7 +89,7 @@ class Run:
 
     def record(self, event: str, /, **facts: Any) -> None:
         """Append an event to events.jsonl."""
-        line = json.dumps({"time": round(time.time(), 3), "event": event, **facts})
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **masked(facts)})
         with self._lock:
             self.folder.child("events.jsonl").append(f"{line}\n".encode())
 
@@ -104,8 +105,8 @@ class Run:
     def log(self, step: str, line: str) -> None:
         """Append a line to a step's log."""
         self.log_path(step).parent.mkdir(parents=True, exist_ok=True)
-        with open(self.log_path(step), "a", encoding="utf-8") as log:
-            log.write(f"{line}\n")
+        with open(self.log_path(step), "a", encoding="utf-8", opener=open_private) as log:
+            log.write(f"{mask_credentials(line)}\n")
 
     def reuse(self, step: Step, inputs: Mapping[str, Artifact]) -> Artifact | None:
         """Return the artifact of a step if it exists; None if it does not, or is to be made again."""
@@ -171,8 +172,11 @@ def _unusable_files(artifact: Artifact) -> str:
 
 
 def _new_folder(root: Root, recipe: Recipe) -> StoragePath:
-    """Create the folder of a run, of a name that no run on any machine has, with its recipe in it."""
-    text = yaml.safe_dump(escape(recipe.model_dump(mode="json")), sort_keys=False).encode()
+    """Create the folder of a run, of a name that no run on any machine has, with its recipe in it.
+
+    What the recipe takes from the environment stays there, and credentials in its URLs are masked.
+    """
+    text = yaml.safe_dump(masked(as_written(recipe)), sort_keys=False).encode()
     for name in new_names(recipe.name):
         folder = root / f"runs/{name}"
         try:

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from pipeline.errors import ConfigError, require_one_of
 from pipeline.recipe.plugins import CHOSEN, UNKNOWN_KIND, config_class
-from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.recipe import Expansion, Location, Recipe
 from pipeline.recipe.yaml_text import parse_yaml, read_text
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -32,10 +32,12 @@ def parse_recipe(text: str, origin: str, overrides: Sequence[str] = ()) -> Recip
     data = parse_yaml(text, origin)
     if not isinstance(data, dict):
         raise ConfigError(f"{origin}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}.")
-    data = _change_strings(data, str)
+    data = _change(data, lambda value, place: value)
     for override in overrides:
         apply_override(data, override)
-    return read_section(Recipe, expand(data, origin), origin)
+    variables: dict[Location, Expansion] = {}
+    recipe = read_section(Recipe, expand(data, origin, variables), origin)
+    return recipe.with_variables(variables)
 
 
 def read_section(model: type[Model], given: Any, origin: str) -> Model:
@@ -47,16 +49,16 @@ def read_section(model: type[Model], given: Any, origin: str) -> Model:
         raise ConfigError("\n".join(explain(origin, problem, model, given) for problem in problems)) from error
 
 
-def _change_strings(value: Any, change: Callable[[str], str]) -> Any:
-    """Return nested YAML with its strings changed.
+def _change(value: Any, change: Callable[[Any, Location], Any], place: Location = ()) -> Any:
+    """Return nested YAML with all but its lists and mappings changed, given their places.
 
     Copied, so that overriding one place leaves others that share it by an `*alias`.
     """
     if isinstance(value, dict):
-        return {key: _change_strings(item, change) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_change_strings(item, change) for item in value]
-    return change(value) if isinstance(value, str) else value
+        return {key: _change(item, change, (*place, key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_change(item, change, (*place, number)) for number, item in enumerate(value)]
+    return change(value, place)
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
@@ -85,27 +87,47 @@ _VARIABLE = re.compile(r"\$\$\{|\$\{(\w+)(?::-([^}]*))?\}")
 """`${NAME}`, `${NAME:-default}`, and `$${` for the signs themselves."""
 
 
-def expand(value: Any, origin: str) -> Any:
+def expand(value: Any, origin: str, found: dict[Location, Expansion] | None = None) -> Any:
     """Replace `${NAME}` and `${NAME:-default}` in strings from the environment, and `$${` by `${`.
 
-    Raises ConfigError if NAME is not set.
+    What was replaced is added to `found`, by its place. Raises ConfigError if NAME is not set.
     """
 
     def replace(match: re.Match[str]) -> str:
         name, default = match.groups()
         if name is None:
             return "${"
-        found = os.environ.get(name) or default
-        if found is None:
+        replacement = os.environ.get(name) or default
+        if replacement is None:
             raise ConfigError(f"{origin}: {match.string!r} needs the environment variable {name}, which is not set.")
-        return found
+        return replacement
 
-    return _change_strings(value, lambda text: _VARIABLE.sub(replace, text))
+    def change(text: Any, place: Location) -> Any:
+        if not isinstance(text, str):
+            return text
+        expanded = _VARIABLE.sub(replace, text)
+        if found is not None and expanded != text:
+            found[place] = Expansion(text, expanded)
+        return expanded
+
+    return _change(value, change)
 
 
-def escape(value: Any) -> Any:
-    """Return nested YAML in whose strings `expand` replaces nothing."""
-    return _change_strings(value, lambda text: text.replace("${", "$${"))
+def escape(text: str) -> str:
+    """Return a text in which `expand` replaces nothing."""
+    return text.replace("${", "$${")
+
+
+def as_written(recipe: Recipe) -> Any:
+    """Return a recipe as YAML that reads as the same recipe, defaults filled in and its variables left in place."""
+
+    def change(value: Any, place: Location) -> Any:
+        variable = recipe.variables.get(place)
+        if variable and value == (variable.expanded if isinstance(value, str) else parse_yaml(variable.expanded, "")):
+            return variable.written
+        return escape(value) if isinstance(value, str) else value
+
+    return _change(recipe.model_dump(mode="json"), change)
 
 
 def explain(origin: str, problem: ErrorDetails, model: type[BaseModel], given: Any) -> str:

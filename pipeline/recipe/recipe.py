@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import Annotated
+from collections.abc import Collection, Iterable, Mapping
+from typing import Annotated, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from pipeline.errors import ConfigError
 from pipeline.recipe.base import LONGEST_NAME, BaseConfig, Name, UniqueItems
@@ -17,6 +17,16 @@ from pipeline.recipe.source import SourceConfig
 from pipeline.recipe.stage import StageConfig, resolved
 from pipeline.recipe.student import LabellingConfig, StudentConfig
 from pipeline.recipe.teacher import TeacherConfig
+
+Location = tuple[str | int, ...]
+"""The keys and positions that lead to a value of the recipe."""
+
+
+class Expansion(NamedTuple):
+    """A text in which variables of the environment were replaced."""
+
+    written: str
+    expanded: str
 
 
 class Recipe(BaseConfig):
@@ -46,6 +56,19 @@ class Recipe(BaseConfig):
     """What is measured at the end of a run."""
     compare: dict[Name, CompareConfig] = {}
     """Comparisons of self-supervised methods by name, for `must compare`; `must run` leaves them out."""
+
+    _variables: dict[Location, Expansion] = PrivateAttr(default_factory=dict)
+
+    @property
+    def variables(self) -> Mapping[Location, Expansion]:
+        """The texts of the recipe that hold variables of the environment, by their place."""
+        return self._variables
+
+    def with_variables(self, variables: Mapping[Location, Expansion]) -> Recipe:
+        """Return the recipe with what its file said where variables were replaced."""
+        copy = self.model_copy()
+        copy._variables = dict(variables)
+        return copy
 
     @model_validator(mode="after")
     def _names_exist(self) -> Recipe:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, mask_credentials
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.atomic import PART_SUFFIX, atomic_write
 from pipeline.storage.root import Root, StoredFile, hash_file, hash_if_exists, path_in_errors
@@ -224,7 +224,16 @@ def hash_json(value: Any) -> str:
 def fingerprint(step: Step, digests: Mapping[str, str]) -> str:
     """Return the address of a step's result, 16 hex digits, given the digests of its inputs by step name."""
     inputs = {name: digests[name] for name in step.inputs}
-    return hash_json([SCHEMA_VERSION, step.kind.name, step.kind.version, dict(step.config), inputs])[:16]
+    return hash_json([SCHEMA_VERSION, step.kind.name, step.kind.version, masked(step.config), inputs])[:16]
+
+
+def masked(value: Any) -> Any:
+    """Return a JSON value, copied, with no credentials in its URLs: so it is stored, and so it is hashed."""
+    if isinstance(value, str):
+        return mask_credentials(value)
+    if isinstance(value, Mapping):
+        return {key: masked(item) for key, item in value.items()}
+    return [masked(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def write_atomically(path: Path, text: str) -> None:

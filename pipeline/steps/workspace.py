@@ -24,6 +24,7 @@ from pipeline.steps.artifact import (
     as_json,
     contents,
     hash_json,
+    masked,
     parse_manifest,
 )
 from pipeline.steps.runtime import Runtime
@@ -110,7 +111,7 @@ class Workspace:
             "schema": SCHEMA_VERSION,
             "version": step.kind.version,
             "fingerprint": fingerprint,
-            "config": dict(step.config),
+            "config": masked(step.config),
             "inputs": {
                 name: {"digest": made.digest, "path": posixpath.basename(made.path)}
                 for name, made in inputs.artifacts.items()
@@ -165,7 +166,7 @@ class Workspace:
 
 def _base(kind: str, version: int, config: Mapping[str, Any], incremental_keys: tuple[str, ...]) -> str:
     """Return a hash of what an artifact and one that goes on from it have in common."""
-    return hash_json([SCHEMA_VERSION, kind, version, functools.reduce(_without, incremental_keys, config)])
+    return hash_json([SCHEMA_VERSION, kind, version, masked(functools.reduce(_without, incremental_keys, config))])
 
 
 def _without(config: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
-from pipeline.errors import ConfigError, DataError, MustError
+from pipeline.errors import ConfigError, DataError, MustError, mask_credentials
 from pipeline.storage.atomic import atomic_write, fsync, temporary_path
 from pipeline.storage.errors import (
     ALREADY_EXISTS,
@@ -103,7 +103,7 @@ class StoragePath:
         """Return the path from `root` to here as printable text; the whole URL if it is of another file system."""
         prefix = root.path.rstrip("/") + "/"
         if self.fs != root.fs:
-            return str(self)
+            return mask_credentials(str(self))
         if self.path.startswith(prefix) or prefix == "/":
             return printable(self.path.removeprefix(prefix).lstrip("/"))
         return printable(posixpath.relpath(self.path, root.path))

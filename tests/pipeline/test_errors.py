@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.errors import ConfigError, DataError, MustError, Stopped, error_context, require_one_of
+from pipeline.errors import ConfigError, DataError, MustError, Stopped, error_context, mask_credentials, require_one_of
 
 
 def test_must_errors_have_their_exit_codes() -> None:
@@ -42,3 +42,24 @@ def test_require_one_of_guesses_nothing_where_nothing_is_near() -> None:
         require_one_of("zebra", ["masks", "coco"], "Kind")
     with pytest.raises(ConfigError, match=r"Known: none\."):
         require_one_of("zebra", [], "Kind")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:pw@host/a.png: no such file", "https://me:***@host/a.png: no such file"),
+        ("simplecache::sftp://me:p%40:w@host:22/x", "simplecache::sftp://me:***@host:22/x"),
+        ("s3://KEY:SECRET/+@bucket/x", "s3://KEY:SECRET/+@bucket/x"),
+        ("http://host/a?page=2&X-Amz-Signature=f00&sig=1#x", "http://host/a?page=2&X-Amz-Signature=***&sig=***#x"),
+        (
+            "'https://host/a?api_key=f00' and http://host?token=1",
+            "'https://host/a?api_key=***' and http://host?token=***",
+        ),
+        ("github://org:repo@main/a", "github://org:repo@main/a"),
+        ("s3://bucket/key=1/a:b@c", "s3://bucket/key=1/a:b@c"),
+        ("me:pw@host, ?token=x", "me:pw@host, ?token=x"),
+    ],
+)
+def test_mask_credentials_hides_passwords_in_urls_alone(text: str, shown: str) -> None:
+    assert mask_credentials(text) == shown
+    assert str(ConfigError(text)) == shown

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from pipeline.errors import ConfigError
 from pipeline.recipe.base import FitConfig
 from pipeline.recipe.plugins import modules
-from pipeline.recipe.reader import apply_override, escape, expand, parse_recipe, read_recipe
+from pipeline.recipe.reader import apply_override, as_written, escape, expand, parse_recipe, read_recipe
 from pipeline.recipe.recipe import Recipe
 
 RECIPE = """
@@ -49,7 +50,7 @@ def test_read_recipe_returns_typed_sections(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_recipe_round_trip() -> None:
-    recipe = parse_recipe(RECIPE, "photos.yaml")
+    recipe = parse_recipe(RECIPE, "photos.yaml").with_variables({})
     assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
@@ -309,9 +310,25 @@ def test_override_reads_variables_and_may_replace_an_unset_one(monkeypatch: pyte
 
 def test_escape_keeps_expand_from_replacing_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HERE", "/data")
-    value = {"a": ["${HERE}", "$${HERE}", "$$", "$", "${", "$${", "${HERE:-x}", 5, None], "b": {"c": "plain"}}
-    assert expand(escape(value), "r.yaml") == value
+    for text in ("${HERE}", "$${HERE}", "$$", "$", "${", "$${", "${HERE:-x}", "plain"):
+        assert expand(escape(text), "r.yaml") == text
     assert expand("$${HERE} ${HERE} $$${HERE}", "r.yaml") == "${HERE} /data $${HERE}"
+
+
+def test_as_written_leaves_variables_in_place_and_reads_as_the_same_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PASSWORD", "hunter2")
+    monkeypatch.setenv("EPOCHS", "7")
+    text = RECIPE.replace("camvid", '"https://me:${PASSWORD}@host/$${x}"').replace("epochs: 2", 'epochs: "${EPOCHS}"')
+    recipe = parse_recipe(text, "photos.yaml")
+    assert recipe.data["street"].path == "https://me:hunter2@host/${x}"  # type: ignore[attr-defined]
+    written = yaml.safe_dump(as_written(recipe))
+    assert "hunter2" not in written
+    assert "${EPOCHS}" in written
+    assert parse_recipe(written, "again.yaml") == recipe
+    monkeypatch.setenv("PASSWORD", "other")
+    assert parse_recipe(written, "again.yaml") != recipe
+    changed = parse_recipe(text, "photos.yaml", ["data.street.path=${PASSWORD}/x"])
+    assert "path: ${PASSWORD}/x" in yaml.safe_dump(as_written(changed))
 
 
 def test_recipe_unset_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,6 +167,13 @@ def test_fingerprint_does_not_follow_the_functions_path() -> None:
     assert fingerprint(make_step("one", "m:f", {}), {}) == fingerprint(make_step("one", "elsewhere:g", {}), {})
 
 
+def test_fingerprint_and_manifest_leave_passwords_out(any_root: Root) -> None:
+    steps = [make_step("one", "m:f", {"path": [f"https://me:{password}@host/x"]}) for password in ("one", "two")]
+    assert fingerprint(steps[0], {}) == fingerprint(steps[1], {})
+    made = make(any_root, step(path="https://me:pw@host/x"))
+    assert made.manifest["config"]["path"] == "https://me:***@host/x"
+
+
 def test_fingerprint_follows_version_and_inputs() -> None:
     one = make_step("writing", "m:f", {}, ("before",))
     assert fingerprint(one, {"before": "1"}) != fingerprint(one, {"before": "2"})
