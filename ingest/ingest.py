@@ -8,6 +8,7 @@ log/sources.parquet  time stamp and content of every file, for the next ingest (
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import importlib
@@ -162,7 +163,8 @@ class _Ingest:
             rows = {task: self.labels[task].encode(value) for task, value in truth.values.items()}
         except (DataError, OSError) as error:
             return PackedRecord(match.number, match.name, reason=_error_text(error))
-        return PackedRecord(match.number, match.name, rows, truth.notes)
+        found = truth.annotations, truth.dropped
+        return PackedRecord(match.number, match.name, rows, truth.notes, *found)
 
     def _route(self, scanned: _ScannedRecord) -> None:
         """Index the file; quarantine it, pack its image, or match it with an earlier shard."""
@@ -237,7 +239,7 @@ def _error_text(error: Exception) -> str:
 
 
 def _check_bad_share(packer: ShardPacker, max_bad: float, name: str) -> None:
-    """Raise DataError if no image can be used, or more than a share `max_bad` of the files can't."""
+    """Raise DataError if no image can be used, or more than a share `max_bad` of the files or annotations can't."""
     bad, good = packer.counts["quarantined"], packer.counts["images"] + packer.counts["duplicates"]
     reasons = "; ".join(f"{source}: {reason}" for _, source, _, reason in sorted(packer.lists["quarantine"])[:3])
     if not good:
@@ -246,4 +248,11 @@ def _check_bad_share(packer: ShardPacker, max_bad: float, name: str) -> None:
         raise DataError(
             f"data.{name}: {bad} of {bad + good} files can't be used, more than max_bad = {max_bad:g} allows. "
             f"First: {reasons}"
+        )
+    dropped, annotations = packer.counts["dropped"], packer.counts["annotations"]
+    if annotations and dropped / annotations > max_bad:
+        notes = collections.Counter(note.partition(":")[0] for *_, note in packer.lists["notes"])
+        raise DataError(
+            f"data.{name}: {dropped} of {annotations} annotations can't be used, more than max_bad = {max_bad:g} "
+            f"allows. Most frequent: {', '.join(f'{note} ({count})' for note, count in notes.most_common(3))}"
         )

@@ -38,6 +38,9 @@ class PackedRecord:
     rows: Mapping[str, Row] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
     """On labels that were clipped or dropped."""
+    annotations: int = 0
+    dropped: int = 0
+    """How many of the annotations can't be used."""
     reason: str = ""
     """Why the labels, and so the image, can't be used; empty if they can."""
 
@@ -157,6 +160,10 @@ class ShardPacker:
             self.counts[f"images.{split}"] += 1
             for task in record.rows:
                 self.counts[f"labels.{task}.{split}"] += 1
+            if record.annotations:
+                self.counts["annotations"] += record.annotations
+            if record.dropped:
+                self.counts["dropped"] += record.dropped
             for note in record.notes:
                 self.counts["notes"] += 1
                 self._add_to_list("notes", record, split, note)

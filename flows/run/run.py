@@ -161,9 +161,12 @@ class Run:
 
 
 def _unusable_files(artifact: Artifact) -> str:
-    """Return the end of a progress line that says how many files of a set could not be used, or are no images."""
+    """Return the end of a progress line that says what of a set could not be used, and what is no image."""
     files, skipped = artifact.counts.get("quarantined", 0), artifact.counts.get("skipped", {})
+    dropped = artifact.counts.get("dropped", 0)
     unusable = f"; {plural(files, 'file')} could not be used" if files else ""
+    if dropped:
+        unusable += f"; {dropped:,} of {artifact.counts['annotations']:,} annotations could not be used"
     if not skipped:
         return unusable
     largest = sorted(skipped.items(), key=lambda entry: (-entry[1], entry[0]))

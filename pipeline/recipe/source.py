@@ -23,4 +23,4 @@ class SourceConfig(BaseConfig):
     kind: str
     """The format: the name of a file in `pipeline/sources/`."""
     max_bad: Share = 0.05
-    """Largest share of unusable files; above it reading the set fails."""
+    """Largest share of unusable files, and of unusable annotations; above it reading the set fails."""

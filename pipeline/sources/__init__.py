@@ -31,6 +31,10 @@ class TrueLabels:
     """Label by task: the arrays that `tasks/<task>/label.py` describes, with their shapes, dtypes and units."""
     notes: list[str] = dataclasses.field(default_factory=list)
     """Notes on labels that are missing or were dropped or clipped; they are counted and stored with the set."""
+    annotations: int = 0
+    """Number of the image's annotations, where it may have several: boxes."""
+    dropped: int = 0
+    """How many of them can't be used. If their share in the set is above `max_bad`, reading the set fails."""
 
 
 @dataclasses.dataclass(frozen=True)

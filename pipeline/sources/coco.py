@@ -30,6 +30,9 @@ from pipeline.stores.labels import LabelSpace
 ANNOTATIONS = ("instances_{}.json", "annotations/instances_{}.json", "annotations/instances_{}2017.json")
 IMAGES = ("images/{}", "{}", "images/{}2017", "{}2017", "images")
 
+CROWD, NO_CATEGORY = "crowd box dropped", "annotation without a category dropped"
+"""Notes on annotations that are left out."""
+
 
 class Config(SourceConfig):
     """A folder with annotations and images in COCO's usual places, or where `annotations` and `images` say."""
@@ -132,26 +135,32 @@ class Source(FileSource):
     def _truth(self, entry: Image, annotations: list[Annotation], size: tuple[int, int]) -> TrueLabels:
         if stated := entry.size():
             check_size(stated, size, "the annotations say")
-        truth, boxes, classes = TrueLabels(), [], []
+        truth, boxes, classes = TrueLabels(annotations=len(annotations)), [], []
         present = np.zeros(len(self._classes[0]), np.float32)
         for annotation in annotations:
-            if annotation.category_id is None:
-                truth.notes.append(f"annotation without a category dropped: annotation {annotation.id}")
-                continue
-            index = self._classes[1].get(annotation.category_id)
-            if index is None:
-                raise DataError(f"category id {annotation.category_id} is not among the categories")
-            present[index] = 1
-            box, note = _box(annotation, size)
+            index = self._class_index(annotation)
+            if index is not None:
+                present[index] = 1
+            box, note = (None, NO_CATEGORY) if index is None else _box(annotation, size)
             if note:
                 truth.notes.append(f"{note}: annotation {annotation.id}")
-            if box:
+            if box and index is not None:
                 boxes.append(box)
                 classes.append(index)
+            elif note != CROWD:
+                truth.dropped += 1
         truth.values["detection"] = true_boxes(boxes, classes, size)
         if self.config.multilabel:
             truth.values["multilabel"] = {"probs": present}
         return truth
+
+    def _class_index(self, annotation: Annotation) -> int | None:
+        """Return the class of an annotation, None if it states none. Raises DataError for one that is not listed."""
+        if annotation.category_id is None:
+            return None
+        if annotation.category_id not in self._classes[1]:
+            raise DataError(f"category id {annotation.category_id} is not among the categories")
+        return self._classes[1][annotation.category_id]
 
     def count(self) -> int:
         return sum(len(part.images) for part in self._splits.values())
@@ -177,7 +186,7 @@ def _box(annotation: Annotation, size: tuple[int, int]) -> tuple[list[float] | N
     if (crowd := annotation.crowd()) is None:
         return None, f"box with iscrowd {annotation.iscrowd!r:.20} dropped"
     if crowd:
-        return None, "crowd box dropped"
+        return None, CROWD
     bbox = _four_numbers(annotation.bbox)
     if bbox is None:
         return None, "box without four numbers dropped"

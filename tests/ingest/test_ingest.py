@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,28 @@ def test_ingest_keeps_and_notes_image_without_label(photos: Path, read: Read) ->
     assert [row["key"] for row in rows] == shard.keys
     assert found.read_list("notes") == [("images/train/01.png", "train", "no mask")]
     assert found.counts == {"images": 3, "images.train": 3, "labels.segmentation.train": 2, "notes": 1}
+
+
+def write_boxes(photos: Path, boxes: Sequence[tuple[list[int], int]]) -> None:
+    """Save an image, and a COCO file with these boxes, each with whether it is a crowd."""
+    add_image(photos, "train/a.png", 1)
+    annotations = [{"image_id": 1, "category_id": 1, "bbox": box, "iscrowd": crowd} for box, crowd in boxes]
+    content = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 1, "name": "car"}]}
+    (photos / "instances_train.json").write_text(json.dumps({**content, "annotations": annotations}))
+
+
+def test_ingest_bounds_the_share_of_dropped_annotations(photos: Path, read: Read) -> None:
+    """Crowds are left out on purpose and clipped boxes are kept: neither counts."""
+    good, empty, clipped = [0, 0, 4, 4], [0, 0, 0, 4], [0, 0, 999, 4]
+    write_boxes(photos, [(good, 0), (clipped, 0), (good, 1), (empty, 0)])
+    says = (
+        r"data.photos: 1 of 4 annotations can't be used, more than max_bad = 0.05 allows. Most frequent: "
+        r".*empty box dropped \(1\)"
+    )
+    with pytest.raises(DataError, match=says):
+        read(kind="coco")
+    counts = read(kind="coco", max_bad=0.25).counts
+    assert (counts["annotations"], counts["dropped"], counts["notes"]) == (4, 1, 3)
 
 
 def spoil(photos: Path) -> None:
