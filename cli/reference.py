@@ -23,7 +23,7 @@ Every command has `--help`. All commands end with one of these exit codes:
 | 0 | done |
 | {ConfigError.exit_code} | the recipe, an option or the environment needs a change |
 | {DataError.exit_code} | a file on disk needs a change |
-| {Stopped.exit_code} | stopped; run the same command again to go on |
+| {Stopped.exit_code} | stopped, or short of memory, space, open files or threads; run the same command again to go on |
 | 1 | anything else |
 """
 

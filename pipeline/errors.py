@@ -3,6 +3,7 @@
 MustError
 ├── ConfigError   2   the recipe, an option or the environment: edit it and run again
 ├── DataError     3   files on disk: repair them or leave them out, and run again
+├── Shortage     75   this machine is short of memory, space, open files or threads: free some, and run again
 ├── Stopped      75   a stop was requested; all work so far is kept: run again to resume
 │   └── TakenOver     another run has taken over the step
 └── Interrupted   1   a process was ended from outside: started again, it resumes from what it saved
@@ -23,8 +24,6 @@ PROJECT = Path(__file__).resolve().parents[1]
 """The root folder of this project, which is installed from there."""
 MOST_NAMES = 40
 """The most names that an error message lists."""
-MEMORY_SHORTAGE = re.compile(r"can't allocate memory|out of memory|Storage size calculation overflowed")
-"""What torch's RuntimeErrors say of more memory than there is."""
 PASSWORD = re.compile(r"(?<!github)(://[^/\s:@]*):[^/\s@]+@")
 SECRET_PARAMETER = re.compile(r"([?&][\w.-]*(?:token|key|secret|signature|sig|password|credential)=)[^&\s'\"#]+", re.I)
 MASK = "***"
@@ -60,6 +59,12 @@ class DataError(MustError):
     """A file on disk is wrong; the text names the file."""
 
     exit_code = 3
+
+
+class Shortage(MustError):
+    """This machine is short of something; what is on disk is whole, and the same command goes on once there is more."""
+
+    exit_code = 75
 
 
 class Stopped(MustError):
@@ -103,22 +108,6 @@ def error_context(place: str) -> Iterator[None]:
 def first_line(error: Exception) -> str:
     """Return the first line of an error's text, or the name of its type if it has none."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
-
-
-@contextlib.contextmanager
-def explain_full_memory(step: str) -> Iterator[None]:
-    """Raise ConfigError if memory, the computer's or the device's, does not hold what a step asks for at once."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not MEMORY_SHORTAGE.search(str(error)):
-            raise
-        amount = re.search(r"allocate (\d+) bytes", str(error))
-        asked = f"{int(amount[1]) / 2**30:,.1f} GiB" if amount else first_line(error)
-        raise ConfigError(
-            f"{step}: memory does not hold what it asks for at once ({asked}). Set a smaller batch, image_size, "
-            "backbone or width, or whatever else of its keys is large."
-        ) from error
 
 
 def require_one_of(value: str, known: Iterable[str], what: str) -> str:

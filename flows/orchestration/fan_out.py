@@ -23,7 +23,7 @@ from flows.run.run import Run
 from flows.run.step_runner import Subprocess
 from pipeline.errors import MustError
 from pipeline.steps.artifact import Artifact, Inputs, Step
-from pipeline.steps.runtime import usable_cores
+from pipeline.steps.runtime import SHARED_SETTINGS, usable_cores
 from pipeline.steps.workspace import waiting
 from pipeline.storage.lock import hold_lock
 
@@ -79,7 +79,7 @@ class FanOut:
             force=inputs.force,
             part={},
             stop_file=str(run.folder / STOP_FILE),
-            settings={"device": settings.device, "precision": settings.precision, "workers": settings.workers or cores},
+            settings=settings.model_dump(include={*SHARED_SETTINGS}) | {"workers": settings.workers or cores},
         )
         return [dataclasses.replace(item, part=each) for each in parts]
 

@@ -21,9 +21,9 @@ from pipeline.errors import MustError
 from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
-from pipeline.storage.errors import explain_full_disk
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
+from pipeline.storage.shortage import explain_shortage
 
 POLL_S = 2.0
 """Between checks for the stop file."""
@@ -82,7 +82,7 @@ def execute_part(item: WorkItem) -> dict[str, Any]:
         artifacts = {name: workspace.open(name, fingerprint) for name, fingerprint in item.inputs.items()}
         inputs = Inputs(artifacts, runtime, item.force)
         try:
-            with explain_full_disk(item.step.name, workspace.root.local_path()):
+            with explain_shortage(item.step.name, workspace.root.local_path()):
                 result: dict[str, Any] = parts_module(item.step).do_part(item.step.config, inputs, item.part)
                 json.dumps(result)  # raises here if it can't be sent
         except (MustError, OSError):

@@ -15,8 +15,8 @@ from pipeline.recipe.recipe import Recipe
 from pipeline.steps import ranks
 from pipeline.steps.artifact import Artifact, Inputs, Step, as_json
 from pipeline.steps.runtime import Runtime
-from pipeline.storage.errors import explain_full_disk
 from pipeline.storage.path import StoragePath
+from pipeline.storage.shortage import explain_shortage
 
 RunSteps = Callable[[Run, Subprocess], Mapping[str, Artifact]]
 """Runs all steps of a run in subprocesses, and returns their artifacts by step."""
@@ -30,7 +30,7 @@ def execute_plan(recipe: Recipe, plan: Plan, runtime: Runtime, run_steps: RunSte
     """
     settings = recipe.runtime
     check_runner(settings)
-    with stop_on_signals(runtime.stop), explain_full_disk(f"run of {recipe.name!r}", runtime.root.local_path()):
+    with stop_on_signals(runtime.stop), explain_shortage(f"run of {recipe.name!r}", runtime.root.local_path()):
         models = plan.resolved.models(plan.compares)
         runner = Subprocess(settings, models, runtime) if run_steps else InProcess(settings, models, runtime)
         run = Run(recipe, plan, runtime, runner.get_or_make)

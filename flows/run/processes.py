@@ -28,7 +28,7 @@ from typing import Any
 
 from flows.run.process_setup import set_up_process
 from pipeline.errors import Interrupted, LostPeer, MustError
-from pipeline.steps.runtime import Runtime
+from pipeline.steps.runtime import SHARED_SETTINGS, Runtime
 
 CAN_FORK = sys.platform == "linux"
 CONTEXT = multiprocessing.get_context("forkserver") if CAN_FORK else multiprocessing.get_context("spawn")
@@ -85,7 +85,7 @@ def run_in_process(call: Call, runtime: Runtime, environs: Sequence[Mapping[str,
     Of several processes the result and the progress of the first one count. Raises what the function raises, with the
     traceback of its process as a note, and Killed if a process was killed.
     """
-    settings = {name: getattr(runtime, name) for name in ("root", "device", "precision", "checkpoint_s")}
+    settings = {name: getattr(runtime, name) for name in ("root", *SHARED_SETTINGS)}
     settings["workers"] = runtime.workers or call.threads
     if call.log:
         call.log.parent.mkdir(parents=True, exist_ok=True)

@@ -141,7 +141,7 @@ def _rank_environs(count: int) -> list[Environ]:
 
 
 class Devices(NamedTuple):
-    """Where the work of a run is done."""
+    """Devices of a run: those of each step, and all GPUs."""
 
     steps: list[Environ]
     """For each step that may run at the same time, the variables that give its process a device of its own."""

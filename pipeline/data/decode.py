@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pipeline.errors import DataError
+from pipeline.storage.shortage import raise_shortage
 
 PIXEL_LIMIT = 200_000_000
 """Images of more pixels are refused. Phones go up to 200 megapixels; as RGB that is 600 MB."""
@@ -149,13 +150,12 @@ def _explain_errors(data: bytes) -> Iterator[None]:
     """Raise what Pillow raises on `data` as a DataError that names the reason."""
     try:
         yield
-    except MemoryError:  # the machine's fault, not the file's
-        raise
     except UnidentifiedImageError as error:
         raise DataError(_unreadable(data)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(_too_large(re.findall(r"\d+", str(error))[0])) from error
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
+        raise_shortage(error, "decoding an image")
         truncated = any(sign in str(error).lower() for sign in ("truncated", "reached eof"))
         raise DataError(
             f"truncated after {len(data)} bytes" if truncated else f"damaged image data ({error})"

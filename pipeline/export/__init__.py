@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError, require_one_of
 from pipeline.recipe.plugins import modules
 from pipeline.steps.artifact import write_json
 from pipeline.storage.atomic import atomic_folder, check_absent
-from pipeline.storage.errors import explain_full_disk
+from pipeline.storage.shortage import explain_shortage
 from pipeline.stores.labels import FULL_IMAGE, Label, Value, resample_nearest
 
 SUMMARY = "export.json"
@@ -134,7 +134,7 @@ def write_export(
     writer_class = load_writer(form)
     supported, unsupported = _select_heads(writer_class, heads, form)
     try:
-        with explain_full_disk("export", out):
+        with explain_shortage("export", out):
             check_absent(out)
             with atomic_folder(out) as folder, writer_class(folder, supported) as writer:
                 counts = _add_all(writer, samples)

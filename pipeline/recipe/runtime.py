@@ -20,6 +20,9 @@ class RuntimeConfig(BaseConfig):
     """`auto` uses a GPU if there is one."""
     precision: Annotated[Precision, BeforeValidator(lambda value: str(value) if value == 32 else value)] = "auto"
     """`auto` measures whether bfloat16 is faster, separately for every model, and for training and prediction."""
+    deterministic: bool = False
+    """Measures nothing: `auto` precision is 32, and memory is laid out in one way, so that two runs on equal machines
+    give the same numbers to the last digit. On a GPU it also takes torch's deterministic algorithms. Slower."""
     runner: Literal["inline", "threads", "process", "ray", "dask"] = "threads"
     """`threads` runs the steps as a Prefect flow, each in its own process. `process`, `ray` and `dask` do so too, and
     label in many processes at once. `inline` runs the steps one after the other in this process, without Prefect."""

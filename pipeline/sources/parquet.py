@@ -28,6 +28,7 @@ from pipeline.sources._splits import Split, parse_split, split_by_hash, split_fr
 from pipeline.sources._tables import LabelColumns, TableConfig, classes_among, distinct_names
 from pipeline.storage.path import StoragePath, require_exists, walk
 from pipeline.storage.remote_file import open_file
+from pipeline.storage.shortage import raise_shortage
 from pipeline.stores.labels import LabelSpace
 
 ROWS = 64
@@ -159,6 +160,7 @@ def _open_parquet(file: StoragePath) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(source, buffer_size=READ_AHEAD, pre_buffer=False) as parquet:
             yield parquet
     except (pa.ArrowException, OSError) as error:
+        raise_shortage(error, file)
         raise DataError(f"{file}: not a readable Parquet file ({error})") from error
 
 

@@ -15,6 +15,8 @@ from pipeline.steps import ranks
 from pipeline.storage.root import Root
 
 Progress = Callable[[str, float, str], None]
+SHARED_SETTINGS = ("device", "precision", "checkpoint_s", "deterministic")
+"""Settings of the recipe that every process of a run has in common."""
 
 
 def usable_cores() -> int:
@@ -48,11 +50,13 @@ class Runtime:
     """Set when the run is asked to end. Steps check it between batches, and save a state to resume from."""
     checkpoint_s: float = 60.0
     """Seconds between saved training states."""
+    deterministic: bool = False
+    """True to choose nothing by measuring it, as two measurements may come out differently."""
 
     @classmethod
     def of(cls, settings: RuntimeConfig, root: Root, **more: Any) -> Runtime:
         """Return the runtime of a recipe; keywords replace its settings."""
-        return cls(root, **settings.model_dump(include={"device", "precision", "workers", "checkpoint_s"}) | more)
+        return cls(root, **settings.model_dump(include={*SHARED_SETTINGS, "workers"}) | more)
 
     @property
     def threads(self) -> int:

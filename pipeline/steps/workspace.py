@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.errors import MustError, TakenOver, explain_full_memory
+from pipeline.errors import MustError, TakenOver
 from pipeline.steps import ranks
 from pipeline.steps.artifact import (
     EXTERNAL_FILES,
@@ -28,11 +28,11 @@ from pipeline.steps.artifact import (
     parse_manifest,
 )
 from pipeline.steps.runtime import Runtime
-from pipeline.storage.errors import explain_full_disk
 from pipeline.storage.lock import LOCKS, IsHeld, OnWait, hold_lock
 from pipeline.storage.path import StoragePath
 from pipeline.storage.process_id import ProcessId
 from pipeline.storage.root import Root, in_parallel
+from pipeline.storage.shortage import explain_shortage
 
 
 class Workspace:
@@ -92,7 +92,7 @@ class Workspace:
         `work` and `log` of an unfinished attempt are kept for the step to resume from; its other files are deleted
         first. Raises TakenOver if `is_held` returns False: another run has taken the lock.
         """
-        with explain_full_memory(step.name), explain_full_disk(step.name, self.root.local_path()):
+        with explain_shortage(step.name, self.root.local_path()):
             return self._make(step, inputs, is_held)
 
     def _make(self, step: Step, inputs: Inputs, is_held: IsHeld) -> Artifact:

@@ -7,6 +7,7 @@ import errno
 from collections.abc import Iterator
 
 from pipeline.errors import ConfigError, DataError, MustError, first_line, install_command
+from pipeline.storage.shortage import raise_shortage, shortage_of
 
 SEE = "see docs/how-to/remote.md"
 # Exceptions are named as text below, as the storage libraries that define them may not be installed.
@@ -38,16 +39,13 @@ TRANSIENT = {
     errno.ECONNRESET,
     errno.EHOSTDOWN,
     errno.EHOSTUNREACH,
-    errno.EMFILE,
     errno.ENETDOWN,
     errno.ENETUNREACH,
-    errno.ENFILE,
-    errno.ENOMEM,
     errno.ENOTCONN,
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
-"""System errors that are no fault of the file: machine, network or server are short of something for now."""
+"""System errors that are no fault of the file: network or server can't do it for now."""
 TRANSIENT_REMOTE = TRANSIENT | {errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO)}
 """The same for remote storage. s3fs raises EREMOTEIO when the server failed, and EIO when the answer is none of S3's,
 so that it came from a proxy in front of it.
@@ -88,7 +86,7 @@ def explain_remote_errors(url: str) -> Iterator[None]:
             raise ConfigError(
                 f"{url}: there is no such bucket ({first_line(error)}). Make it, or name another."
             ) from error
-        if isinstance(error, FileNotFoundError | FileExistsError) or is_disk_full(error):
+        if isinstance(error, FileNotFoundError | FileExistsError) or shortage_of(error) == "space":
             raise
         raise _explained(url, error) from error
 
@@ -101,6 +99,7 @@ def explain_read_errors(path: object) -> Iterator[None]:
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file") from error
     except OSError as error:
+        raise_shortage(error, path)
         if error.errno in TRANSIENT:
             raise ConfigError(f"{path}: can't be read just now ({error.strerror}). Run again when it can.") from error
         raise DataError(f"{path}: can't be read ({error.strerror or error})") from error
@@ -137,22 +136,3 @@ def _explained(url: str, error: Exception) -> MustError:
             f"{url}: the storage can't do it just now ({line}). Finished files are kept: run again when it can."
         )
     return DataError(f"{url}: the storage refused ({type(error).__name__}: {line})")
-
-
-def is_disk_full(error: Exception) -> bool:
-    """Return True if there was no space left; libraries in other languages say so in their message alone."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-
-
-@contextlib.contextmanager
-def explain_full_disk(writer: str, disk: object) -> Iterator[None]:
-    """Raise DataError if the disk of path `disk` is full, naming the step or file `writer` that needed the space."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, MustError) or not is_disk_full(error):
-            raise
-        raise DataError(
-            f"{writer}: the disk that holds {disk} is full. Finished files are kept: free some space and run the same "
-            "command again."
-        ) from error

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import DataError
 from pipeline.storage.atomic import atomic_write, publish, temporary_path
 from pipeline.storage.root import StoredFile, local_file
+from pipeline.storage.shortage import raise_shortage
 
 SCHEMA_VERSION = 1
 INDEX = pa.schema(
@@ -122,7 +123,8 @@ def read_index(path: Path, columns: list[str] | None = None) -> pa.Table:
     try:
         with pq.ParquetFile(path) as file:  # `read_table` takes five times as long over a small one
             table = file.read(columns)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
+        raise_shortage(error, path)
         raise DataError(f"{path}: not a readable image index ({error}).") from error
     version = (table.schema.metadata or {}).get(b"must_images", b"?").decode()
     if version != str(SCHEMA_VERSION):

@@ -26,6 +26,7 @@ from PIL.Image import Image
 from pipeline.errors import DataError
 from pipeline.storage.atomic import publish, temporary_path
 from pipeline.storage.root import PathOrFile, StoredFile
+from pipeline.storage.shortage import raise_shortage
 from pipeline.stores.calibration import Calibration
 
 SCHEMA_VERSION = 2
@@ -360,6 +361,7 @@ def open_labels(file: StoredFile, reader: Callable[[pq.ParquetFile], T], whole: 
             with pq.ParquetFile(source, memory_map=True) as parquet:  # `read_table` takes far longer to start
                 return reader(parquet)
         except (OSError, pa.ArrowException) as error:
+            raise_shortage(error, file)
             raise DataError(f"{file}: not a readable label shard ({error}). Delete it and run again.") from error
 
     return file.load(read) if whole else file.scan(read)

@@ -17,11 +17,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.storage.errors import explain_full_disk, explain_read_errors
+from pipeline.storage.errors import explain_read_errors
 from pipeline.storage.lock import LEASE_S, LOCKS, IsHeld, OnWait, hold_lock
 from pipeline.storage.path import StoragePath
 from pipeline.storage.process_id import ProcessId
 from pipeline.storage.root import Root
+from pipeline.storage.shortage import explain_shortage, raise_shortage
 from pipeline.stores.naming import DIGITS, NAME
 
 SCHEMA_VERSION = 1
@@ -60,6 +61,7 @@ def read_rejections(root: Root) -> pa.Table:
     try:
         table = pq.read_table(pa.BufferReader(data))
     except (OSError, pa.ArrowException) as error:
+        raise_shortage(error, file)
         raise DataError(f"{file}: not a readable list of rejections ({error}). {REPAIR}") from error
     if not table.schema.equals(SCHEMA):
         raise DataError(f"{file}: its columns are not {', '.join(SCHEMA.names)}, as documented. {REPAIR}")
@@ -159,7 +161,7 @@ def _change(root: Root, change: Callable[[pa.Table], pa.Table]) -> int:
     file = root / PATH
     on_wait = _give_up_later(file)
     try:
-        with explain_full_disk(PATH, root.local_path()):
+        with explain_shortage(PATH, root.local_path()):
             while True:
                 with hold_lock(root / LOCK, on_wait, lambda: None) as is_held:
                     before = read_rejections(root)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -65,8 +66,13 @@ def autotune(
         model: copied for each candidate; the model itself does not change, nor does torch's random state.
         call: what is to be fast, for example a forward and a backward pass, on a copy that is placed already. A
             candidate that runs out of the device's memory is not chosen.
+
+    With `runtime.deterministic` nothing is measured: it is float32 unless the recipe says otherwise.
     """
     device = find_device(runtime.device)
+    if runtime.deterministic:
+        _make_deterministic()
+        return ComputeConfig(device, "32" if runtime.precision == "auto" else runtime.precision, False, {})
     formats: list[Format] = ["32", "bf16"] if runtime.precision == "auto" else [runtime.precision]
     machine = [torch.cuda.get_device_name() if device == "cuda" else device, processor_name(), torch.__version__]
     memo = runtime.root / f"machine/{hash_json([key, *machine, formats])[:16]}.json"
@@ -91,6 +97,13 @@ def autotune_inference(runtime: Runtime, key: Any, model: nn.Module, images: Ten
             placed(images.to(compute.device).contiguous(memory_format=compute.memory_format))
 
     return autotune(runtime, key, model, call)
+
+
+def _make_deterministic() -> None:
+    """Let torch choose, for the rest of this process, algorithms that give the same result every time."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for that
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _time(candidate: ComputeConfig, model: nn.Module, call: Callable[[nn.Module, ComputeConfig], None]) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.errors import ConfigError, require_one_of
 from pipeline.recipe.plugins import modules
 from pipeline.steps.artifact import Artifact
-from pipeline.storage.errors import explain_full_disk
+from pipeline.storage.shortage import explain_shortage
 
 
 def names() -> list[str]:
@@ -40,7 +40,7 @@ def export_student(name: str, student: Artifact, to: Path, heads: Sequence[str] 
     hold them, or if the file can't be written.
     """
     form = load_form(name, to)
-    with explain_full_disk("export", to):
+    with explain_shortage("export", to):
         try:
             to.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
 from pipeline.storage.root import Root, hash_file, in_parallel
+from pipeline.storage.shortage import raise_shortage
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import read_metadata
 
@@ -79,7 +80,8 @@ def read_facts(path: Path, rows: int) -> ShardFacts | None:
     try:
         table = pq.read_table(path, columns=["status"])
         read_metadata(table.schema, path)
-    except (OSError, pa.ArrowInvalid, DataError):
+    except (OSError, pa.ArrowException, DataError) as error:
+        raise_shortage(error, path)
         return None
     status = table.column("status").to_pylist()
     if len(status) != rows:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import Shortage
 from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
@@ -47,7 +47,9 @@ def is_sealed(root: Root, one: Step) -> bool:
 
 def test_workspace_reports_a_full_disk_and_seals_nothing(any_root: Root) -> None:
     full = step("fill_the_disk")
-    with pytest.raises(DataError, match=r"writing: the disk that holds .* is full.*run the same command again"):
+    with pytest.raises(
+        Shortage, match=r"writing: .* short of space: the disk that holds .* is full.*run the same command again"
+    ):
         make(any_root, full)
     assert not is_sealed(any_root, full)
 
@@ -57,7 +59,7 @@ def test_workspace_reports_a_full_disk_and_seals_nothing(any_root: Root) -> None
 )
 def test_workspace_reports_full_memory_and_seals_nothing(any_root: Root, size: Any, asked: str) -> None:
     greedy = step("fill_the_memory", size=size)
-    with pytest.raises(ConfigError, match=rf"writing: memory does not hold what it asks for at once \(.*{asked}"):
+    with pytest.raises(Shortage, match=rf"writing: this machine is short of memory \(.*{asked}.*smaller batch"):
         make(any_root, greedy)
     assert not is_sealed(any_root, greedy)
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, Shortage
 from pipeline.steps import ranks
 from pipeline.storage import lock
 from pipeline.storage.lock import hold_lock
@@ -228,7 +228,7 @@ def test_reject_starts_again_after_losing_the_lock(root: Root, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("number", "kind", "message"),
     [
-        (errno.ENOSPC, DataError, r"rejected\.parquet: the disk that holds .* is full"),
+        (errno.ENOSPC, Shortage, r"rejected\.parquet: .*the disk that holds .* is full"),
         (errno.EROFS, ConfigError, r"rejected\.parquet: can't be changed \(Read-only file system\)"),
     ],
 )

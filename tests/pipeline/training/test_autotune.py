@@ -108,6 +108,20 @@ def test_autotune_does_not_choose_what_runs_out_of_memory(auto: Runtime, held: l
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_autotune_measures_nothing_if_it_is_to_be_deterministic(auto: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    work, runtime = TimedWork(), dataclasses.replace(auto, deterministic=True)
+    try:
+        assert autotune(runtime, "model", nn.Linear(2, 2), work) == ComputeConfig("cpu", "32", False, {})
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not work.done
+    assert not (Path(auto.root.path) / "machine").exists()
+    assert autotune(dataclasses.replace(runtime, precision="bf16"), "m", nn.Linear(2, 2), work).precision == "bf16"
+    torch.use_deterministic_algorithms(False)
+
+
 def test_autotune_measures_once_per_root_and_keeps_its_choice(auto: Runtime, tmp_path: Path) -> None:
     work = TimedWork()
     first = autotune(auto, ["model", {"width": 16}], nn.Linear(2, 2), work)
