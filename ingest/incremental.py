@@ -20,6 +20,7 @@ from pipeline.errors import DataError
 from pipeline.sources import Stamp, TrueLabels
 from pipeline.sources._splits import SPLITS
 from pipeline.steps.artifact import LOG, WORK, Artifact
+from pipeline.storage.errors import PARQUET_ERRORS
 from pipeline.storage.root import hash_file, in_parallel
 from pipeline.storage.shortage import raise_shortage
 from pipeline.stores.images import ImageShard, local_shard, write_table
@@ -98,7 +99,7 @@ class SourceIndex:
 def _read(path: Path) -> pa.Table:
     try:
         return pq.read_table(path, schema=SCHEMA)
-    except (OSError, pa.ArrowException) as error:
+    except PARQUET_ERRORS as error:
         raise_shortage(error, path)
         return SCHEMA.empty_table()  # then the files are read again
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,8 @@ class PinholeCamera:
     def __post_init__(self) -> None:
         if self.fx <= 0 or self.fy <= 0:
             raise ValueError(f"focal lengths {self.fx}, {self.fy} must be positive")
+        if not all(map(math.isfinite, (self.fx, self.fy, self.cx, self.cy))):
+            raise ValueError(f"{self} has numbers that are not finite")
 
 
 def normals_from_depth(depth: NDArray[np.float32], camera: PinholeCamera) -> NDArray[np.float32]:

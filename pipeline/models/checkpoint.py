@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.errors import DataError
 from pipeline.steps.artifact import read_json, write_json
 from pipeline.storage.atomic import atomic_write
+from pipeline.storage.json_text import load_json
 
 WEIGHTS, ABOUT = "model.safetensors", "model.json"
 
@@ -43,7 +44,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the JSON header and the tensors of a file. Raises DataError, naming the file, if it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            about: dict[str, Any] = json.loads((file.metadata() or {}).get("about", "{}"))
+            about: dict[str, Any] = load_json((file.metadata() or {}).get("about", "{}"))
             return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{path}: not readable as safetensors ({error}).") from error

@@ -7,7 +7,6 @@ told from others makes the file useless; of an image or annotation that lacks so
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from pipeline.errors import DataError
+from pipeline.storage.json_text import decode_json
 from pipeline.storage.path import StoragePath
 
 CANONICAL = re.compile(r"0|-?[1-9][0-9]{0,17}")
@@ -129,8 +129,10 @@ def read_annotations(file: StoragePath, classes: Literal["category", "supercateg
     """
     data = file.read()
     try:
-        content = CONTENT.validate_json(data.decode(json.detect_encoding(data)))
+        content = CONTENT.validate_json(decode_json(data))
         categories = _class_names(content.categories, classes)
+        if not categories:
+            raise DataError("no category is listed, so that no box can have a class")
         if len({image.id for image in content.images}) < len(content.images):
             raise DataError("two images have the same id")
     except ValidationError as error:

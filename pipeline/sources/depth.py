@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.data.decode import decode_numbers
 from pipeline.data.normals import PinholeCamera, normals_from_depth
@@ -25,6 +25,7 @@ from pipeline.recipe.source import Share, SourceConfig
 from pipeline.sources import SourceRecord, TrueLabels
 from pipeline.sources._files import FileSource, check_size, read_image
 from pipeline.sources._splits import Split, split_by_hash
+from pipeline.storage.json_text import decode_json
 from pipeline.storage.path import StoragePath, require_exists
 from pipeline.stores.labels import FULL_IMAGE, LabelSpace, resample_nearest
 
@@ -61,6 +62,8 @@ class Config(SourceConfig):
 
 class Cameras(BaseModel):
     """The content of a file of cameras."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     unit: Literal["millimetre", "centimetre", "metre"] | None = None
     unknown: float = 0
@@ -167,7 +170,9 @@ def in_scene(name: str, scene: str) -> bool:
 
 def _read_cameras(file: StoragePath) -> Cameras:
     try:
-        return Cameras.model_validate_json(file.read())
+        return Cameras.model_validate_json(decode_json(file.read()))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cameras: {file}: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -7,7 +7,6 @@ gaps; classes are in order of their ids, and ids with the same name are one clas
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -21,6 +20,7 @@ from pipeline.recipe.source import Share, SourceConfig
 from pipeline.sources import SourceRecord, TrueLabels
 from pipeline.sources._classes import check_distinct, index_classes
 from pipeline.sources._files import FileSource, check_size, read_image
+from pipeline.storage.json_text import load_json
 from pipeline.storage.path import StoragePath, require_exists
 from pipeline.stores.labels import IGNORE, LabelSpace
 
@@ -107,7 +107,7 @@ class Source(FileSource):
 def _read_classes(file: StoragePath) -> tuple[dict[int, str], list[int]]:
     """Return the names by id and the ids to ignore that a JSON file states. Raises ConfigError on other content."""
     try:
-        content = json.loads(file.read())
+        content = load_json(file.read())
         nested = isinstance(content, dict) and "classes" in content
         names = _by_id(content["classes"] if nested else content)
         ignored = content.get("ignore_index", []) if nested else []

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -26,6 +25,8 @@ from pipeline.sources._classes import check_distinct
 from pipeline.sources._files import FileSource
 from pipeline.sources._splits import Split, parse_split, split_by_hash, split_from_path
 from pipeline.sources._tables import LabelColumns, TableConfig, classes_among, distinct_names
+from pipeline.storage.errors import PARQUET_ERRORS
+from pipeline.storage.json_text import load_json
 from pipeline.storage.path import StoragePath, require_exists, walk
 from pipeline.storage.remote_file import open_file
 from pipeline.storage.shortage import raise_shortage
@@ -159,7 +160,7 @@ def _open_parquet(file: StoragePath) -> Iterator[pq.ParquetFile]:
         # streams a row group page by page; by default Arrow would read all its images ahead into memory
         with pq.ParquetFile(source, buffer_size=READ_AHEAD, pre_buffer=False) as parquet:
             yield parquet
-    except (pa.ArrowException, OSError) as error:
+    except PARQUET_ERRORS as error:
         raise_shortage(error, file)
         raise DataError(f"{file}: not a readable Parquet file ({error})") from error
 
@@ -178,8 +179,8 @@ def _names_in(schema: pa.Schema, label: str) -> tuple[str, ...]:
     metadata = schema.metadata or {}
     try:
         if b"classes" in metadata:
-            return tuple(json.loads(metadata[b"classes"]))
-        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+            return tuple(load_json(metadata[b"classes"]))
+        features = load_json(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
         feature = features.get(label, {})
         # of a list, the feature of its entries
         feature = feature[0] if isinstance(feature, list) else feature.get("feature", feature)

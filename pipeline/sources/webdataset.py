@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -25,6 +24,7 @@ from pipeline.sources import SourceRecord, TrueLabels
 from pipeline.sources._classes import check_distinct, class_index, one_hot_label
 from pipeline.sources._files import IMAGE_SUFFIXES, FileSource
 from pipeline.sources._splits import split_by_hash, split_from_path
+from pipeline.storage.json_text import load_json
 from pipeline.storage.path import StoragePath, printable, require_exists, walk
 from pipeline.storage.remote_file import open_file
 from pipeline.stores.labels import LabelSpace
@@ -158,7 +158,6 @@ def _split_key(group: list[_Member]) -> Iterator[_Sample]:
 
 def _parse_label(data: bytes, member: _Member) -> object:
     try:
-        text = data.decode().strip()
-        return json.loads(text)["label"] if member.suffix == ".json" else text
+        return load_json(data)["label"] if member.suffix == ".json" else data.decode().strip()
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{member.name} holds no label ({error!r})") from error

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 from pipeline.errors import DataError, mask_credentials
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.atomic import PART_SUFFIX, atomic_write
+from pipeline.storage.json_text import load_json
 from pipeline.storage.root import Root, StoredFile, hash_file, hash_if_exists, path_in_errors
 
 SCHEMA_VERSION = 1
@@ -255,7 +256,7 @@ def write_json(path: Path, value: Any) -> None:
 def parse_json(text: bytes, origin: str) -> Any:
     """Parse JSON. Raises DataError, beginning with `origin`, if it is none."""
     try:
-        return json.loads(text)
+        return load_json(text)
     except ValueError as error:
         raise DataError(f"{origin}: not readable as JSON ({error}).") from error
 
@@ -264,7 +265,7 @@ def parse_lines(text: bytes) -> Iterator[dict[str, Any]]:
     """Yield the objects in a text of JSON lines. Lines that are damaged, as by a kill while writing, are left out."""
     for line in text.decode(errors="replace").splitlines():
         with contextlib.suppress(ValueError):
-            yield json.loads(line)
+            yield load_json(line)
 
 
 def parse_manifest(text: bytes, origin: str) -> dict[str, Any]:

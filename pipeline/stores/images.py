@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
 from pipeline.storage.atomic import atomic_write, publish, temporary_path
+from pipeline.storage.errors import PARQUET_ERRORS
 from pipeline.storage.root import StoredFile, local_file
 from pipeline.storage.shortage import raise_shortage
 
@@ -123,7 +124,7 @@ def read_index(path: Path, columns: list[str] | None = None) -> pa.Table:
     try:
         with pq.ParquetFile(path) as file:  # `read_table` takes five times as long over a small one
             table = file.read(columns)
-    except (OSError, pa.ArrowException) as error:
+    except PARQUET_ERRORS as error:
         raise_shortage(error, path)
         raise DataError(f"{path}: not a readable image index ({error}).") from error
     version = (table.schema.metadata or {}).get(b"must_images", b"?").decode()

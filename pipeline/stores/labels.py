@@ -25,6 +25,8 @@ from PIL.Image import Image
 
 from pipeline.errors import DataError
 from pipeline.storage.atomic import publish, temporary_path
+from pipeline.storage.errors import PARQUET_ERRORS
+from pipeline.storage.json_text import load_json
 from pipeline.storage.root import PathOrFile, StoredFile
 from pipeline.storage.shortage import raise_shortage
 from pipeline.stores.calibration import Calibration
@@ -360,7 +362,7 @@ def open_labels(file: StoredFile, reader: Callable[[pq.ParquetFile], T], whole: 
         try:
             with pq.ParquetFile(source, memory_map=True) as parquet:  # `read_table` takes far longer to start
                 return reader(parquet)
-        except (OSError, pa.ArrowException) as error:
+        except PARQUET_ERRORS as error:
             raise_shortage(error, file)
             raise DataError(f"{file}: not a readable label shard ({error}). Delete it and run again.") from error
 
@@ -369,8 +371,11 @@ def open_labels(file: StoredFile, reader: Callable[[pq.ParquetFile], T], whole: 
 
 def read_metadata(schema: pa.Schema, file: object) -> dict[str, Any]:
     """Return a label file's `store_metadata`. Raises DataError if another version wrote it."""
-    metadata = json.loads((schema.metadata or {}).get(b"must", b"{}"))
-    version = metadata.get("schema_version")
+    try:
+        metadata: dict[str, Any] = load_json((schema.metadata or {}).get(b"must", b"{}"))
+        version = metadata.get("schema_version")
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{file}: its metadata is damaged ({error}). Delete it and run again.") from error
     if version != SCHEMA_VERSION:
         raise DataError(
             f"{file}: label schema version {version!r}; this version reads {SCHEMA_VERSION}. The next `must run` or "

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.storage.errors import explain_read_errors
+from pipeline.storage.errors import PARQUET_ERRORS, explain_read_errors
 from pipeline.storage.lock import LEASE_S, LOCKS, IsHeld, OnWait, hold_lock
 from pipeline.storage.path import StoragePath
 from pipeline.storage.process_id import ProcessId
@@ -60,7 +60,7 @@ def read_rejections(root: Root) -> pa.Table:
         return NO_REJECTIONS
     try:
         table = pq.read_table(pa.BufferReader(data))
-    except (OSError, pa.ArrowException) as error:
+    except PARQUET_ERRORS as error:
         raise_shortage(error, file)
         raise DataError(f"{file}: not a readable list of rejections ({error}). {REPAIR}") from error
     if not table.schema.equals(SCHEMA):

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
+from pipeline.storage.errors import PARQUET_ERRORS
 from pipeline.storage.root import Root, hash_file, in_parallel
 from pipeline.storage.shortage import raise_shortage
 from pipeline.stores.images import ImageShard
@@ -80,7 +80,7 @@ def read_facts(path: Path, rows: int) -> ShardFacts | None:
     try:
         table = pq.read_table(path, columns=["status"])
         read_metadata(table.schema, path)
-    except (OSError, pa.ArrowException, DataError) as error:
+    except (*PARQUET_ERRORS, DataError) as error:
         raise_shortage(error, path)
         return None
     status = table.column("status").to_pylist()

@@ -1,0 +1,35 @@
+"""Damaged files of every format: each image is read, or refused by an error of ours, in little time and memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.recipe.plugins import modules
+from tests.pipeline.sources import damage
+
+MADE_UP = {"photographs", "scenes"}
+"""Kinds that read no files of a user."""
+
+
+def test_damage_knows_every_kind_that_reads_files() -> None:
+    assert set(damage.FILES) | MADE_UP == set(modules("pipeline.sources"))
+
+
+@pytest.mark.parametrize("kind", damage.FILES)
+def test_sources_read_the_set_that_damage_starts_from(kind: str, tmp_path: Path) -> None:
+    files = damage.FILES[kind][0]()
+    damage.write(files, tmp_path)
+    images = sum(name.endswith(".png") for name in files if not name.startswith(("masks/", "depth/"))) or 3
+    assert damage.read_set(kind, tmp_path) == images
+
+
+@pytest.mark.parametrize("kind", damage.FILES)
+@pytest.mark.parametrize("last", [60, pytest.param(2000, marks=pytest.mark.slow)])
+def test_sources_read_or_refuse_damaged_files(kind: str, last: int) -> None:
+    command = [sys.executable, "-m", "tests.pipeline.sources.damage", kind, "0", str(last)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
