@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, install_command
 from pipeline.storage.shortage import raise_shortage
 
 PIXEL_LIMIT = 200_000_000
@@ -36,6 +36,7 @@ SUFFIXES = {
     "BMP": "bmp",
     "TIFF": "tif",
     "AVIF": "avif",
+    "HEIF": "heic",
     PNM: "ppm",
 }
 # By EXIF orientation.
@@ -57,7 +58,13 @@ MAGIC_NUMBERS = (
     *(b"P4\n", b"P5\n", b"P6\n"),
 )
 
+HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1")
+
 Image.init()
+with contextlib.suppress(ImportError):  # an extra
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 # Other formats are not opened: some of them start programs (PostScript), others have no magic number.
 FORMATS = tuple(name for name in SUFFIXES if name in Image.OPEN)
 # Pillow's own guard warns at this many pixels and raises at twice as many; ours refuses all of them.
@@ -113,8 +120,9 @@ def decode_numbers(data: bytes) -> NDArray[Any]:
     image gives 0 and 1. Raises DataError, with the reason, if it holds colours or was stored with loss.
     """
     image = _open(data)
-    if image.format in ("JPEG", "MPO"):
-        raise DataError("a JPEG changes the numbers stored in it; save them as PNG")
+    if image.format in ("JPEG", "MPO", "HEIF"):
+        kind = "HEIC" if image.format == "HEIF" else "JPEG"
+        raise DataError(f"{kind} changes the numbers stored in it; save them as PNG")
     if image.format == PNM:
         raise DataError("the numbers of a PGM or PBM file are read scaled to their largest; save them as PNG")
     _check_mode(image, NUMBER_MODES)
@@ -179,7 +187,9 @@ def _check_mode(image: Image.Image, modes: tuple[str, ...]) -> None:
 
 
 def _unreadable(data: bytes) -> str:
-    if data.startswith(MAGIC_NUMBERS) or data[4:12] == b"ftypavif":
+    if data[4:12] in HEIF_BRANDS and "HEIF" not in FORMATS:
+        return f"a HEIC image, which needs the extra heic: {install_command('heic')}"
+    if data.startswith(MAGIC_NUMBERS) or data[4:12] in (b"ftypavif", *HEIF_BRANDS):
         return f"truncated after {len(data)} bytes or damaged: it begins like an image but can't be opened"
     return f"not an image (it begins with {data[:16]!r})"
 

@@ -15,7 +15,7 @@ from pipeline.storage.path import StoragePath, walk
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"),
-    *(".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif"),
 )
 MAX_IMAGE_BYTES = 2 << 30
 """Larger files are refused: an image of as many pixels as are read has fewer bytes."""

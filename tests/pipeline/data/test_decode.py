@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
+from pipeline.data import decode
 from pipeline.data.decode import PIXEL_LIMIT, decode_image, decode_numbers, inspect_image
 from pipeline.errors import DataError
 
@@ -160,12 +161,47 @@ def test_decode_image_takes_the_first_frame_of_an_animation(kind: str) -> None:
         ("BMP", "bmp"),
         ("TIFF", "tif"),
         ("AVIF", "avif"),
+        ("HEIF", "heic"),
         ("PPM", "ppm"),
     ],
 )
 def test_inspect_image_goes_by_content(kind: str, suffix: str) -> None:
     found = inspect_image(encode(photograph(), kind))
     assert (found.width, found.height, found.suffix) == (90, 60, suffix)
+
+
+def test_decode_image_names_the_extra_that_heic_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(photograph(), "HEIF")
+    assert np.abs(np.asarray(decode_image(data), float) - np.asarray(photograph())).mean() < 12
+    with pytest.raises(DataError, match=r"truncated|damaged"):
+        decode_image(data[:200])
+    monkeypatch.setattr(decode, "FORMATS", tuple(name for name in decode.FORMATS if name != "HEIF"))
+    with pytest.raises(DataError, match=r"a HEIC image, which needs the extra heic: uv pip install .*\[heic\]"):
+        decode_image(data)
+
+
+MODES = (
+    *("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16"),
+)
+
+
+@pytest.mark.parametrize("kind", decode.SUFFIXES)
+@pytest.mark.parametrize("mode", MODES)
+def test_decode_image_reads_every_mode_that_pillow_writes_or_says_why_not(kind: str, mode: str) -> None:
+    """Numbers without a known range are no colours; everything else that Pillow reads whole is read."""
+    picture = photograph().convert("RGBA").convert(mode) if mode in ("La", "RGBa", "LA") else photograph()
+    try:
+        data = encode(picture.convert("L").convert(mode) if mode in ("I;16", "PA") else picture.convert(mode), kind)
+        stored = Image.open(io.BytesIO(data))
+        stored.load()
+    except (OSError, ValueError, KeyError, SystemError):
+        return  # there are no such files
+    if stored.mode in ("LAB", "F") or (stored.mode == "I" and kind != decode.PNM):
+        with pytest.raises(DataError, match=f"pixels of mode '{stored.mode}' have no known range"):
+            decode_image(data)
+        return
+    assert decode_image(data).size == stored.size
+    assert inspect_image(data)[:2] == stored.size
 
 
 def test_inspect_image_calls_a_jpeg_with_a_second_image_jpg() -> None:
@@ -294,7 +330,7 @@ def test_decode_numbers_turns_them_upright() -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (encode(Image.new("L", (8, 8)), "JPEG"), "a JPEG changes the numbers"),
+        (encode(Image.new("L", (8, 8)), "JPEG"), "JPEG changes the numbers"),
         (encode(Image.new("RGB", (8, 8)), "PNG"), "'RGB' are colours, not numbers"),
         (encode(Image.new("LA", (8, 8)), "PNG"), "'LA' are colours, not numbers"),
     ],

@@ -49,14 +49,14 @@ def test_folder_source_selects_by_suffix_not_by_content(tmp_path: Path) -> None:
 
 
 def test_folder_source_counts_files_that_it_passes_over(tmp_path: Path) -> None:
-    others = ("e/IMG_1.HEIC", "e/IMG_2.heic", "e/f.jpg/notes.txt", "LICENSE", ".x")
-    for name in ("a.jpg", "b.JFIF", "c.jpe", "d.ppm", *others):
+    others = ("e/IMG_1.CR2", "e/IMG_2.cr2", "e/f.jpg/notes.txt", "LICENSE", ".x")
+    for name in ("a.jpg", "b.JFIF", "c.jpe", "d.ppm", "f.HEIC", *others):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     source = open_source(tmp_path)
     for _ in range(2):
-        assert [record.name for record in source.records()] == ["a.jpg", "b.JFIF", "c.jpe", "d.ppm"]
-        assert source.skipped == {".heic": 2, ".txt": 1, "": 1}
+        assert [record.name for record in source.records()] == ["a.jpg", "b.JFIF", "c.jpe", "d.ppm", "f.HEIC"]
+        assert source.skipped == {".cr2": 2, ".txt": 1, "": 1}
 
 
 def test_folder_source_file_stamps_change_with_images_only(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_masks_source_refuses_other_files_of_classes(root: Path, content: str) -
 @pytest.mark.parametrize(
     ("name", "picture", "reason"),
     [
-        ("a.jpg", Image.new("L", (3, 2)), "a JPEG changes the numbers"),
+        ("a.jpg", Image.new("L", (3, 2)), "JPEG changes the numbers"),
         ("a.png", Image.new("RGB", (3, 2)), "'RGB' are colours, not numbers"),
         ("a.tif", Image.fromarray(np.full((2, 3), -1, np.int32)), "int32 from -1 to -1, not ids"),
     ],
