@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import importlib
 import json
 import re
@@ -11,12 +12,20 @@ from typing import Any
 
 from pipeline.errors import ConfigError, DataError, MustError
 from pipeline.recipe.reader import escape
+from pipeline.sources import BaseSource
+from pipeline.sources._files import IMAGE_SUFFIXES
 from pipeline.stores.labels import LabelSpace
 
 ORDER = ("coco", "depth", "masks", "imagefolder", "parquet", "webdataset", "csv", "folder")
 """Source kinds, the most specific layout first: the first one that fits a folder is used."""
 LAYOUT_FOLDERS = {"coco": ("annotations",), "depth": ("rgb", "depth"), "masks": ("images", "masks")}
 """Subfolders that identify a layout: a folder that has them and can't be read is an error."""
+FOREIGN = {
+    ".txt": ". If these are YOLO's labels: convert them to COCO, which `kind: coco` reads",
+    ".xml": ". If these are Pascal VOC's labels: convert them to COCO, which `kind: coco` reads",
+    ".json": ". If these are COCO's: `kind: coco` takes them as `annotations: {train: FILE}`",
+}
+"""What to do with label files that no layout reads, by their suffix."""
 
 SUPERVISED = """\
   {name}:
@@ -84,30 +93,51 @@ def write_recipe(folders: Sequence[Path], to: Path) -> list[str]:
         pool=", ".join(detected),
     )
     to.write_text(text, encoding="utf-8")
-    labels = {name: f"with labels for {', '.join(tasks)}" for name, (_, tasks) in detected.items() if tasks}
-    return [
-        f"{entry['path']}: {entry['kind']}, {labels.get(name, 'without labels')}"
-        for name, (entry, _) in detected.items()
-    ]
+    return [_described(entry, tasks) for entry, tasks in detected.values()]
 
 
 def detect_source(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """Return the `data` entry for a folder, and the tasks it has labels for."""
     for kind in ORDER:
-        module = importlib.import_module(f"pipeline.sources.{kind}")
         entry = {"kind": kind, "path": str(folder)}
         if kind == "depth" and (folder / "cameras.json").exists():
             entry["normals"] = "from_depth"  # normals can be computed from depth and camera intrinsics
         try:
-            source = module.Source(module.Config(**entry))
+            source = _open(entry)
             spaces = source.spaces()
             if _has_single_class(spaces) or next(iter(source.records()), None) is None:
+                continue
+            if kind == "imagefolder" and _has_foreign_classes(folder, spaces):
                 continue
             return entry, list(spaces)
         except (MustError, ValueError):
             if kind in LAYOUT_FOLDERS and all((folder / name).is_dir() for name in LAYOUT_FOLDERS[kind]):
                 raise
     raise DataError(f"{folder}: no images in a known layout found; known are {', '.join(ORDER)}.")
+
+
+def _described(entry: Mapping[str, Any], tasks: Sequence[str]) -> str:
+    """Return a line that says how a folder is read, and which of its files are not."""
+    labels = f"with labels for {', '.join(tasks)}" if tasks else "without labels"
+    source = _open(entry)
+    for _ in source.records():
+        pass
+    skipped = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in sorted(source.skipped.items()))
+    hint = next((hint for suffix, hint in FOREIGN.items() if suffix in source.skipped and not tasks), "")
+    return f"{entry['path']}: {entry['kind']}, {labels}{f'; not read: {skipped}' if skipped else ''}{hint}"
+
+
+def _open(entry: Mapping[str, Any]) -> BaseSource:
+    module = importlib.import_module(f"pipeline.sources.{entry['kind']}")
+    source: BaseSource = module.Source(module.Config(**entry))
+    return source
+
+
+def _has_foreign_classes(folder: Path, spaces: Mapping[str, LabelSpace]) -> bool:
+    """Return True if a class of a folder of classes has files, but not one image: its labels are other files."""
+    classes = spaces["classification"].classes if "classification" in spaces else ()
+    files = {name: list(folder.glob(f"**/{glob.escape(name)}/**/*.*")) for name in classes}
+    return any(found and not any(file.suffix.lower() in IMAGE_SUFFIXES for file in found) for found in files.values())
 
 
 def _has_single_class(spaces: Mapping[str, LabelSpace]) -> bool:

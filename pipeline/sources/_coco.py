@@ -131,10 +131,10 @@ def read_annotations(file: StoragePath, classes: Literal["category", "supercateg
     try:
         content = CONTENT.validate_json(decode_json(data))
         categories = _class_names(content.categories, classes)
-        if not categories:
-            raise DataError("no category is listed, so that no box can have a class")
         if len({image.id for image in content.images}) < len(content.images):
             raise DataError("two images have the same id")
+        if not categories:
+            raise DataError("no category is listed, so that no box can have a class")
     except ValidationError as error:
         raise DataError(f"{file}: not COCO annotations: {_explain(error)}") from error
     except (UnicodeDecodeError, DataError) as error:

@@ -22,6 +22,11 @@ SPLIT_ALIASES: dict[str, Split] = {
 }
 
 
+def names_of_split(split: Split) -> list[str]:
+    """Return what folders of a split are called, its own name first."""
+    return [name for name, meant in SPLIT_ALIASES.items() if meant == split]
+
+
 def has_split_folders(root: StoragePath) -> bool:
     """Return True if all folders right below `root` have names of splits; otherwise they are classes.
 

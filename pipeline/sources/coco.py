@@ -9,6 +9,7 @@ label.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Literal
@@ -23,11 +24,14 @@ from pipeline.sources._classes import index_classes, true_boxes
 from pipeline.sources._coco import Annotation, Image, SplitAnnotations, read_annotations
 from pipeline.sources._files import FileSource, check_size
 from pipeline.sources._named_files import NamedFiles
-from pipeline.sources._splits import SPLITS, Split
+from pipeline.sources._splits import SPLITS, Split, names_of_split
 from pipeline.storage.path import StoragePath, require_exists
 from pipeline.stores.labels import LabelSpace
 
-ANNOTATIONS = ("instances_{}.json", "annotations/instances_{}.json", "annotations/instances_{}2017.json")
+ANNOTATIONS = (
+    *("instances_{}.json", "annotations/instances_{}.json", "annotations/instances_{}2017.json"),
+    "{}/_annotations.coco.json",  # Roboflow's exports
+)
 IMAGES = ("images/{}", "{}", "images/{}2017", "{}2017", "images")
 
 CROWD, NO_CATEGORY = "crowd box dropped", "annotation without a category dropped"
@@ -46,8 +50,8 @@ class Config(SourceConfig):
     """True for a label `multilabel` beside `detection`: the classes that an image has an annotation of, crowds
     included."""
     annotations: dict[Split, str] = Field(default_factory=dict)
-    """JSON file by split, relative to `path`. By default `instances_<split>.json` in `path` or in `annotations`, or
-    `annotations/instances_<split>2017.json`."""
+    """JSON file by split, relative to `path`. By default `instances_<split>.json` in `path` or in `annotations`,
+    `annotations/instances_<split>2017.json`, or `<split>/_annotations.coco.json`."""
     images: dict[Split, str] = Field(default_factory=dict)
     """Folder by split that file names are relative to, relative to `path`. By default `images/<split>` or `<split>`,
     either with 2017 behind the split as well, or `images`."""
@@ -79,13 +83,14 @@ class Source(FileSource):
         if self.config.annotations:
             name = self.config.annotations.get(split)
             return require_exists(self.root / name, f"annotations.{split}", "file") if name else None
-        return next((file for name in ANNOTATIONS if (file := self.root / name.format(split)).exists()), None)
+        places = (self.root / name.format(called) for called in names_of_split(split) for name in ANNOTATIONS)
+        return next((file for file in places if file.exists()), None)
 
     def _find_images(self, split: Split) -> StoragePath:
         if split in self.config.images:
             return require_exists(self.root / self.config.images[split], f"images.{split}", "folder")
-        for name in IMAGES:
-            if (folder := self.root / name.format(split)).is_folder():
+        for name, called in itertools.product(IMAGES, names_of_split(split)):
+            if (folder := self.root / name.format(called)).is_folder():
                 return folder
         tried = ", ".join(name.format(split) for name in IMAGES)
         raise ConfigError(f"path: {self.root} has no images of split {split!r}: there is none of {tried}")

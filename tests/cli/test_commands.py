@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ import must
 from cli.main import main
 from pipeline.recipe.reader import expand, read_recipe
 from pipeline.recipe.yaml_text import parse_yaml, read_text
+from pipeline.sources import coco
 from tasks.network import Network
 
 
@@ -92,6 +94,43 @@ def test_init_writes_a_recipe_that_can_be_planned(
     assert "My photos: folder, without labels" in printed
     assert "kinds: imagefolder, with labels for classification" in printed
     assert {planned.action for planned in must.plan(to, tmp_path / "root")} == {"run"}
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "says"),
+    [
+        ("images/train/{}.jpg", "labels/train/{}.txt", "3 .txt. If these are YOLO's labels"),
+        ("JPEGImages/{}.jpg", "Annotations/{}.xml", "3 .xml. If these are Pascal VOC's labels"),
+        ("photos/{}.jpg", "about/{}.json", "3 .json. If these are COCO's"),
+    ],
+)
+def test_init_takes_no_folder_of_other_labels_for_a_class(
+    images: str, labels: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        write_image(tmp_path / "things" / images.format(number), number)
+        (tmp_path / "things" / labels.format(number)).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "things" / labels.format(number)).write_text("0 0.5 0.5 0.1 0.1", "utf-8")
+    assert_exit_code(0, "init", tmp_path / "things", "--to", tmp_path / "mine.yaml")
+    assert f"things: folder, without labels; not read: {says}" in capsys.readouterr().out
+
+
+def test_init_reads_coco_files_beside_their_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "valid"):
+        write_image(tmp_path / "fish" / split / "1.jpg", 1)
+        content = {
+            "images": [{"id": 1, "file_name": "1.jpg"}],
+            "categories": [{"id": 1, "name": "fish"}],
+            "annotations": [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4]}],
+        }
+        (tmp_path / "fish" / split / "_annotations.coco.json").write_text(json.dumps(content), "utf-8")
+    assert_exit_code(0, "init", tmp_path / "fish", "--to", tmp_path / "mine.yaml")
+    assert "fish: coco, with labels for detection\n" in capsys.readouterr().out
+    source = coco.Source(coco.Config(path=str(tmp_path / "fish")))
+    assert [(record.name, record.split) for record in source.records()] == [
+        ("train/1.jpg", "train"),
+        ("valid/1.jpg", "val"),
+    ]
 
 
 def test_init_reads_csv_files_and_lists_in_parquet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
