@@ -118,8 +118,8 @@ def test_parquet_source_reads_labels_as_datasets(feature: str, seed: int, tmp_pa
     made.to_parquet(str(tmp_path / "train.parquet"))
     theirs = datasets.load_dataset("parquet", data_files=str(tmp_path / "train.parquet"), cache_dir=tmp_path / "cache")
     column = theirs["train"]["label"]
-    options = {"classes": NAMES[:4]} if feature == "small classes" else {}
-    source = parquet.Source(parquet.Config(path=str(tmp_path / "train.parquet"), **options))
+    classes = tuple(NAMES[:4]) if feature == "small classes" else ()
+    source = parquet.Source(parquet.Config(path=str(tmp_path / "train.parquet"), classes=classes))
     names = [label if isinstance(label, str) else NAMES[label] for label in column]
     assert list(class_names(source).values()) == names
 
