@@ -37,6 +37,7 @@ PRELOADED = ("tasks.training", "tasks.network", "tasks.scoring", "evaluation.eva
 """Modules that take long to import and that most steps need."""
 REPORT_S = 0.1
 """Between progress reports of a process."""
+START_ATTEMPTS = 50
 GRACE_S = 30.0
 """For processes to end after they were asked to stop, before they are killed."""
 LOST_PEER_S = 5.0
@@ -102,15 +103,28 @@ def run_in_process(call: Call, runtime: Runtime, environs: Sequence[Mapping[str,
             child.end(deadline)
 
 
+def _start_process(call: Call, settings: Mapping[str, Any]) -> tuple[BaseProcess, Connection]:
+    """Start a process and return it with the run's end of its pipe. A fork server that was killed is started again."""
+    for _ in range(START_ATTEMPTS):
+        ours, theirs = CONTEXT.Pipe()
+        process = CONTEXT.Process(target=_main, args=(theirs, call, settings, dict(os.environ)), daemon=True)
+        try:
+            process.start()
+        except (EOFError, ConnectionError):  # multiprocessing starts another server once this one has wholly ended
+            ours.close()
+            time.sleep(REPORT_S)
+            continue
+        finally:
+            theirs.close()
+        return process, ours
+    raise Killed("no process can be started: the one that starts them was ended again and again.")
+
+
 class _Child:
     """A process, as seen by the run."""
 
     def __init__(self, call: Call, settings: Mapping[str, Any]) -> None:
-        self.connection, theirs = CONTEXT.Pipe()
-        arguments = theirs, call, settings, dict(os.environ)
-        self.process: BaseProcess = CONTEXT.Process(target=_main, args=arguments, daemon=True)
-        self.process.start()
-        theirs.close()
+        self.process, self.connection = _start_process(call, settings)
         self.log = call.log
         self.done = False
         self.result: Any = None

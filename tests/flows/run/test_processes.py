@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,14 @@ def test_run_in_process_returns_from_a_process_group_of_its_own() -> None:
     assert process == group != os.getpid()
     assert not Path(f"/proc/{process}").exists()
     assert reports == [("step", 0.0, "nothing")]
+
+
+@pytest.mark.skipif(not processes.CAN_FORK, reason="this system has no fork server")
+def test_run_in_process_outlives_its_fork_server() -> None:
+    call("nothing")
+    for _ in range(2):
+        os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        assert call("nothing")
 
 
 def test_run_in_process_passes_the_current_environment(monkeypatch: pytest.MonkeyPatch) -> None:
