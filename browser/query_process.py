@@ -25,6 +25,8 @@ MAX_CPU_S = 60
 """In case that nobody is left to end the process."""
 TABLE_FUNCTIONS = ("generate_series", "range", "unnest")
 """Those that a query may call; others read files, or change how the database works."""
+QUERY_NODES = ("SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE")
+"""The parts of a statement that only read: `WITH x AS (COPY ...)` is a SELECT, too."""
 CONFIG: dict[str, Any] = {
     "memory_limit": "1GB",
     "threads": 2,
@@ -80,25 +82,28 @@ def _shown(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[Any]]:
 
 
 def _check(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
-    """Raise Refused unless the SQL is one SELECT that calls no table functions but TABLE_FUNCTIONS."""
+    """Raise Refused unless the SQL is one SELECT, nothing in it writes, and it calls only TABLE_FUNCTIONS."""
     kinds = [statement.type for statement in connection.extract_statements(sql)]
     if kinds != [duckdb.StatementType.SELECT]:
         given = ", ".join(str(kind).rpartition(".")[2] for kind in kinds) or "nothing"
         raise Refused(f"Only one SELECT is answered, not {given}: the tables are read-only.")
     [[tree]] = connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchall()
-    for name in _table_functions(json.loads(tree)):
-        if name not in TABLE_FUNCTIONS:
+    for node in _nodes(json.loads(tree)):
+        kind = str(node.get("type"))
+        name = str(node["function"]["function_name"]) if kind == "TABLE_FUNCTION" else ""
+        if name and name not in TABLE_FUNCTIONS:
             raise Refused(f"The table function {name!r} is not among those of a query, {', '.join(TABLE_FUNCTIONS)}.")
+        if kind.endswith("_NODE") and kind not in QUERY_NODES:
+            raise Refused(f"Only queries are answered, no {kind.partition('_')[0]} in one: the tables are read-only.")
 
 
-def _table_functions(tree: Any) -> Iterator[str]:
-    """Yield the names of all table functions that a parsed query calls."""
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """Yield all mappings in a parsed query."""
     nodes = [tree]
     while nodes:
         node = nodes.pop()
         if isinstance(node, dict):
-            if node.get("type") == "TABLE_FUNCTION":
-                yield str(node["function"]["function_name"])
+            yield node
             nodes += node.values()
         elif isinstance(node, list):
             nodes += node
@@ -124,6 +129,7 @@ def _set_limits() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
         resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_S, MAX_CPU_S))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # nothing is written but the answer, into a pipe
 
 
 def main() -> None:

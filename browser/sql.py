@@ -5,7 +5,9 @@ The process reads copies of the tables that the query names, as Parquet files th
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -53,17 +55,17 @@ class Queries:
         """Start the process that answers, with files of the tables that the query may name, and return its request."""
         written = sql.casefold()
         with self._lock:  # until the process has the files, nobody replaces them
-            named = [name for name in tables if quoted(name)[1:-1].casefold() in written]
-            files = {name: self._file(tables[name]).fileno() for name in named}
+            named = {name: table for name, table in tables.items() if quoted(name)[1:-1].casefold() in written}
+            files = {table: self._file(table).fileno() for table in dict.fromkeys(named.values())}
             process = subprocess.Popen(
-                [sys.executable, "-m", "browser.query_process"],
+                [sys.executable, "-P", "-m", "browser.query_process"],  # no module of the current folder
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 pass_fds=list(files.values()),
                 start_new_session=True,
             )
-        request = {"views": {quoted(name): f"/dev/fd/{file}" for name, file in files.items()}, "sql": sql}
+        request = {"views": {quoted(name): f"/dev/fd/{files[table]}" for name, table in named.items()}, "sql": sql}
         return process, json.dumps(request).encode()
 
     def _file(self, table: str) -> IO[bytes]:
@@ -72,17 +74,31 @@ class Queries:
         known = self._files.get(table)
         if known and known[0] == version:
             return known[1]
-        file = tempfile.TemporaryFile()  # noqa: SIM115 - stays open for the queries to come
+        file = _unnamed_file()
         with self._tables.cursor() as cursor:
             batches = cursor.sql(f"SELECT * FROM {quoted(table)}").to_arrow_reader(BATCH_ROWS)
             with pq.ParquetWriter(file, batches.schema, compression="lz4") as writer:
                 for batch in batches:
                     writer.write_batch(batch)
         file.flush()
+        _seal(file)
         if known:
             known[1].close()
         self._files[table] = version, file
         return file
+
+
+def _unnamed_file() -> IO[bytes]:
+    """Open a file without a name, which stays open for the queries to come: in memory where it can be sealed there."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("must-table", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC), "w+b")
+    return tempfile.TemporaryFile()
+
+
+def _seal(file: IO[bytes]) -> None:
+    """Let nobody write to the file any more, not even a process that opens it again."""
+    if hasattr(fcntl, "F_ADD_SEALS") and hasattr(os, "memfd_create"):
+        fcntl.fcntl(file.fileno(), fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
 
 
 def _run(process: subprocess.Popen[bytes], request: bytes) -> dict[str, Any]:

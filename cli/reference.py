@@ -11,7 +11,7 @@ from typing import Any
 import typer.main
 
 from cli.main import app
-from pipeline.errors import ConfigError, DataError, Stopped
+from pipeline.errors import ConfigError, DataError, Shortage, Stopped
 
 HEAD = f"""\
 # Commands
@@ -23,7 +23,8 @@ Every command has `--help`. All commands end with one of these exit codes:
 | 0 | done |
 | {ConfigError.exit_code} | the recipe, an option or the environment needs a change |
 | {DataError.exit_code} | a file on disk needs a change |
-| {Stopped.exit_code} | stopped, or short of memory, space, open files or threads; run the same command again to go on |
+| {Shortage.exit_code} | this machine is short of memory, space, open files or threads; make room and run again |
+| {Stopped.exit_code} | stopped; run the same command again to go on |
 | 1 | anything else |
 """
 

@@ -182,7 +182,7 @@ def label_count(amount: Amount, total: int, classes: int, name: str, val_from_tr
     if count < least:
         raise ConfigError(
             f"labels: {amount} of {total} labelled images are {count}; {name} has {classes} classes, and at least "
-            f"{least} images are needed."
+            f"{least} images are needed{', or a split val besides' if val_from_train else ''}."
         )
     return count
 

@@ -22,9 +22,9 @@ from ingest.incremental import ExistingShard, KnownFile, PreviousShards, Size, S
 from ingest.shard_packer import PackedRecord, ShardPacker
 from pipeline.data.decode import inspect_image
 from pipeline.data.prefetch import prefetch
-from pipeline.errors import DataError
+from pipeline.errors import DataError, mask_credentials
 from pipeline.sources import BaseSource, SourceRecord, Stamp
-from pipeline.steps.artifact import INHERITED_FILES, Inputs, write_json
+from pipeline.steps.artifact import INHERITED_FILES, Inputs, masked, write_json
 from pipeline.stores.images import NewImage
 
 INCREMENTAL_KEYS = ("files", "source.path", "source.max_bad")
@@ -60,6 +60,7 @@ def ingest(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str,
         run.update_previous_shards()
         for name, reason in run.source.problems:
             packer.quarantine(PackedRecord(run.scanned, name, reason=reason), "")
+        packer.count_dropped(run.source.stray_annotations)
         packer.close()
     finally:
         packer.discard()
@@ -107,7 +108,8 @@ class _Ingest:
         previous = inputs.previous
         source_path = config["source"].get("path")
         # of another path, names mean other files
-        indexed = previous if previous and previous.manifest["config"]["source"].get("path") == source_path else None
+        same = previous and previous.manifest["config"]["source"].get("path") == masked(source_path)
+        indexed = previous if same else None
         self.source = open_source(config["source"])
         self.labels = {task: tasks.label(space) for task, space in self.source.spaces().items()}
         self.previous = PreviousShards(out, previous, config["name"])
@@ -235,7 +237,7 @@ class _Ingest:
 
 
 def _error_text(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    return mask_credentials(str(error)) or type(error).__name__
 
 
 def _check_bad_share(packer: ShardPacker, max_bad: float, name: str) -> None:

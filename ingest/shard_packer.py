@@ -74,6 +74,12 @@ class ShardPacker:
     def _add_to_list(self, table: str, record: PackedRecord, split: str, reason: str) -> None:
         self.lists[table].append((record.number, record.name, split, reason))
 
+    def count_dropped(self, annotations: int) -> None:
+        """Count annotations that belong to no image."""
+        if annotations:
+            self.counts["annotations"] += annotations
+            self.counts["dropped"] += annotations
+
     def quarantine(self, record: PackedRecord, split: str) -> None:
         """List a file that can't be used."""
         self.counts["quarantined"] += 1

@@ -3,7 +3,7 @@
 MustError
 ├── ConfigError   2   the recipe, an option or the environment: edit it and run again
 ├── DataError     3   files on disk: repair them or leave them out, and run again
-├── Shortage     75   this machine is short of memory, space, open files or threads: free some, and run again
+├── Shortage      4   this machine is short of memory, space, open files or threads: free some, and run again
 ├── Stopped      75   a stop was requested; all work so far is kept: run again to resume
 │   └── TakenOver     another run has taken over the step
 └── Interrupted   1   a process was ended from outside: started again, it resumes from what it saved
@@ -24,20 +24,26 @@ PROJECT = Path(__file__).resolve().parents[1]
 """The root folder of this project, which is installed from there."""
 MOST_NAMES = 40
 """The most names that an error message lists."""
-PASSWORD = re.compile(r"(?<!github)(://[^/\s:@]*):[^/\s@]+@")
-SECRET_PARAMETER = re.compile(r"([?&][\w.-]*(?:token|key|secret|signature|sig|password|credential)=)[^&\s'\"#]+", re.I)
+PASSWORD = re.compile(r"(?<!git)(?<!github)(://[^/\s:@]*):(?!\$\{)[^/\s]+@")
+LONE_TOKEN = re.compile(r"(://)[^/\s:@$]{20,}@")
+SECRET_PARAMETER = re.compile(
+    r"([?&#][\w.-]*(?:token|(?:api|access|secret)[-_]?key|secret|signature|sig|password|passwd|pwd?|auth|credential)=)"
+    r"(?!\$\{)[^&\s'\"#]+",
+    re.I,
+)
 MASK = "***"
 
 
 def mask_credentials(text: str) -> str:
-    """Return a text with MASK for the passwords and secret parameters in its URLs.
+    """Return a text with MASK for the passwords and secret parameters in its URLs, but not for `${VARIABLES}`.
 
     >>> mask_credentials("can't read https://me:pw@host/a.png?token=f00&page=2")
     "can't read https://me:***@host/a.png?token=***&page=2"
     """
     if "://" not in text:
         return text
-    return SECRET_PARAMETER.sub(rf"\1{MASK}", PASSWORD.sub(rf"\1:{MASK}@", text))
+    text = LONE_TOKEN.sub(rf"\1{MASK}@", PASSWORD.sub(rf"\1:{MASK}@", text))
+    return SECRET_PARAMETER.sub(rf"\1{MASK}", text)
 
 
 class MustError(Exception):
@@ -64,7 +70,7 @@ class DataError(MustError):
 class Shortage(MustError):
     """This machine is short of something; what is on disk is whole, and the same command goes on once there is more."""
 
-    exit_code = 75
+    exit_code = 4
 
 
 class Stopped(MustError):

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence, Set
 from typing import Any
 
-from pipeline.steps.artifact import Artifact, Step
+from pipeline.steps.artifact import Artifact, Step, masked
 from pipeline.steps.workspace import Workspace
 
 
@@ -55,7 +55,7 @@ def _changes(step: Step, inputs: dict[str, Artifact], workspace: Workspace, wait
     last = workspace.newest(step.name)
     if last is None:
         return "never made here"
-    before, after = _flat(last.manifest["config"]), _flat(dict(step.config))
+    before, after = _flat(last.manifest["config"]), _flat(masked(step.config))
     keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     changed = [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys]
     old = last.manifest["inputs"]

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.run.process_setup import set_up_process
-from pipeline.errors import Interrupted, LostPeer, MustError
+from pipeline.errors import Interrupted, LostPeer, MustError, mask_credentials
 from pipeline.steps.runtime import SHARED_SETTINGS, Runtime
 
 CAN_FORK = sys.platform == "linux"
@@ -227,7 +227,7 @@ def _main(connection: Connection, call: Call, settings: Mapping[str, Any], envir
             runtime = Runtime(progress=_ProgressSender(connection), stop=stop, **settings)
             answer = "done", call.function(*call.arguments, runtime)
         except BaseException as error:
-            trace = traceback.format_exc()
+            trace = mask_credentials(traceback.format_exc())
             with contextlib.suppress(OSError):  # the disk of the log may be full
                 print(trace, file=sys.stderr)
             if not isinstance(error, MustError):

@@ -85,7 +85,7 @@ class Run:
             }
             for each in self.planned
         ]
-        self.folder.child("plan.json").write(as_json(rows).encode())
+        self.folder.child("plan.json").write(as_json(masked(rows)).encode())
 
     def record(self, event: str, /, **facts: Any) -> None:
         """Append an event to events.jsonl."""

@@ -168,7 +168,8 @@ def preflight(settings: RuntimeConfig, models: Models, runtime: Runtime) -> Devi
     if device != "cuda":
         return Devices([{}] * (settings.side_by_side or 1), [])
     visible = os.environ.get(VISIBLE_GPUS)
-    names = visible.replace(" ", "").split(",") if visible else [str(n) for n in range(torch.cuda.device_count())]
+    stated = [name.strip() for name in (visible or "").split(",") if name.strip()]
+    names = stated or [str(number) for number in range(torch.cuda.device_count())]
     size = settings.training_processes
     groups = [",".join(names[start : start + size]) for start in range(0, len(names) - size + 1, size)]
     if not groups:

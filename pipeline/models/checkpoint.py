@@ -15,6 +15,7 @@ from pipeline.errors import DataError
 from pipeline.steps.artifact import read_json, write_json
 from pipeline.storage.atomic import atomic_write
 from pipeline.storage.json_text import load_json
+from pipeline.storage.shortage import raise_shortage
 
 WEIGHTS, ABOUT = "model.safetensors", "model.json"
 
@@ -47,6 +48,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             about: dict[str, Any] = load_json((file.metadata() or {}).get("about", "{}"))
             return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, ValueError, SafetensorError) as error:
+        raise_shortage(error, path)
         raise DataError(f"{path}: not readable as safetensors ({error}).") from error
 
 

@@ -19,6 +19,7 @@ from pipeline.models.readout import readout_info
 from pipeline.models.timm_models import check_model_name, create_timm_classifier, create_timm_model
 from pipeline.models.weights import find_weights
 from pipeline.recipe.stage import PUBLISHED
+from pipeline.storage.shortage import raise_shortage
 
 WRAPPERS = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model")
 """Keys of a checkpoint that training code keeps a network's tensors under; averaged weights come first."""
@@ -101,6 +102,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged or harmful file makes torch raise nearly anything
+        raise_shortage(error, path)
         raise DataError(f"{path}: not readable as weights alone ({_why_unreadable(error)}).") from error
     for key in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):

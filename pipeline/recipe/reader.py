@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
@@ -118,12 +119,20 @@ def escape(text: str) -> str:
     return text.replace("${", "$${")
 
 
+def _is_meant(value: Any, text: str) -> bool:
+    """Return True if a text of the recipe became this value."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            return float(text) == value
+    return text == value if isinstance(value, str) else text.strip().lower() == str(value).lower()
+
+
 def as_written(recipe: Recipe) -> Any:
     """Return a recipe as YAML that reads as the same recipe, defaults filled in and its variables left in place."""
 
     def change(value: Any, place: Location) -> Any:
         variable = recipe.variables.get(place)
-        if variable and value == (variable.expanded if isinstance(value, str) else parse_yaml(variable.expanded, "")):
+        if variable and _is_meant(value, variable.expanded):
             return variable.written
         return escape(value) if isinstance(value, str) else value
 

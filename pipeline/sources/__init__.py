@@ -94,6 +94,9 @@ class BaseSource(ABC):
         """Numbers of files, by suffix, that are not images by their suffix; `records` clears and fills it."""
         return collections.Counter()
 
+    stray_annotations = 0
+    """Number of annotations of images that the set does not list; `records` counts them. They count as dropped."""
+
     @functools.cached_property
     def problems(self) -> list[tuple[str, str]]:
         """(name, reason) of files that can't become records, for the quarantine; `records` clears and fills it."""

@@ -7,6 +7,7 @@ told from others makes the file useless; of an image or annotation that lacks so
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,10 @@ from pipeline.storage.path import StoragePath
 
 CANONICAL = re.compile(r"0|-?[1-9][0-9]{0,17}")
 """Text that is a number and nothing else: "07" is a name."""
-CROWD = {None: False, "": False, "0": False, "false": False, "1": True, "true": True}
+CROWD: dict[str | None, bool] = {
+    **dict.fromkeys((None, "", "0", "false", "f", "no", "n"), False),
+    **dict.fromkeys(("1", "true", "t", "yes", "y"), True),
+}
 """Meanings of `iscrowd`, in small letters."""
 
 
@@ -33,6 +37,17 @@ def as_id(value: object) -> int | str | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
         return None
     return int(value)
+
+
+def _pixels(value: object) -> int | None:
+    """Return a number of pixels in any writing, 0 if it is not stated, None for what is no whole number."""
+    if value is None or value == "":
+        return 0
+    try:
+        number = float(value) if isinstance(value, str | int | float) else math.nan
+    except (ValueError, OverflowError):
+        return None
+    return int(number) if number.is_integer() else None
 
 
 def _require_id(value: object) -> int | str:
@@ -71,16 +86,17 @@ class Image:
         """The path below the folder of images: LVIS states a URL alone, whose path it is."""
         if self.file_name or not self.coco_url:
             return self.file_name
-        return unquote(urlsplit(self.coco_url).path).lstrip("/")
+        try:
+            return unquote(urlsplit(self.coco_url).path).lstrip("/")
+        except ValueError:  # no URL
+            return None
 
     def size(self) -> tuple[int, int] | None:
         """Return (width, height) in pixels; None if it is not stated. Raises DataError for what is no number."""
-        if self.width in (None, "", 0) or self.height in (None, "", 0):
-            return None
-        width, height = as_id(self.width), as_id(self.height)
-        if not (isinstance(width, int) and isinstance(height, int)):
+        width, height = _pixels(self.width), _pixels(self.height)
+        if width is None or height is None:
             raise DataError(f"the annotations say {self.width!r} x {self.height!r} pixels, which are not two numbers")
-        return width, height
+        return (width, height) if width and height else None
 
 
 @dataclass(slots=True, config=LAX)
@@ -133,8 +149,6 @@ def read_annotations(file: StoragePath, classes: Literal["category", "supercateg
         categories = _class_names(content.categories, classes)
         if len({image.id for image in content.images}) < len(content.images):
             raise DataError("two images have the same id")
-        if not categories:
-            raise DataError("no category is listed, so that no box can have a class")
     except ValidationError as error:
         raise DataError(f"{file}: not COCO annotations: {_explain(error)}") from error
     except (UnicodeDecodeError, DataError) as error:

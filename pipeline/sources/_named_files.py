@@ -13,6 +13,9 @@ from pipeline.errors import DataError
 from pipeline.sources._files import read_image
 from pipeline.storage.path import URL, StoragePath, printable
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+"""Control signs."""
+
 
 class NamedFiles:
     """Files below `folder`, which names are relative to, or below one of the folders `others`.
@@ -55,8 +58,8 @@ class NamedFiles:
         return next(found, None)
 
     def _is_inside(self, file: StoragePath) -> bool:
-        if _site(file) and ".." in re.split(r"[/\\]", unquote(file.path)):  # a web server reads %2e%2e as ..
-            return False
+        if _site(file) and (CONTROL.search(file.path) or ".." in re.split(r"[/\\]", unquote(file.path))):
+            return False  # a web server reads %2e%2e as .., and a client leaves control signs out
         return any(file.fs == each.fs and _is_below(file.path, each.path) for each in self.folders)
 
     @functools.cached_property

@@ -56,8 +56,8 @@ class Config(SourceConfig):
     """Folder by split that file names are relative to, relative to `path`. By default `images/<split>` or `<split>`,
     either with 2017 behind the split as well, or `images`."""
     elsewhere: tuple[str, ...] = ()
-    """Other folders that file names may lead to, relative to `path`. Of images that lie neither there nor in the set's
-    own folders, links resolved, none is read."""
+    """Other folders that file names may lead to, relative to `path`. Of images that lie neither there nor in the
+    folder of images none is read, nor through links that end outside of these and the set."""
 
 
 class Source(FileSource):
@@ -108,6 +108,10 @@ class Source(FileSource):
                 first = names.setdefault(category_id, name)
                 if first != name:
                     raise DataError(f"{self.root}: category {category_id} is {first!r} and {name!r} in two splits")
+        if not names:
+            raise DataError(
+                f"{', '.join(map(str, self.files))}: no category is listed, so that no box can have a class"
+            )
         return index_classes(names)
 
     def spaces(self) -> dict[str, LabelSpace]:
@@ -118,10 +122,13 @@ class Source(FileSource):
         if not self.count():
             raise DataError(f"{', '.join(map(str, self.files))}: lists no image; `images` has to list those of the set")
         seen: set[str] = set()
+        self.stray_annotations = 0
         remote = self.list_remote()
         for split, part in self._splits.items():
             stated, named = self._annotation_files[split].relative_to(self.root), self._named[split]
-            self.problems += [(stated, reason) for reason in _stray_annotations(part)]
+            for count, reason in _stray_annotations(part):
+                self.stray_annotations += count
+                self.problems.append((stated, reason))
             for entry in part.images:
                 try:
                     file = named.find(_file_name(entry))
@@ -177,13 +184,13 @@ def _file_name(entry: Image) -> str:
     return entry.name
 
 
-def _stray_annotations(part: SplitAnnotations) -> Iterator[str]:
-    """Yield what is to be said of annotations that belong to no listed image."""
+def _stray_annotations(part: SplitAnnotations) -> Iterator[tuple[int, str]]:
+    """Yield how many annotations belong to no listed image, and what is to be said of them."""
     if nameless := part.annotations.get(None):
-        yield f"has {len(nameless)} annotations without an image_id"
+        yield len(nameless), f"has {len(nameless)} annotations without an image_id"
     if unlisted := set(part.annotations) - {None} - {entry.id for entry in part.images}:
-        first = min(unlisted, key=str)
-        yield f"has annotations of {len(unlisted)} images that it does not list, first {first}"
+        first, count = min(unlisted, key=str), sum(len(part.annotations[image]) for image in unlisted)
+        yield count, f"has annotations of {len(unlisted)} images that it does not list, first {first}"
 
 
 def _box(annotation: Annotation, size: tuple[int, int]) -> tuple[list[float] | None, str | None]:

@@ -27,6 +27,7 @@ from pipeline.sources._splits import split_by_hash, split_from_path
 from pipeline.storage.json_text import load_json
 from pipeline.storage.path import StoragePath, printable, require_exists, walk
 from pipeline.storage.remote_file import open_file
+from pipeline.storage.shortage import raise_shortage
 from pipeline.stores.labels import LabelSpace
 
 LABEL_SUFFIXES = (".cls", ".json", ".txt")
@@ -137,6 +138,7 @@ def _members(tar: StoragePath) -> Iterator[_Member]:
                 if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not base.startswith(".") and "." in base:
                     yield _Member(printable(info.name), info.offset_data, info.size)
     except (tarfile.TarError, OSError) as error:
+        raise_shortage(error, tar)
         raise DataError(f"{tar}: not a whole, uncompressed tar ({error})") from error
 
 

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, TypeVar
 from pipeline.errors import DataError, mask_credentials
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.atomic import PART_SUFFIX, atomic_write
-from pipeline.storage.json_text import load_json
 from pipeline.storage.root import Root, StoredFile, hash_file, hash_if_exists, path_in_errors
+from pipeline.storage.shortage import raise_shortage
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -256,16 +256,16 @@ def write_json(path: Path, value: Any) -> None:
 def parse_json(text: bytes, origin: str) -> Any:
     """Parse JSON. Raises DataError, beginning with `origin`, if it is none."""
     try:
-        return load_json(text)
-    except ValueError as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{origin}: not readable as JSON ({error}).") from error
 
 
 def parse_lines(text: bytes) -> Iterator[dict[str, Any]]:
     """Yield the objects in a text of JSON lines. Lines that are damaged, as by a kill while writing, are left out."""
     for line in text.decode(errors="replace").splitlines():
-        with contextlib.suppress(ValueError):
-            yield load_json(line)
+        with contextlib.suppress(ValueError, RecursionError):
+            yield json.loads(line)
 
 
 def parse_manifest(text: bytes, origin: str) -> dict[str, Any]:
@@ -285,6 +285,7 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(path.read_bytes(), str(path))
     except OSError as error:
+        raise_shortage(error, path)
         raise DataError(f"{path}: not readable as JSON ({error}).") from error
 
 

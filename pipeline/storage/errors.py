@@ -92,6 +92,7 @@ def explain_remote_errors(url: str) -> Iterator[None]:
             ) from error
         if isinstance(error, FileNotFoundError | FileExistsError) or shortage_of(error) == "space":
             raise
+        raise_shortage(error, url)
         raise _explained(url, error) from error
 
 

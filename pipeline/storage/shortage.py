@@ -19,7 +19,10 @@ NUMBERS = {
 }
 """What the machine is short of, by the number of a system error."""
 TEXTS = {
-    "memory": r"can(?:no|'|no )t allocate memory|out of memory|malloc of size|bad_?alloc|size calculation overflowed",
+    "memory": (
+        r"can(?:no|'|no )t allocate memory|out of memory|alloc of size|memory allocation error|bad_?alloc"
+        r"|size calculation overflowed"
+    ),
     "space": r"no space left|disk quota exceeded",
     "open files": r"too many open files",
     "threads": r"can't start new thread|resource temporarily unavailable",
@@ -77,5 +80,5 @@ def _raise(resource: str, subject: str, where: str, error: Exception) -> NoRetur
 
 
 def _bytes_asked(error: Exception) -> int | None:
-    found = re.search(r"(?:allocate|malloc of size) (\d+)", str(error))
-    return int(found[1]) if found else None
+    found = re.search(r"allocate (\d+) bytes|alloc of size (\d+)", str(error))
+    return int(found[1] or found[2]) if found else None

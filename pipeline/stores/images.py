@@ -194,6 +194,7 @@ class ImageShard:
         try:
             data = self.tar.read(offset, length)
         except OSError as error:
+            raise_shortage(error, self.tar)
             raise DataError(f"{self.tar}: can't be read ({error.strerror}): image {self.keys[index]}.") from error
         if len(data) != length:
             raise DataError(f"{self.tar}: cut short: image {self.keys[index]} needs bytes that are not there.")

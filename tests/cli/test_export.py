@@ -132,7 +132,7 @@ def test_export_labels_leaves_nothing_on_a_full_disk(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(form.Writer, "add", fill)
-    assert_exit_code(75, recipe, out, "--to", "coco", "--root", finished_root)
+    assert_exit_code(4, recipe, out, "--to", "coco", "--root", finished_root)
     assert f"export: this machine is short of space: the disk that holds {out} is full" in capsys.readouterr().err
     assert_empty(out.parent)
 

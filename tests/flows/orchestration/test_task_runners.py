@@ -87,7 +87,7 @@ def test_worker_environs_give_each_process_a_gpu(gpus: list[str], workers: int, 
     ("visible", "training_processes", "side_by_side", "steps"),
     [
         (None, 1, 0, ["0", "1", "2"]),
-        ("GPU-a, GPU-b", 1, 1, ["GPU-a"]),
+        ("GPU-a, GPU-b,", 1, 1, ["GPU-a"]),
         ("2,1,0", 2, 0, ["2,1"]),
         ("2,1", 1, 3, ["2", "1", "2"]),
     ],
@@ -102,7 +102,7 @@ def test_preflight_lists_all_gpus_beside_those_of_steps(
     settings = RuntimeConfig(training_processes=training_processes, side_by_side=side_by_side)
     devices = preflight(settings, {}, Runtime(Root.of("root"), "cuda", "32", 1))
     assert [device[VISIBLE_GPUS] for device in devices.steps] == steps
-    assert devices.gpus == (visible.replace(" ", "").split(",") if visible else ["0", "1", "2"])
+    assert devices.gpus == (visible.replace(" ", "").strip(",").split(",") if visible else ["0", "1", "2"])
 
 
 KILLED_WHILE_WRITING = """

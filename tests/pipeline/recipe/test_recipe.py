@@ -13,6 +13,7 @@ from pipeline.recipe.base import FitConfig
 from pipeline.recipe.plugins import modules
 from pipeline.recipe.reader import apply_override, as_written, escape, expand, parse_recipe, read_recipe
 from pipeline.recipe.recipe import Recipe
+from pipeline.steps.artifact import masked
 
 RECIPE = """
 name: photos
@@ -317,11 +318,11 @@ def test_escape_keeps_expand_from_replacing_anything(monkeypatch: pytest.MonkeyP
 
 def test_as_written_leaves_variables_in_place_and_reads_as_the_same_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PASSWORD", "hunter2")
-    monkeypatch.setenv("EPOCHS", "7")
+    monkeypatch.setenv("EPOCHS", "7e0")
     text = RECIPE.replace("camvid", '"https://me:${PASSWORD}@host/$${x}"').replace("epochs: 2", 'epochs: "${EPOCHS}"')
     recipe = parse_recipe(text, "photos.yaml")
     assert recipe.data["street"].path == "https://me:hunter2@host/${x}"  # type: ignore[attr-defined]
-    written = yaml.safe_dump(as_written(recipe))
+    written = yaml.safe_dump(masked(as_written(recipe)))
     assert "hunter2" not in written
     assert "${EPOCHS}" in written
     assert parse_recipe(written, "again.yaml") == recipe

@@ -28,7 +28,7 @@ from PIL import Image
 
 import tasks
 from pipeline.data.decode import inspect_image
-from pipeline.errors import MustError
+from pipeline.errors import ConfigError, DataError, MustError, Shortage
 from pipeline.recipe.plugins import config_class
 from pipeline.sources import BaseSource, SourceRecord
 from pipeline.steps.artifact import import_function
@@ -68,7 +68,8 @@ def depth(number: int) -> bytes:
 
 def coco_files() -> dict[str, bytes]:
     boxes = [{"id": n, "image_id": n, "category_id": 1 + n % 2, "bbox": [1, 2, 9, 9], "iscrowd": 0} for n in range(3)]
-    images = [{"id": n, "file_name": f"{n}.png", "width": SIDE, "height": SIDE} for n in range(3)]
+    images = [{"id": n, "file_name": f"{n}.png", "width": SIDE, "height": SIDE} for n in range(2)]
+    images.append({"id": 2, "coco_url": "http://images.cocodataset.org/2.png"})
     categories = [{"id": 1 + n, "name": name, "supercategory": "thing"} for n, name in enumerate(CLASSES)]
     text = json.dumps({"images": images, "annotations": boxes, "categories": categories})
     return {"instances_train.json": text.encode(), **{f"images/train/{n}.png": picture(n) for n in range(3)}}
@@ -292,6 +293,8 @@ def read_record(record: SourceRecord, labels: dict[str, Any]) -> bool:
         facts = inspect_image(record.read())
         for task, value in record.truth((facts.width, facts.height)).values.items():
             labels[task].encode(value)
+    except Shortage:
+        raise
     except MustError:
         return False
     return True
@@ -309,7 +312,7 @@ def main(kind: str, first: str, last: str) -> None:
             signal.alarm(MAX_S)
             try:
                 read_set(kind, Path(folder))
-            except MustError:
+            except (ConfigError, DataError):
                 pass
             except BaseException:
                 print(json.dumps({"kind": kind, "seed": seed, "damage": done, "error": traceback.format_exc()[-600:]}))

@@ -37,6 +37,10 @@ HOSTILE = [
 ]
 
 
+SPACED = ".\t./.\n./outside.png"
+"""Readers of URLs leave the white space out."""
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Return the folder of a set's images, with one file; another lies outside of the set."""
@@ -98,7 +102,13 @@ def test_named_files_read_from_web_servers(folder: Path, website: str) -> None:
     files = NamedFiles(web, [], web)
     for name in ("train/a.png", f"{website}/set/images/train/a.png"):
         assert files.read(files.find(name)) == (folder / "train" / "a.png").read_bytes()
-    for name in ("../../outside.png", "%2e%2e/%2E./outside.png", f"{website}/outside.png", "..%2f..%5coutside.png"):
+    for name in (
+        "../../outside.png",
+        "%2e%2e/%2E./outside.png",
+        f"{website}/outside.png",
+        "..%2f..%5coutside.png",
+        SPACED,
+    ):
         with pytest.raises(DataError, match="leads to no file in http"):
             files.find(name)
 

@@ -70,7 +70,7 @@ def test_shortage_of_knows_what_is_short(error: Exception, resource: str | None)
 def test_explain_shortage_says_what_to_do(error: Exception, says: str) -> None:
     with pytest.raises(Shortage, match=says) as raised, explain_shortage("run", "/disk"):
         raise error
-    assert raised.value.exit_code == 75
+    assert raised.value.exit_code == 4
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), DataError("x"), OSError(errno.EIO, "x")])
