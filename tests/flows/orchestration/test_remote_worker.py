@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flows.orchestration.remote_worker import WorkItem, execute_part
-from pipeline.errors import DataError, MustError
+from pipeline.errors import DataError, MustError, Shortage
 from pipeline.steps.artifact import Inputs
 from tests.steps import make_step
 
@@ -50,5 +50,5 @@ def test_execute_part_raises_errors_of_ours_and_of_the_system_as_they_are(error:
 
 def test_execute_part_explains_a_full_disk(tmp_path: Path) -> None:
     error = raised("full", tmp_path)
-    assert isinstance(error, DataError)
+    assert isinstance(error, Shortage)
     assert "is full. Finished files are kept" in str(error)
