@@ -8,12 +8,13 @@ CORES := len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else o
 TESTS := $(shell $(PYTHON) -c "import os; print(max(2, min(4, $(CORES))))")
 PYTEST := $(BIN)/python -m pytest -q -n $(TESTS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help quickstart test test-all coverage check format docs
+.PHONY: help quickstart test test-all torture coverage check format docs
 
 help:
 	@echo "make quickstart   set up, then run the main job on a generated world (6 to 28 minutes on two cores)"
 	@echo "make test         set up, then run the tests"
 	@echo "make test-all     every test, the slow ones and those for a GPU as well"
+	@echo "make torture      for hours: kill runs, fill disks and damage files, and see that nothing is lost"
 	@echo "make coverage     the tests, and which lines they run"
 	@echo "make check        formatting, lint, import rules, types and architecture"
 	@echo "make format       put the formatting right"
@@ -31,6 +32,9 @@ quickstart: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(PYTEST)
+
+torture: $(INSTALLED)
+	$(BIN)/python -m tests.torture
 
 coverage: $(INSTALLED)
 	$(PYTEST) --cov --cov-report=term

@@ -39,7 +39,7 @@ FILE = RESULTS / "torture.jsonl"
 MOST_CALLS = 160
 """About as many files as a run of the tiny recipe makes durable in its longest process."""
 RUNNERS = ("inline", "inline", "inline", "threads")
-SHUTDOWN_S = 600
+LONGEST_RUN_S = 600
 DAMAGED_AT_ONCE = 50
 """Sets that a round of `damage` reads in one process."""
 MISFORTUNE = """
@@ -93,7 +93,7 @@ class Torture:
             text=True,
             check=False,
             start_new_session=True,
-            timeout=SHUTDOWN_S,
+            timeout=LONGEST_RUN_S,
         )
 
     def disturb(self, rng: random.Random, whats: tuple[str, ...], times: int) -> tuple[str, list[str]]:
