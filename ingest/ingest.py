@@ -60,7 +60,8 @@ def ingest(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str,
         run.update_previous_shards()
         for name, reason in run.source.problems:
             packer.quarantine(PackedRecord(run.scanned, name, reason=reason), "")
-        packer.count_dropped(run.source.stray_annotations)
+        strays = run.source.stray_annotations
+        packer.count_annotations(strays, dropped=strays)
         packer.close()
     finally:
         packer.discard()

@@ -74,11 +74,12 @@ class ShardPacker:
     def _add_to_list(self, table: str, record: PackedRecord, split: str, reason: str) -> None:
         self.lists[table].append((record.number, record.name, split, reason))
 
-    def count_dropped(self, annotations: int) -> None:
-        """Count annotations that belong to no image."""
+    def count_annotations(self, annotations: int, dropped: int) -> None:
+        """Count annotations, and how many of them can't be used."""
         if annotations:
             self.counts["annotations"] += annotations
-            self.counts["dropped"] += annotations
+        if dropped:
+            self.counts["dropped"] += dropped
 
     def quarantine(self, record: PackedRecord, split: str) -> None:
         """List a file that can't be used."""
@@ -166,10 +167,7 @@ class ShardPacker:
             self.counts[f"images.{split}"] += 1
             for task in record.rows:
                 self.counts[f"labels.{task}.{split}"] += 1
-            if record.annotations:
-                self.counts["annotations"] += record.annotations
-            if record.dropped:
-                self.counts["dropped"] += record.dropped
+            self.count_annotations(record.annotations, record.dropped)
             for note in record.notes:
                 self.counts["notes"] += 1
                 self._add_to_list("notes", record, split, note)
