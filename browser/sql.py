@@ -27,6 +27,8 @@ MAX_AT_ONCE = 4
 """Queries that are answered at the same time; others wait."""
 SHARED_TABLES = ("images", "failures", "rejected")
 BATCH_ROWS = 100_000
+CAN_SEAL = hasattr(os, "memfd_create")
+"""Linux can forbid all writing to a file in memory."""
 
 
 class Queries:
@@ -90,14 +92,14 @@ class Queries:
 
 def _unnamed_file() -> IO[bytes]:
     """Open a file without a name, which stays open for the queries to come: in memory where it can be sealed there."""
-    if hasattr(os, "memfd_create"):
+    if CAN_SEAL:
         return os.fdopen(os.memfd_create("must-table", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC), "w+b")
     return tempfile.TemporaryFile()
 
 
 def _seal(file: IO[bytes]) -> None:
     """Let nobody write to the file any more, not even a process that opens it again."""
-    if hasattr(fcntl, "F_ADD_SEALS") and hasattr(os, "memfd_create"):
+    if CAN_SEAL:
         fcntl.fcntl(file.fileno(), fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
 
 

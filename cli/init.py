@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import glob
-import importlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ingest.ingest import open_source
 from pipeline.errors import ConfigError, DataError, MustError
 from pipeline.recipe.reader import escape
-from pipeline.sources import BaseSource
 from pipeline.sources._files import IMAGE_SUFFIXES
 from pipeline.stores.labels import LabelSpace
 
@@ -103,7 +102,7 @@ def detect_source(folder: Path) -> tuple[dict[str, Any], list[str]]:
         if kind == "depth" and (folder / "cameras.json").exists():
             entry["normals"] = "from_depth"  # normals can be computed from depth and camera intrinsics
         try:
-            source = _open(entry)
+            source = open_source(entry)
             spaces = source.spaces()
             if _has_single_class(spaces) or next(iter(source.records()), None) is None:
                 continue
@@ -119,18 +118,12 @@ def detect_source(folder: Path) -> tuple[dict[str, Any], list[str]]:
 def _described(entry: Mapping[str, Any], tasks: Sequence[str]) -> str:
     """Return a line that says how a folder is read, and which of its files are not."""
     labels = f"with labels for {', '.join(tasks)}" if tasks else "without labels"
-    source = _open(entry)
+    source = open_source(entry)
     for _ in source.records():
         pass
     skipped = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in sorted(source.skipped.items()))
     hint = next((hint for suffix, hint in FOREIGN.items() if suffix in source.skipped and not tasks), "")
     return f"{entry['path']}: {entry['kind']}, {labels}{f'; not read: {skipped}' if skipped else ''}{hint}"
-
-
-def _open(entry: Mapping[str, Any]) -> BaseSource:
-    module = importlib.import_module(f"pipeline.sources.{entry['kind']}")
-    source: BaseSource = module.Source(module.Config(**entry))
-    return source
 
 
 def _has_foreign_classes(folder: Path, spaces: Mapping[str, LabelSpace]) -> bool:

@@ -27,11 +27,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 import tasks
+from ingest.ingest import open_source
 from pipeline.data.decode import inspect_image
 from pipeline.errors import ConfigError, DataError, MustError, Shortage
-from pipeline.recipe.plugins import config_class
-from pipeline.sources import BaseSource, SourceRecord
-from pipeline.steps.artifact import import_function
+from pipeline.sources import SourceRecord
 
 MAX_S = 20
 MAX_BYTES = 2 << 30
@@ -281,8 +280,7 @@ def write(files: Mapping[str, bytes], folder: Path) -> None:
 
 def read_set(kind: str, folder: Path) -> int:
     """Read all that there is to read of a set; return how many images are whole, with their labels."""
-    config = config_class("pipeline.sources", kind)(kind=kind, path=str(folder), **FILES[kind][1])
-    source: BaseSource = import_function(f"pipeline.sources.{kind}:Source")(config)
+    source = open_source({"kind": kind, "path": str(folder), **FILES[kind][1]})
     labels = {task: tasks.label(space) for task, space in source.spaces().items()}
     source.file_stamps()
     return sum(read_record(record, labels) for record in source.records())
