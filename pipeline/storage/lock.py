@@ -5,9 +5,10 @@ systems and on object storage, where file locks are missing or can't be trusted.
 
 A lease is a file `<folder>/<number>.json`, made by `StoragePath.create`, which only one of many callers wins. Its
 holder renews it every RENEW_S. A holder on this machine keeps the lock while its process lives, however slow it is, and
-its end is noticed at once. One on another machine counts as dead when poll after poll finds the lease unchanged. Polls
-are counted instead of seconds: clock skew is harmless, and so is a storage that hangs for a while, since the poll that
-waits for it counts once. The lease of a dead holder is never changed: the next number is created.
+its end is noticed at once. One on another machine counts as dead when poll after poll finds the lease unchanged; one
+that was slow to renew it before gets more of them. Polls are counted instead of seconds: clock skew is harmless, and so
+is a storage that hangs for a while, since the poll that waits for it counts once. The lease of a dead holder is never
+changed: the next number is created.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ RENEW_S = 10.0
 POLL_S = 0.5
 LEASE_S = 60.0
 """A holder on another machine counts as dead after polls for this long that found no renewal."""
+PATIENCE = 6
+"""... and for so many times as long as it took for its slowest renewal that was seen."""
 
 OnWait = Callable[[ProcessId], None]
 """Called at every poll with the process that holds the lock; may raise to stop waiting."""
@@ -56,6 +59,30 @@ class _Lease:
             return None
         fields = json.loads(text)
         return cls(ProcessId(**fields["holder"]), fields["token"], fields["renewed"])
+
+
+class _Watch:
+    """Count the polls that found the newest lease unchanged."""
+
+    def __init__(self) -> None:
+        self.seen: tuple[int, _Lease | None] = (-1, None)
+        self.unchanged = 0
+        self.slowest_renewal = 0
+
+    def update(self, number: int, lease: _Lease | None) -> None:
+        """Take note of what a poll found."""
+        if (number, lease) == self.seen:
+            self.unchanged += 1
+            return
+        self.slowest_renewal = max(self.slowest_renewal, self.unchanged) if number == self.seen[0] else 0
+        self.seen, self.unchanged = (number, lease), 0
+
+    def is_dead(self) -> bool:
+        """Return True if the lease has a holder that counts as dead."""
+        lease = self.seen[1]
+        if lease is None or lease.holder.is_local:
+            return lease is not None and lease.holder.has_ended()
+        return self.unchanged * POLL_S > max(LEASE_S, PATIENCE * self.slowest_renewal * POLL_S)
 
 
 @contextlib.contextmanager
@@ -124,25 +151,24 @@ def _numbers(folder: StoragePath) -> list[int]:
 
 def _acquire(folder: StoragePath, own: _Lease, on_wait: OnWait) -> int:
     """Create a lease once no live one is left, and return its number."""
-    last: tuple[int, _Lease | None] = (-1, None)
-    unchanged = 0
+    watch = _Watch()
     while True:
         number = max(_numbers(folder), default=-1)
         lease = _Lease.read(_file(folder, number)) if number >= 0 else None
         if number >= 0 and lease is None:
             continue  # released between listing and reading
         if lease and lease.token == own.token:  # it was created, but the storage's answer was lost
-            if _confirm(folder, *last):
+            if _confirm(folder, *watch.seen):
                 return number
             continue
-        unchanged = unchanged + 1 if (number, lease) == last else 0
-        last = (number, lease)
-        if lease is None or lease.holder.has_ended() or (not lease.holder.is_local and unchanged * POLL_S > LEASE_S):
-            if _file(folder, number + 1).create(own.to_bytes()) and _confirm(folder, number, lease):
-                return number + 1
-            continue
-        on_wait(lease.holder)
-        time.sleep(POLL_S)
+        watch.update(number, lease)
+        if lease and not watch.is_dead():
+            on_wait(lease.holder)
+            time.sleep(POLL_S)
+        elif lease and _Lease.read(_file(folder, number)) != lease:
+            continue  # its holder released it, and then ended
+        elif _file(folder, number + 1).create(own.to_bytes()) and _confirm(folder, number, lease):
+            return number + 1
 
 
 def _confirm(folder: StoragePath, number: int, dead: _Lease | None) -> bool:
@@ -164,8 +190,18 @@ def _renew(folder: StoragePath, number: int, own: _Lease, over: threading.Event,
 
 
 def _is_held(folder: StoragePath, number: int, own: _Lease) -> bool:
-    """Return True if the lease is still ours and nobody created a later one."""
-    return _is_ours(folder, number, own) and max(_numbers(folder), default=number) == number
+    """Return True if the lease is still ours and nobody created a later one.
+
+    A later one counts if it is there for longer than a poll: whoever created it on top of a lease that was gone by then
+    gives it up at once.
+    """
+    for wait in (0, POLL_S):
+        time.sleep(wait)
+        if not _is_ours(folder, number, own):
+            return False
+        if max(_numbers(folder), default=number) == number:
+            return True
+    return False
 
 
 def _is_ours(folder: StoragePath, number: int, own: _Lease) -> bool:

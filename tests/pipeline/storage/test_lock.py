@@ -173,6 +173,43 @@ def test_hold_lock_counts_a_slow_poll_once(folder: StoragePath, monkeypatch: pyt
         never()
 
 
+def test_hold_lock_is_patient_with_a_remote_holder_that_was_slow_before(
+    folder: StoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "LEASE_S", 5 * lock.POLL_S)
+    elsewhere = ProcessId("another machine", 1, "1")
+    write_lease(folder, 0, elsewhere)
+    polls = 0
+
+    def waiting(_: object) -> None:
+        nonlocal polls
+        polls += 1
+        if polls == 4:
+            write_lease(folder, 0, elsewhere, renewed=1)
+
+    with hold_lock(folder, waiting, never):
+        assert polls > 4 + lock.PATIENCE * 3
+
+
+def test_hold_lock_creates_no_lease_after_one_whose_holder_released_it_and_ended(
+    folder: StoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def waiting(holder: ProcessId) -> None:
+        assert holder.machine == "another machine"
+        raise Stopped("still waiting")
+
+    def release_and_end(process: ProcessId) -> bool:
+        (folder / "0.json").remove()
+        write_lease(folder, 0, ProcessId("another machine", 1, "1"))
+        return True
+
+    monkeypatch.setattr(ProcessId, "has_ended", release_and_end)
+    monkeypatch.setattr(StoragePath, "create", never)
+    write_lease(folder, 0, ProcessId.current())
+    with pytest.raises(Stopped), hold_lock(folder, waiting, never):
+        pass
+
+
 def test_hold_lock_recognizes_its_lease_when_the_answer_was_lost(
     folder: StoragePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +231,14 @@ def test_is_held_notices_a_later_lease_at_once(folder: StoragePath, monkeypatch:
         assert holds()
         write_lease(folder, 1, ProcessId("another machine", 1, "1"))
         assert not holds()
+
+
+def test_is_held_forgives_a_later_lease_that_is_given_up(folder: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "RENEW_S", 1000)
+    with hold_lock(folder, never, never) as is_held:
+        write_lease(folder, 1, ProcessId("another machine", 1, "1"))
+        monkeypatch.setattr(time, "sleep", lambda wait: wait and (folder / "1.json").remove())
+        assert is_held()
 
 
 def test_on_lost_is_called_after_the_number_was_reused_whose_lease_stays(folder: StoragePath) -> None:
