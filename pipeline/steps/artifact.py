@@ -269,14 +269,21 @@ def parse_lines(text: bytes) -> Iterator[dict[str, Any]]:
 
 
 def parse_manifest(text: bytes, origin: str) -> dict[str, Any]:
-    """Parse a manifest. Raises DataError if it is damaged, or of another schema version."""
-    manifest = parse_json(text, origin)
+    """Parse a manifest. Raises DataError if it is damaged, of another schema version, or names files elsewhere."""
+    manifest: dict[str, Any] = parse_json(text, origin)
+    if not isinstance(manifest, dict) or "schema" not in manifest:
+        raise DataError(f"{origin}: holds {manifest!r:.40}, which is no manifest of an artifact. Make the step again.")
     if manifest["schema"] != SCHEMA_VERSION:
         raise DataError(
             f"{origin}: written by must {manifest.get('software', {}).get('must', '(unknown)')} with schema "
             f"{manifest['schema']}; this is must {importlib.metadata.version('must')}, which reads schema "
             f"{SCHEMA_VERSION}. Use that version with this root, or name another --root for this one."
         )
+    if not isinstance(manifest.get("files"), dict):
+        raise DataError(f"{origin}: lists no files, as the manifest of an artifact does. Make the step again.")
+    for name in (*manifest["files"], *manifest.get(EXTERNAL_FILES, {})):
+        if name.startswith("/") or ".." in name.split("/"):
+            raise DataError(f"{origin}: names the file {name!r}, which is not below the root. Make the step again.")
     return manifest
 
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
@@ -41,6 +42,9 @@ INDEX = pa.schema(
     ],
     metadata={"must_images": str(SCHEMA_VERSION)},
 )
+
+NAMES = {"key": r"^[0-9a-f]{16}\z", "suffix": r"^[a-z0-9]{1,5}\z"}
+"""The form of the columns that names of files are made of, as regular expressions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +134,17 @@ def read_index(path: Path, columns: list[str] | None = None) -> pa.Table:
     version = (table.schema.metadata or {}).get(b"must_images", b"?").decode()
     if version != str(SCHEMA_VERSION):
         raise DataError(f"{path}: image store version {version!r}; this version reads {SCHEMA_VERSION}.")
+    _check_names(path, table)
     return table
+
+
+def _check_names(path: Path, table: pa.Table) -> None:
+    """Raise DataError unless keys and suffixes are what ShardWriter writes: exports make file names of them."""
+    for column, pattern in NAMES.items():
+        if column in table.column_names:
+            odd = table[column].filter(pc.invert(pc.match_substring_regex(table[column], pattern)))
+            if len(odd):
+                raise DataError(f"{path}: {column} {odd[0].as_py()!r} is none of an image index. Make its set again.")
 
 
 class ImageShard:

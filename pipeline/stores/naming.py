@@ -9,7 +9,7 @@ import re
 
 DIGITS = 12
 """Hex digits of a store's name, taken from the digest of the artifact that made the labels."""
-NAME = re.compile(rf"[^/]+-[0-9a-f]{{{DIGITS}}}")
+NAME = re.compile(rf"(student-)?\w+-[0-9a-f]{{{DIGITS}}}")
 STUDENT_PREFIX = "student-"
 LABEL_STEP, STUDENT_LABEL_STEP = "label", "student.labels"
 LABELLING = (LABEL_STEP, STUDENT_LABEL_STEP)

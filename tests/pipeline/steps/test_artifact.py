@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ from pipeline.steps.artifact import (
     EXTERNAL_FILES,
     INHERITED_FILES,
     MANIFEST,
+    SCHEMA_VERSION,
     Artifact,
     Inputs,
     Step,
@@ -22,6 +25,7 @@ from pipeline.steps.artifact import (
     fingerprint,
     hash_json,
     parse_lines,
+    parse_manifest,
     verify,
 )
 from pipeline.steps.runtime import Runtime
@@ -378,6 +382,22 @@ def test_workspace_keeps_scratch_if_interrupted_while_hashing(tmp_path: Path, mo
             make(root, step())
     assert "work/scratch" in place_of(root, step()).files()
     assert "log/times.txt" in make(root, step()).manifest["files"]
+
+
+@pytest.mark.parametrize("section", ["files", EXTERNAL_FILES])
+@pytest.mark.parametrize("name", ["../other/x", "/etc/passwd", "a/../../x", ".."])
+def test_parse_manifest_refuses_files_that_are_not_below_the_root(section: str, name: str) -> None:
+    manifest: dict[str, Any] = {"schema": SCHEMA_VERSION, "files": {"a..b/c": {}}}
+    assert parse_manifest(json.dumps(manifest).encode(), "manifest.json") == manifest
+    manifest[section] = {name: {"size": 1, "sha256": "0"}}
+    with pytest.raises(DataError, match=rf"manifest\.json: names the file {re.escape(repr(name))}, which is not below"):
+        parse_manifest(json.dumps(manifest).encode(), "manifest.json")
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '{"schema": 1}', '{"schema": 1, "files": []}', "{}"])
+def test_parse_manifest_refuses_what_is_none(text: str) -> None:
+    with pytest.raises(DataError, match=r"^manifest\.json: "):
+        parse_manifest(text.encode(), "manifest.json")
 
 
 def test_hash_json_refuses_values_without_a_canonical_form() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import resource
 import tarfile
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import DataError
-from pipeline.stores.images import ImageShard, ImageStore, NewImage, ShardWriter
+from pipeline.stores.images import ImageShard, ImageStore, NewImage, ShardWriter, read_index
 from tests.disk import image_shard
 
 MakeImages = Callable[[str, Sequence[NDArray[np.uint8]]], ImageShard]
@@ -136,6 +137,22 @@ def test_read_index_damaged_missing_or_of_another_version_is_a_data_error(tmp_pa
     index.unlink()
     with pytest.raises(DataError, match="not a readable image index"):
         len(image_shard(path))
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("key", "../../../0123456"), ("key", "0123456789abcdef\n"), ("key", ""), ("suffix", "/../x"), ("suffix", "")],
+)
+def test_read_index_refuses_what_would_be_a_name_of_a_file_elsewhere(column: str, value: str, tmp_path: Path) -> None:
+    index = write(tmp_path, blobs()).with_suffix(".parquet")
+    table = pq.read_table(index)
+    column_number = table.column_names.index(column)
+    values = [*table[column].to_pylist()[1:], value]
+    field = table.schema.field(column)
+    pq.write_table(table.set_column(column_number, field, pa.array(values, pa.string())), index)
+    with pytest.raises(DataError, match=rf"{column} {re.escape(repr(value))} is none of an image index"):
+        read_index(index)
+    read_index(index, [name for name in table.column_names if name != column])
 
 
 def test_image_shard_read_by_many_threads(tmp_path: Path) -> None:
