@@ -134,9 +134,10 @@ def _check_recipe(path: Path) -> Iterator[Finding]:
 
 def _find_model_problem(section: BaseConfig) -> str | None:
     from flows.run.step_runner import check_models  # noqa: PLC0415
+    from pipeline.training.device import find_device  # noqa: PLC0415
 
     try:
-        check_models(section)
+        check_models(section, find_device("auto"))
     except MustError as error:
         return str(error)
     return None

@@ -164,7 +164,7 @@ def preflight(settings: RuntimeConfig, models: Models, runtime: Runtime) -> Devi
         if isinstance(section, TeacherConfig):
             check_head_name(place.removeprefix("teachers."))
         with error_context(place):
-            check_models(section)
+            check_models(section, device)
     if device != "cuda":
         return Devices([{}] * (settings.side_by_side or 1), [])
     visible = os.environ.get(VISIBLE_GPUS)
@@ -178,12 +178,17 @@ def preflight(settings: RuntimeConfig, models: Models, runtime: Runtime) -> Devi
     return Devices([{VISIBLE_GPUS: groups[number % len(groups)]} for number in range(steps)], names)
 
 
-def check_models(section: BaseConfig) -> None:
-    """Raise ConfigError if a backbone that a section names is unknown, or its weights are of another model."""
-    from pipeline.models.weight_loading import check_backbone  # noqa: PLC0415 - a plan does without torch
+def check_models(section: BaseConfig, device: str) -> None:
+    """Raise ConfigError if a backbone that a section names is unknown, can't be trained, or has another's weights.
+
+    Each backbone makes a forward and a backward pass on the device: a model that fails is found before hours of work.
+    """
+    from pipeline.models.readout import try_training_step  # noqa: PLC0415 - a plan does without torch
+    from pipeline.models.weight_loading import check_backbone  # noqa: PLC0415
 
     for backbone in section.named_backbones():
-        check_backbone(*backbone)
+        check_backbone(backbone.name, backbone.image_size, backbone.weights)
+        try_training_step(backbone.name, backbone.image_size, min(backbone.batch, 2), device)
     section.check()
 
 

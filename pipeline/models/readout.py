@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.errors import ConfigError, first_line
 from pipeline.models.timm_models import create_timm_model
+from pipeline.storage.shortage import shortage_of
 
 STRIDES = (8, 16, 32)
 EXAMPLES = "resnet50, efficientnet_b0, convnext_tiny, swin_tiny_patch4_window7_224 or vit_small_patch16_224"
@@ -118,6 +119,24 @@ def readout_info(name: str, image_size: int) -> ReadoutInfo:
         ) from error
     strides = STRIDES if len(maps) == len(STRIDES) else (image_size // maps[-1].shape[-1],)
     return ReadoutInfo(vector.shape[1], strides, tuple(level.shape[1] for level in maps), tuple(indices))
+
+
+@functools.cache
+def try_training_step(name: str, image_size: int, count: int, device: str) -> None:
+    """Raise ConfigError if a timm model can't be trained: a forward and a backward pass on `count` images fails."""
+    indices = readout_info(name, image_size).indices
+    model: Any = create_timm_model(name, image_size).to(device).train()
+    try:
+        vector, maps = read(model, torch.rand(count, 3, image_size, image_size, device=device), indices)
+        torch.stack([tensor.sum() for tensor in (vector, *maps)]).sum().backward()
+    except Exception as error:  # models raise errors of any type
+        if shortage_of(error):
+            raise
+        way_out = "Set a larger batch, or another" if count == 1 else "Choose another"
+        raise ConfigError(
+            f"Backbone {name!r} can't be trained with {count} image{'s' * (count > 1)} of {image_size} x {image_size} "
+            f"pixels in a step ({first_line(error)}). {way_out} backbone, such as {EXAMPLES}."
+        ) from error
 
 
 def _indices(model: Any) -> list[int]:

@@ -95,10 +95,11 @@ class MethodConfig(StageConfig, ABC):
         return method
 
     def named_backbones(self) -> Sequence[NamedBackbone]:
-        """Return the backbone if it starts from weights. Needs a resolved stage: backbone and size filled in."""
+        """Return the backbone, and weights to start from. Needs a resolved stage: backbone and size filled in."""
         assert self.backbone is not None
         assert self.image_size is not None
-        return [NamedBackbone(self.backbone, self.image_size, self.start)] if self.from_weights else []
+        weights = self.start if self.from_weights else None
+        return [NamedBackbone(self.backbone, self.image_size, weights, self.batch)]
 
     def check(self) -> None:
         """Raise ConfigError if the method can't use the backbone. Needs a resolved stage, as `named_backbones`."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import DropPath
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
+from pipeline.models import readout
 from pipeline.models.backbone import Backbone
-from pipeline.models.readout import read, readout_info, untrained_parameters
+from pipeline.models.readout import ReadoutInfo, read, readout_info, try_training_step, untrained_parameters
 from pipeline.models.timm_models import create_timm_model, img_size_options, statistics
 from pipeline.stores.labels import LabelSpace
 from tasks.network import Network, NetworkConfig
@@ -173,6 +174,53 @@ def test_create_timm_model_drops_paths_where_there_are_no_batch_norms(name: str)
         model = create_timm_model(name, 224, drop_path=0.2)
     rates = [module.drop_prob for module in model.modules() if isinstance(module, DropPath)]
     assert (max(rates, default=0) == pytest.approx(0.2)) == (name in ("test_vit", "davit_tiny"))
+
+
+class Untrainable(nn.Module):
+    """A model whose features are fine, but which fails in the pass named by `fails`."""
+
+    feature_info: ClassVar = [{"reduction": 32, "num_chs": 4}]
+
+    def __init__(self, fails: str) -> None:
+        super().__init__()
+        self.fails, self.layer = fails, nn.Conv2d(3, 4, 32, 32)
+
+    def forward_intermediates(self, images: torch.Tensor, indices: list[int]) -> Any:
+        if self.training and self.fails == "forward":
+            raise ZeroDivisionError("no step")
+        found = self.layer(images)
+        if self.fails == "backward":
+            found = found.sigmoid()
+            with torch.no_grad():
+                found.mul_(2)
+        if self.fails == "memory":
+            raise MemoryError
+        return found, [found]
+
+    def forward_head(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps.mean((2, 3))
+
+
+@pytest.mark.parametrize(("fails", "says"), [("forward", "no step"), ("backward", "modified by an inplace operation")])
+def test_try_training_step_refuses_a_model_that_fails_in_a_step(
+    fails: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readout, "create_timm_model", lambda *_: Untrainable(fails))
+    with pytest.raises(ConfigError, match=rf"{fails!r} can't be trained with 2 images of 64 x 64 .*{says}.*resnet50"):
+        try_training_step(fails, 64, 2, "cpu")
+
+
+def test_try_training_step_takes_no_shortage_for_a_fault_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readout, "readout_info", lambda *_: ReadoutInfo(4, (32,), (4,), (0,)))
+    monkeypatch.setattr(readout, "create_timm_model", lambda *_: Untrainable("memory"))
+    with pytest.raises(MemoryError):
+        try_training_step("memory", 64, 2, "cpu")
+
+
+def test_try_training_step_refuses_one_image_where_a_norm_needs_more() -> None:
+    try_training_step("test_resnet", 32, 2, "cpu")
+    with pytest.raises(ConfigError, match=r"with 1 image of 32 x 32 pixels .*more than 1 value.* Set a larger batch"):
+        try_training_step("test_resnet", 32, 1, "cpu")
 
 
 def test_readout_info_refuses_a_model_without_one_vector_and_one_map() -> None:
