@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import csv as csv_module
 import io
+import itertools
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pandas
 import pytest
 import webdataset
 from PIL import Image
 from pycocotools.coco import COCO
 from torchvision.datasets import ImageFolder
 
-from pipeline.sources import BaseSource, coco, csv, imagefolder, masks, parquet
+from pipeline.sources import BaseSource, coco, csv, depth, imagefolder, masks, parquet
 from pipeline.sources import webdataset as webdataset_source
 
 SIZE = (40, 30)
@@ -43,6 +46,11 @@ def class_names(source: BaseSource) -> dict[str, str | None]:
     classes = source.spaces()["classification"].classes
     found = truths(source, "classification")
     return {name: classes[int(value["probs"].argmax())] if value else None for name, value in found.items()}
+
+
+def names_of(value: Any, classes: Sequence[str]) -> set[str]:
+    """Return the names of the classes that are present."""
+    return {name for name, prob in zip(classes, value["probs"], strict=True) if prob == 1}
 
 
 @seeds
@@ -70,7 +78,7 @@ def test_coco_source_reads_boxes_as_pycocotools(seed: int, tmp_path: Path) -> No
     ]
     content = {"info": {"year": 2017}, "licenses": [], "images": images, "annotations": boxes, "categories": categories}
     (tmp_path / "instances_train.json").write_text(json.dumps(content))
-    source = coco.Source(coco.Config(path=str(tmp_path)))
+    source = coco.Source(coco.Config(path=str(tmp_path), multilabel=True))
     classes = source.spaces()["detection"].classes
     with contextlib.redirect_stdout(io.StringIO()):
         theirs = COCO(str(tmp_path / "instances_train.json"))
@@ -80,6 +88,9 @@ def test_coco_source_reads_boxes_as_pycocotools(seed: int, tmp_path: Path) -> No
         x0, y0, x1, y1 = value["boxes"].T
         found = zip((classes[n] for n in value["classes"]), x0, y0, x1 - x0, y1 - y0, strict=True)
         assert sorted(round_all(found)) == sorted(round_all(wanted))
+    for name, value in truths(source, "multilabel").items():
+        anns = theirs.loadAnns(theirs.getAnnIds(imgIds=int(Path(name).stem)))
+        assert names_of(value, classes) == {theirs.cats[ann["category_id"]]["name"] for ann in anns}
 
 
 def round_all(boxes: Any) -> list[tuple[Any, ...]]:
@@ -125,6 +136,25 @@ def test_parquet_source_reads_labels_as_datasets(feature: str, seed: int, tmp_pa
 
 
 @seeds
+@pytest.mark.parametrize("feature", ["classes", "names"])
+@pytest.mark.parametrize("length", [-1, 2])
+def test_parquet_source_reads_lists_of_labels_as_datasets(feature: str, length: int, seed: int, tmp_path: Path) -> None:
+    rng = random.Random(seed)
+    numbers = [rng.sample(range(4), 2 if length == 2 else rng.randrange(4)) for _ in range(8)] + [[0, 1], [2, 3]]
+    labels = [[NAMES[number] for number in each] for each in numbers] if feature == "names" else numbers
+    kinds = datasets.Sequence(FEATURES[feature], length=length)
+    features = datasets.Features({"image": datasets.Image(), "label": kinds})
+    made = datasets.Dataset.from_dict({"image": [picture(n) for n in range(len(labels))], "label": labels}, features)
+    made.to_parquet(str(tmp_path / "train.parquet"))
+    theirs = datasets.load_dataset("parquet", data_files=str(tmp_path / "train.parquet"), cache_dir=tmp_path / "cache")
+    source = parquet.Source(parquet.Config(path=str(tmp_path)))
+    classes = source.spaces()["multilabel"].classes
+    found = [names_of(value, classes) for value in truths(source, "multilabel").values()]
+    named = theirs["train"]["label"]
+    assert found == [{NAMES[each] if feature == "classes" else each for each in row} for row in named]
+
+
+@seeds
 @pytest.mark.parametrize("field", ["cls", "json"])
 def test_webdataset_source_reads_labels_as_webdataset(field: str, seed: int, tmp_path: Path) -> None:
     rng = random.Random(seed)
@@ -161,6 +191,42 @@ def test_masks_source_reads_ids_as_pillow(mode: str, tmp_path: Path) -> None:
     (value,) = truths(masks.Source(masks.Config(path=str(tmp_path), classes=("x", "y", "z"))), "segmentation").values()
     with Image.open(next((tmp_path / "masks").iterdir())) as theirs:
         np.testing.assert_array_equal(value["classes"], np.asarray(theirs))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "suffix", "unit_m"),
+    [("uint8", "png", 0.1), ("uint16", "png", 0.001), ("int32", "tif", 0.001), ("float32", "tif", 1.0)],
+)
+def test_depth_source_reads_numbers_as_pillow(dtype: str, suffix: str, unit_m: float, tmp_path: Path) -> None:
+    numbers = np.random.default_rng(1).integers(0, 200, (SIZE[1], SIZE[0])).astype(dtype)
+    if dtype == "float32":
+        numbers += np.float32(0.25) * (numbers > 0)
+        numbers[0, :3] = (np.nan, np.inf, -1)
+    for folder, image, name in (("rgb", picture(1), "a.png"), ("depth", Image.fromarray(numbers), f"a.{suffix}")):
+        (tmp_path / folder).mkdir()
+        image.save(tmp_path / folder / name)
+    (value,) = truths(depth.Source(depth.Config(path=str(tmp_path), unit_m=unit_m)), "depth").values()
+    with Image.open(tmp_path / "depth" / f"a.{suffix}") as theirs:
+        wanted = np.nan_to_num(np.asarray(theirs).astype(np.float32), nan=0, posinf=0).clip(0) * unit_m
+    np.testing.assert_allclose(value["depth"], wanted, rtol=1e-6)
+
+
+def test_csv_source_reads_a_column_per_class_as_pandas(tmp_path: Path) -> None:
+    names = NAMES[:3]
+    cells = list(itertools.product(["1", "1.0", "True"], ["0", "0.0", "False", ""], ["-1", "-1.0", "1"]))
+    rows = [{"image": f"{number}.png", **dict(zip(names, row, strict=True))} for number, row in enumerate(cells)]
+    with open(tmp_path / "set.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv_module.DictWriter(file, ["image", *names])
+        writer.writeheader()
+        writer.writerows(rows)
+    for row in rows:
+        picture(1).save(tmp_path / row["image"])
+    source = csv.Source(csv.Config(path=str(tmp_path / "set.csv"), labels=tuple(names), uncertain="positive"))
+    found = truths(source, "multilabel")
+    table = pandas.read_csv(tmp_path / "set.csv", index_col="image")
+    for image, row in table.iterrows():
+        wanted = [abs(float(value)) if value != "" else np.nan for value in row.replace({"True": 1, "False": 0})]
+        np.testing.assert_array_equal(found[str(image)]["probs"], np.array(wanted, np.float32))
 
 
 @pytest.mark.parametrize("quoting", [csv_module.QUOTE_ALL, csv_module.QUOTE_MINIMAL, csv_module.QUOTE_NONNUMERIC])
