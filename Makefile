@@ -14,7 +14,7 @@ help:
 	@echo "make quickstart   set up, then run the main job on a generated world (6 to 28 minutes on two cores)"
 	@echo "make test         set up, then run the tests"
 	@echo "make test-all     every test, the slow ones and those for a GPU as well"
-	@echo "make torture      for hours: kill runs, fill disks and damage files, and see that nothing is lost"
+	@echo "make torture      for hours: kill runs, fill disks, damage files, pester the page; see that nothing is lost"
 	@echo "make coverage     the tests, and which lines they run"
 	@echo "make check        formatting, lint, import rules, types and architecture"
 	@echo "make format       put the formatting right"

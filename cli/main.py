@@ -250,7 +250,7 @@ def browse_command(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; exit with 0, 2 (configuration), 3 (data), 75 (stopped) or 1 (anything else)."""
+    """Run the command; exit with 0, 2 (configuration), 3 (data), 4 (shortage), 75 (stopped) or 1 (anything else)."""
     from flows.run.process_setup import set_up_process
 
     set_up_process()
