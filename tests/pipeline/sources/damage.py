@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from pillow_heif import register_heif_opener
 
 import tasks
 from ingest.ingest import open_source
@@ -43,14 +44,22 @@ ODD: list[Any] = [
 ]
 """Values that may stand anywhere in a damaged file."""
 
+FORMS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "PPM", "TIFF", "AVIF", "HEIF")
+"""Formats of images, in Pillow's words."""
+
 Damage = Callable[[bytes, random.Random], bytes]
 
 
-def picture(number: int, mode: str = "RGB") -> bytes:
+def picture(number: int, form: str = "PNG") -> bytes:
     noise = np.random.default_rng(number).integers(0, 255, (SIDE, SIDE, 3), np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(noise).convert(mode).save(buffer, "PNG")
+    Image.fromarray(noise).save(buffer, form)
     return buffer.getvalue()
+
+
+def folder_files() -> dict[str, bytes]:
+    register_heif_opener()
+    return {f"{number}.{form.lower()}": picture(number, form) for number, form in enumerate(FORMS)}
 
 
 def mask(number: int) -> bytes:
@@ -117,7 +126,7 @@ def webdataset_files() -> dict[str, bytes]:
 
 
 FILES: dict[str, tuple[Callable[[], dict[str, bytes]], dict[str, Any]]] = {
-    "folder": (lambda: {f"{n}.png": picture(n, mode) for n, mode in enumerate(("RGB", "L", "P", "RGBA"))}, {}),
+    "folder": (folder_files, {}),
     "imagefolder": (lambda: {f"train/{name}/a.png": picture(n) for n, name in enumerate(CLASSES)}, {}),
     "coco": (coco_files, {"multilabel": True}),
     "csv": (csv_files, {}),
@@ -266,7 +275,8 @@ def write_damaged(kind: str, seed: int, folder: Path) -> str:
     files, rng = FILES[kind][0](), random.Random(f"{kind} {seed}")
     names = [name for name in files if not name.endswith(".png")] or list(files)
     name = rng.choice(names if rng.random() < 0.7 else list(files))
-    damage = OF_SUFFIX[Path(name).suffix] if rng.random() < 0.6 else rng.choice(ANY)
+    of_suffix = OF_SUFFIX.get(Path(name).suffix)
+    damage = of_suffix if of_suffix and rng.random() < 0.6 else rng.choice(ANY)
     files[name] = damage(files[name], rng)
     write(files, folder)
     return f"{damage.__name__} of {name}"

@@ -234,10 +234,14 @@ def test_is_held_notices_a_later_lease_at_once(folder: StoragePath, monkeypatch:
 
 
 def test_is_held_forgives_a_later_lease_that_is_given_up(folder: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    def give_up(wait: float) -> None:
+        if wait:
+            (folder / "1.json").remove()
+
     monkeypatch.setattr(lock, "RENEW_S", 1000)
     with hold_lock(folder, never, never) as is_held:
         write_lease(folder, 1, ProcessId("another machine", 1, "1"))
-        monkeypatch.setattr(time, "sleep", lambda wait: wait and (folder / "1.json").remove())
+        monkeypatch.setattr(time, "sleep", give_up)
         assert is_held()
 
 
