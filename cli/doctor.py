@@ -14,11 +14,13 @@ from pathlib import Path
 from pipeline.errors import MustError, install_command
 from pipeline.recipe.base import BaseConfig
 from pipeline.recipe.comparison import COMPARE
+from pipeline.recipe.runtime import RuntimeConfig
 from pipeline.steps.runtime import usable_cores
 from pipeline.storage.atomic import PART_SUFFIX
 from pipeline.storage.cache import cache_folder
 from pipeline.storage.lock import LOCKS
 from pipeline.storage.path import URL, StoragePath
+from pipeline.storage.shortage import explain_shortage
 
 LIBRARIES = ("torch", "torchvision", "timm", "prefect", "fastapi", "pyarrow", "webdataset", "pydantic", "numpy")
 EXTRAS = {
@@ -124,7 +126,7 @@ def _check_recipe(path: Path) -> Iterator[Finding]:
         return
     reported = set()
     for place, section in sections.items():
-        problem = _find_model_problem(section)
+        problem = _find_model_problem(section, recipe.runtime)
         if problem is None:
             yield True, place, "its model is available"
         elif problem not in reported or not place.startswith(f"{COMPARE}."):  # trials share a start: report it once
@@ -132,12 +134,14 @@ def _check_recipe(path: Path) -> Iterator[Finding]:
             yield False, place, problem
 
 
-def _find_model_problem(section: BaseConfig) -> str | None:
-    from flows.run.step_runner import check_models  # noqa: PLC0415
+def _find_model_problem(section: BaseConfig, settings: RuntimeConfig) -> str | None:
+    from flows.run.step_runner import check_models, try_models  # noqa: PLC0415
     from pipeline.training.device import find_device  # noqa: PLC0415
 
     try:
-        check_models(section, find_device("auto"))
+        check_models(section)
+        with explain_shortage("a training step", "."):
+            try_models(section, find_device(settings.device), settings.training_processes)
     except MustError as error:
         return str(error)
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from flows.plan.label_checks import check_labels
 from flows.plan.plan import Planned, plan
@@ -45,6 +45,11 @@ class Plan:
     def compares(self) -> bool:
         """True if steps of comparisons are selected."""
         return any(each.step.section[0] == COMPARE for each in self.planned)
+
+    def still_to_make(self, places: Iterable[str]) -> set[str]:
+        """Return those of these places in the recipe that ask for a step which is still to be made."""
+        sections = {".".join(each.step.section) for each in self.planned if each.artifact is None}
+        return {place for place in places if any(f"{place}.".startswith(f"{each}.") for each in sections)}
 
     def measured(self, artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
         """Return those of the run's artifacts that hold numbers for the report."""

@@ -32,7 +32,8 @@ def execute_plan(recipe: Recipe, plan: Plan, runtime: Runtime, run_steps: RunSte
     check_runner(settings)
     with stop_on_signals(runtime.stop), explain_shortage(f"run of {recipe.name!r}", runtime.root.local_path()):
         models = plan.resolved.models(plan.compares)
-        runner = Subprocess(settings, models, runtime) if run_steps else InProcess(settings, models, runtime)
+        start = Subprocess if run_steps else InProcess
+        runner = start(settings, models, plan.still_to_make(models), runtime)
         run = Run(recipe, plan, runtime, runner.get_or_make)
         try:
             with run.hold_lock():

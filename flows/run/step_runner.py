@@ -8,7 +8,7 @@ import os
 import queue
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
@@ -39,8 +39,8 @@ Execute = Callable[[Run, Step, Mapping[str, Artifact]], Artifact]
 class InProcess:
     """Runs steps in this process."""
 
-    def __init__(self, settings: RuntimeConfig, models: Models, runtime: Runtime) -> None:
-        preflight(settings, models, runtime)
+    def __init__(self, settings: RuntimeConfig, models: Models, trained: Set[str], runtime: Runtime) -> None:
+        preflight(settings, models, trained, runtime)
 
     def get_or_make(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
         """Return the artifact of a step, and True if it was made now."""
@@ -54,9 +54,9 @@ class InProcess:
 class Subprocess:
     """Runs steps in processes of their own, each on a device of its own if there are enough."""
 
-    def __init__(self, settings: RuntimeConfig, models: Models, runtime: Runtime) -> None:
+    def __init__(self, settings: RuntimeConfig, models: Models, trained: Set[str], runtime: Runtime) -> None:
         warm_up()
-        devices: Devices = self.run_function(preflight, (settings, models), runtime)
+        devices: Devices = self.run_function(preflight, (settings, models, trained), runtime)
         self.gpus = devices.gpus
         self.concurrency, self.training_processes = len(devices.steps), settings.training_processes
         self._free: queue.SimpleQueue[Environ] = queue.SimpleQueue()
@@ -149,10 +149,11 @@ class Devices(NamedTuple):
     """The names of all GPUs that may be used."""
 
 
-def preflight(settings: RuntimeConfig, models: Models, runtime: Runtime) -> Devices:
+def preflight(settings: RuntimeConfig, models: Models, trained: Set[str], runtime: Runtime) -> Devices:
     """Check the device and the models of a run before its first step, and return the devices.
 
-    Raises ConfigError if a device or a model does not exist.
+    The models at the places `trained` make a training step. Raises ConfigError if a device or a model does not exist,
+    or a model fails in its step.
     """
     import torch  # noqa: PLC0415 - not needed for planning
 
@@ -164,7 +165,9 @@ def preflight(settings: RuntimeConfig, models: Models, runtime: Runtime) -> Devi
         if isinstance(section, TeacherConfig):
             check_head_name(place.removeprefix("teachers."))
         with error_context(place):
-            check_models(section, device)
+            check_models(section)
+            if place in trained:
+                try_models(section, device, settings.training_processes)
     if device != "cuda":
         return Devices([{}] * (settings.side_by_side or 1), [])
     visible = os.environ.get(VISIBLE_GPUS)
@@ -178,18 +181,25 @@ def preflight(settings: RuntimeConfig, models: Models, runtime: Runtime) -> Devi
     return Devices([{VISIBLE_GPUS: groups[number % len(groups)]} for number in range(steps)], names)
 
 
-def check_models(section: BaseConfig, device: str) -> None:
-    """Raise ConfigError if a backbone that a section names is unknown, can't be trained, or has another's weights.
+def check_models(section: BaseConfig) -> None:
+    """Raise ConfigError if a backbone that a section names is unknown, or its weights are of another model."""
+    from pipeline.models.weight_loading import check_backbone  # noqa: PLC0415 - a plan does without torch
 
-    Each backbone makes a forward and a backward pass on the device: a model that fails is found before hours of work.
+    for name, image_size, weights, _ in section.named_backbones():
+        check_backbone(name, image_size, weights)
+    section.check()
+
+
+def try_models(section: BaseConfig, device: str, processes: int) -> None:
+    """Raise ConfigError if a backbone that a section names fails in a forward and a backward pass on the device.
+
+    Some models fail only in training, which would come to light hours later.
     """
     from pipeline.models.readout import try_training_step  # noqa: PLC0415 - a plan does without torch
-    from pipeline.models.weight_loading import check_backbone  # noqa: PLC0415
 
     for backbone in section.named_backbones():
-        check_backbone(backbone.name, backbone.image_size, backbone.weights)
-        try_training_step(backbone.name, backbone.image_size, min(backbone.batch, 2), device)
-    section.check()
+        images = max(1, backbone.images // processes)  # of one process
+        try_training_step(backbone.name, backbone.image_size, min(images, 2), device)
 
 
 def in_order(run: Run) -> dict[str, Artifact]:

@@ -35,8 +35,8 @@ class NamedBackbone(NamedTuple):
     """Side of the square input, pixels."""
     weights: str | None
     """A file, `package:<module>/<file>`, or `timm`; None for random ones."""
-    batch: int = 2
-    """Images of a training step."""
+    images: int = 2
+    """Images of a forward and backward pass, over all processes that train together."""
 
 
 class BaseConfig(BaseModel):

@@ -35,7 +35,7 @@ class TrainingConfig(FitConfig):
     """Augmentation of training images."""
 
     def named_backbones(self) -> Sequence[NamedBackbone]:
-        return [NamedBackbone(self.backbone, self.image_size, self.weights, self.batch)]
+        return [NamedBackbone(self.backbone, self.image_size, self.weights, self.batch // self.accumulate)]
 
 
 class CalibrateConfig(BaseConfig):

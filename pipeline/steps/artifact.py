@@ -30,6 +30,7 @@ MANIFEST = "manifest.json"
 WORK, LOG = "work", "log"
 """Subfolders of an artifact: `work` is scratch, deleted in the end; `log` is kept but not part of the digest."""
 
+REMEDY = "Delete this file, and run again: its step is then made again."
 EXTERNAL_FILES = "elsewhere"
 """Key of what a step returns beside its counts: files outside its folder, {path in the root: {size, sha256}}."""
 
@@ -272,18 +273,19 @@ def parse_manifest(text: bytes, origin: str) -> dict[str, Any]:
     """Parse a manifest. Raises DataError if it is damaged, of another schema version, or names files elsewhere."""
     manifest: dict[str, Any] = parse_json(text, origin)
     if not isinstance(manifest, dict) or "schema" not in manifest:
-        raise DataError(f"{origin}: holds {manifest!r:.40}, which is no manifest of an artifact. Make the step again.")
+        raise DataError(f"{origin}: holds {manifest!r:.40}, which is no manifest. {REMEDY}")
     if manifest["schema"] != SCHEMA_VERSION:
         raise DataError(
             f"{origin}: written by must {manifest.get('software', {}).get('must', '(unknown)')} with schema "
             f"{manifest['schema']}; this is must {importlib.metadata.version('must')}, which reads schema "
             f"{SCHEMA_VERSION}. Use that version with this root, or name another --root for this one."
         )
-    if not isinstance(manifest.get("files"), dict):
-        raise DataError(f"{origin}: lists no files, as the manifest of an artifact does. Make the step again.")
-    for name in (*manifest["files"], *manifest.get(EXTERNAL_FILES, {})):
-        if name.startswith("/") or ".." in name.split("/"):
-            raise DataError(f"{origin}: names the file {name!r}, which is not below the root. Make the step again.")
+    for lists in (manifest.get("files"), manifest.get(EXTERNAL_FILES, {})):
+        if not isinstance(lists, dict):
+            raise DataError(f"{origin}: lists {lists!r:.40} for its files, and not their names. {REMEDY}")
+        for name in lists:
+            if name.startswith("/") or ".." in name.split("/"):
+                raise DataError(f"{origin}: names the file {name!r}, which is not below the root. {REMEDY}")
     return manifest
 
 

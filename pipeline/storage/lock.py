@@ -3,12 +3,12 @@
 Runs that share a root use it so that one of them makes an artifact while the others wait. It works on shared file
 systems and on object storage, where file locks are missing or can't be trusted.
 
-A lease is a file `<folder>/<number>.json`, made by `StoragePath.create`, which only one of many callers wins. Its
-holder renews it every RENEW_S. A holder on this machine keeps the lock while its process lives, however slow it is, and
-its end is noticed at once. One on another machine counts as dead when poll after poll finds the lease unchanged; one
-that was slow to renew it before gets more of them. Polls are counted instead of seconds: clock skew is harmless, and so
-is a storage that hangs for a while, since the poll that waits for it counts once. The lease of a dead holder is never
-changed: the next number is created.
+A lease is a file `<folder>/<number>.json`, made by `StoragePath.create`, which only one of many callers wins. Every
+RENEW_S its holder counts up in a file beside it. A holder on this machine keeps the lock while its process lives,
+however slow it is, and its end is noticed at once. One on another machine counts as dead when poll after poll finds its
+lease unrenewed; one that was slow to renew it before gets more of them. Polls are counted instead of seconds: clock
+skew is harmless, and so is a storage that hangs for a while, since the poll that waits for it counts once. A lease is
+never changed, that of a dead holder neither: the next number is created.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import posixpath
 import threading
 import time
 import uuid
@@ -30,9 +31,13 @@ LOCKS = "claims"
 RENEW_S = 10.0
 POLL_S = 0.5
 LEASE_S = 60.0
-"""A holder on another machine counts as dead after polls for this long that found no renewal."""
+"""A holder on another machine counts as dead after polls for this long that found no renewal, ..."""
 PATIENCE = 6
-"""... and for so many times as long as it took for its slowest renewal that was seen."""
+"""... or for this many times as long as its slowest renewal took, if that is longer."""
+GIVEN_UP_S = 10.0
+"""A lease that its creator gives up, since the one before was no longer there, is gone after polls for this long."""
+FORGOTTEN_S = 600.0
+"""The age of a renewal, by the storage's clock, from which on a holder elsewhere is no longer listed."""
 
 OnWait = Callable[[ProcessId], None]
 """Called at every poll with the process that holds the lock; may raise to stop waiting."""
@@ -40,13 +45,16 @@ IsHeld = Callable[[], bool]
 """Asks the storage whether the lock is still held."""
 
 
+_held: set[str] = set()
+"""The tokens of the leases that this process holds."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Lease:
-    """The content of a lease file. `renewed` counts up; `token` tells leases of one process apart."""
+    """The content of a lease file. `token` tells leases of one process apart."""
 
     holder: ProcessId
     token: str
-    renewed: int = 0
 
     def to_bytes(self) -> bytes:
         return json.dumps(dataclasses.asdict(self)).encode()
@@ -58,30 +66,32 @@ class _Lease:
         if text is None:
             return None
         fields = json.loads(text)
-        return cls(ProcessId(**fields["holder"]), fields["token"], fields["renewed"])
+        return cls(ProcessId(**fields["holder"]), fields["token"])
+
+    def has_ended(self) -> bool:
+        """Return True if the holder is on this machine and ended, or is this process, which released the lease."""
+        return self.holder.has_ended() or (self.holder == ProcessId.current() and self.token not in _held)
 
 
 class _Watch:
-    """Count the polls that found the newest lease unchanged."""
+    """Count the polls that found the newest lease unrenewed."""
 
     def __init__(self) -> None:
-        self.seen: tuple[int, _Lease | None] = (-1, None)
-        self.unchanged = 0
-        self.slowest_renewal = 0
+        self.token, self.renewal = "", b""
+        self.unchanged = self.slowest_renewal = 0
 
-    def update(self, number: int, lease: _Lease | None) -> None:
-        """Take note of what a poll found."""
-        if (number, lease) == self.seen:
+    def is_dead(self, lease: _Lease, renewals: StoragePath) -> bool:
+        """Poll once; return True if the holder counts as dead."""
+        if lease.holder.is_local:
+            return lease.has_ended()
+        renewal = renewals.read_if_exists() or b""
+        if lease.token != self.token:
+            self.slowest_renewal = self.unchanged = 0
+        elif renewal != self.renewal:
+            self.slowest_renewal, self.unchanged = max(self.slowest_renewal, self.unchanged), 0
+        else:
             self.unchanged += 1
-            return
-        self.slowest_renewal = max(self.slowest_renewal, self.unchanged) if number == self.seen[0] else 0
-        self.seen, self.unchanged = (number, lease), 0
-
-    def is_dead(self) -> bool:
-        """Return True if the lease has a holder that counts as dead."""
-        lease = self.seen[1]
-        if lease is None or lease.holder.is_local:
-            return lease is not None and lease.holder.has_ended()
+        self.token, self.renewal = lease.token, renewal
         return self.unchanged * POLL_S > max(LEASE_S, PATIENCE * self.slowest_renewal * POLL_S)
 
 
@@ -90,45 +100,52 @@ def hold_lock(folder: StoragePath, on_wait: OnWait, on_lost: Callable[[], None])
     """Hold the lock whose lease files lie in `folder`, waiting until it is free.
 
     If another process takes this one for dead (it may have slept) and takes over, `on_lost` is called some time later,
-    on another thread. The yielded function tells at once:
+    on another thread. The yielded function asks the storage now:
 
     >>> with hold_lock(root / LOCKS / "x", on_wait=lambda holder: None, on_lost=stop.set) as is_held:
     ...     publish(result) if is_held() else discard(result)
     """
     lease = _Lease(ProcessId.current(), uuid.uuid4().hex)
-    number = _acquire(folder, lease, on_wait)
-    over = threading.Event()
-    renewing = threading.Thread(target=_renew, args=(folder, number, lease, over, on_lost), daemon=True, name="lease")
-    renewing.start()
+    _held.add(lease.token)
     try:
-        yield lambda: _is_held(folder, number, lease)
+        number = _acquire(folder, lease, on_wait)
+        over = threading.Event()
+        renewing = threading.Thread(
+            target=_renew, args=(folder, number, lease, over, on_lost), daemon=True, name="lease"
+        )
+        renewing.start()
+        try:
+            yield lambda: _is_held(folder, number, lease)
+        finally:
+            over.set()
+            renewing.join()
+            _renewals(folder, number, lease).remove()
+            if _is_ours(folder, number, lease):
+                _remove_up_to(folder, number)
     finally:
-        over.set()
-        renewing.join()
-        if _is_ours(folder, number, lease):
-            for old in _numbers(folder):
-                if old <= number:
-                    _file(folder, old).remove()
+        _held.remove(lease.token)
 
 
 def lock_holders(root: StoragePath) -> dict[str, ProcessId]:
     """Return the holders of all locks below `root`, by the path of the lock, as far as a single poll can tell.
 
-    Left out are holders on this machine that ended, and holders elsewhere that have not renewed their lease for LEASE_S
-    by the storage's own clock.
+    Left out are holders on this machine that ended, and holders elsewhere that have not renewed their lease for
+    FORGOTTEN_S by the storage's own clock.
     """
-    newest: dict[str, int] = {}
+    holders: dict[str, ProcessId] = {}
+    now: float | None = None
     for path in root.files():
-        lock, _, file = path.rpartition("/")
-        if not file.startswith("."):
-            newest[lock] = max(newest.get(lock, 0), int(file.removesuffix(".json")))
-    leases = {lock: _Lease.read(_file(root / lock, number)) for lock, number in newest.items()}
-    holders = {lock: lease.holder for lock, lease in leases.items() if lease and not lease.holder.has_ended()}
-    if all(holder.is_local for holder in holders.values()):
-        return holders
-    now = _now(root)
-    ages = {lock: now - (_file(root / lock, newest[lock]).modified() or 0) for lock in holders}
-    return {lock: holder for lock, holder in holders.items() if holder.is_local or ages[lock] <= LEASE_S}
+        folder, number = root / posixpath.dirname(path), _number(posixpath.basename(path))
+        lease = None if number is None else _Lease.read(root / path)
+        if number is None or lease is None or lease.has_ended():
+            continue
+        if not lease.holder.is_local:
+            now = now or _now(root)
+            renewed = _renewals(folder, number, lease).modified() or (root / path).modified() or 0
+            if now - renewed > FORGOTTEN_S:
+                continue
+        holders[posixpath.dirname(path)] = lease.holder
+    return holders
 
 
 def _now(root: StoragePath) -> float:
@@ -145,24 +162,44 @@ def _file(folder: StoragePath, number: int) -> StoragePath:
     return folder / f"{number}.json"
 
 
+def _renewals(folder: StoragePath, number: int, lease: _Lease) -> StoragePath:
+    """Return the file in which the holder of a lease counts its renewals."""
+    return folder / f"{number}.{lease.token}"
+
+
+def _number(name: str) -> int | None:
+    """Return the number of a lease by the name of its file, None for other files."""
+    stem, _, suffix = name.partition(".")
+    return int(stem) if suffix == "json" and stem.isdecimal() else None
+
+
 def _numbers(folder: StoragePath) -> list[int]:
-    return sorted(int(name.removesuffix(".json")) for name in folder.files() if not name.startswith("."))
+    return sorted(number for number in map(_number, folder.files()) if number is not None)
+
+
+def _remove_up_to(folder: StoragePath, last: int) -> None:
+    """Remove all leases up to this number, ours after those before it, with their counts of renewals."""
+    files = [(int(stem), name) for name in folder.files() if (stem := name.partition(".")[0]).isdecimal()]
+    for number, name in sorted(files):
+        if number <= last:
+            (folder / name).remove()
 
 
 def _acquire(folder: StoragePath, own: _Lease, on_wait: OnWait) -> int:
     """Create a lease once no live one is left, and return its number."""
     watch = _Watch()
+    before: tuple[int, _Lease | None] = (-1, None)
     while True:
         number = max(_numbers(folder), default=-1)
         lease = _Lease.read(_file(folder, number)) if number >= 0 else None
         if number >= 0 and lease is None:
             continue  # released between listing and reading
         if lease and lease.token == own.token:  # it was created, but the storage's answer was lost
-            if _confirm(folder, *watch.seen):
+            if _confirm(folder, *before):
                 return number
             continue
-        watch.update(number, lease)
-        if lease and not watch.is_dead():
+        before = (number, lease)
+        if lease and not watch.is_dead(lease, _renewals(folder, number, lease)):
             on_wait(lease.holder)
             time.sleep(POLL_S)
         elif lease and _Lease.read(_file(folder, number)) != lease:
@@ -180,27 +217,28 @@ def _confirm(folder: StoragePath, number: int, dead: _Lease | None) -> bool:
 
 
 def _renew(folder: StoragePath, number: int, own: _Lease, over: threading.Event, on_lost: Callable[[], None]) -> None:
+    renewed = 0
     while not over.wait(RENEW_S):
         with contextlib.suppress(OSError, MustError):  # the storage does not answer for a moment: try again later
             if not _is_held(folder, number, own):
                 on_lost()
                 return
-            own = dataclasses.replace(own, renewed=own.renewed + 1)
-            _file(folder, number).write(own.to_bytes())
+            renewed += 1
+            _renewals(folder, number, own).write(str(renewed).encode())
 
 
 def _is_held(folder: StoragePath, number: int, own: _Lease) -> bool:
-    """Return True if the lease is still ours and nobody created a later one.
+    """Return True if the lease is still ours and nobody created a later one that stays.
 
-    A later one counts if it is there for longer than a poll: whoever created it on top of a lease that was gone by then
-    gives it up at once.
+    One that was created on top of a lease that was gone by then is given up by its creator at once.
     """
-    for wait in (0, POLL_S):
-        time.sleep(wait)
+    for _ in range(max(1, round(GIVEN_UP_S / POLL_S))):
+        numbers = _numbers(folder)  # first: whoever took over removes our lease before its own
         if not _is_ours(folder, number, own):
             return False
-        if max(_numbers(folder), default=number) == number:
+        if max(numbers, default=-1) == number:
             return True
+        time.sleep(POLL_S)
     return False
 
 

@@ -43,8 +43,12 @@ INDEX = pa.schema(
     metadata={"must_images": str(SCHEMA_VERSION)},
 )
 
-NAMES = {"key": r"^[0-9a-f]{16}\z", "suffix": r"^[a-z0-9]{1,5}\z"}
-"""The form of the columns that names of files are made of, as regular expressions."""
+NAMES = {
+    "key": (r"^[0-9a-f]{16}\z", "16 hex digits"),
+    "suffix": (r"^[a-z0-9]{1,5}\z", "a few letters"),
+}
+"""The form of the columns that names of files are made of."""
+REMEDY = "Delete its artifact's folder, and run again: the set is then ingested again."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,17 +138,22 @@ def read_index(path: Path, columns: list[str] | None = None) -> pa.Table:
     version = (table.schema.metadata or {}).get(b"must_images", b"?").decode()
     if version != str(SCHEMA_VERSION):
         raise DataError(f"{path}: image store version {version!r}; this version reads {SCHEMA_VERSION}.")
+    if {field.name: field.type for field in table.schema} != {
+        name: INDEX.field(name).type for name in columns or INDEX.names
+    }:
+        raise DataError(f"{path}: has the columns {table.schema.names}, and not those of an image index. {REMEDY}")
     _check_names(path, table)
     return table
 
 
 def _check_names(path: Path, table: pa.Table) -> None:
     """Raise DataError unless keys and suffixes are what ShardWriter writes: exports make file names of them."""
-    for column, pattern in NAMES.items():
+    for column, (pattern, form) in NAMES.items():
         if column in table.column_names:
-            odd = table[column].filter(pc.invert(pc.match_substring_regex(table[column], pattern)))
+            fits = pc.fill_null(pc.match_substring_regex(table[column], pattern), False)
+            odd = table[column].filter(pc.invert(fits))
             if len(odd):
-                raise DataError(f"{path}: {column} {odd[0].as_py()!r} is none of an image index. Make its set again.")
+                raise DataError(f"{path}: the {column} {odd[0].as_py()!r} is not {form}. {REMEDY}")
 
 
 class ImageShard:

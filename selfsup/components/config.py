@@ -99,7 +99,7 @@ class MethodConfig(StageConfig, ABC):
         assert self.backbone is not None
         assert self.image_size is not None
         weights = self.start if self.from_weights else None
-        return [NamedBackbone(self.backbone, self.image_size, weights, self.batch)]
+        return [NamedBackbone(self.backbone, self.image_size, weights, self.batch // self.accumulate)]
 
     def check(self) -> None:
         """Raise ConfigError if the method can't use the backbone. Needs a resolved stage, as `named_backbones`."""

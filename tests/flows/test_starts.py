@@ -10,11 +10,13 @@ from safetensors.torch import save_file
 import must
 from cli.doctor import examine
 from flows.plan.resolve import resolve
+from flows.plan.run_plan import plan_run
 from flows.plan.selection import Selection
 from flows.run.step_runner import preflight
 from pipeline.errors import ConfigError
+from pipeline.models import readout
 from pipeline.models.timm_models import create_timm_model
-from pipeline.recipe.reader import read_recipe
+from pipeline.recipe.reader import parse_recipe, read_recipe
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
 from tests.flows.measured import MEASURED
@@ -74,9 +76,28 @@ def test_doctor_reports_errors_of_two_sections(tmp_path: Path) -> None:
     assert list(problems(tmp_path / "recipe.yaml", tmp_path / "root")) == ["teachers.masks", "student"]
 
 
+def test_preflight_tries_the_backbones_of_what_is_still_to_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+    monkeypatch.setattr(readout, "try_training_step", lambda *arguments: tried.append(arguments))
+    text = MEASURED.replace("batch: 4", "batch: 4, accumulate: 2").replace("image_size: 32", "image_size: 64", 1)
+    recipe = parse_recipe(text, "measured")
+    plan = plan_run(recipe, Root.of(tmp_path))
+    models = plan.resolved.models()
+    todo = plan.still_to_make(models)
+    assert {"teachers.masks", "student"} <= todo
+    runtime = Runtime(Root.of(tmp_path), "cpu", "32", 1)
+    preflight(recipe.runtime, {"teachers.masks": models["teachers.masks"]}, todo, runtime)
+    preflight(recipe.runtime, models, {"student"}, runtime)
+    assert tried == [("test_resnet", 64, 2, "cpu"), ("test_resnet", 32, 2, "cpu")]
+
+
 @pytest.mark.parametrize("place", RECIPES)
 def test_preflight_accepts_weights_of_the_backbone(place: str, tmp_path: Path) -> None:
     recipe, root = recipe_with(place, "test_resnet", tmp_path), tmp_path / "root"
     assert problems(recipe, root) == {}
     resolved = resolve(read_recipe(recipe))
-    assert preflight(resolved.recipe.runtime, resolved.models(), Runtime(Root.of(root), "cpu", "32", 1)) == ([{}], [])
+    assert preflight(
+        resolved.recipe.runtime, resolved.models(), set(resolved.models()), Runtime(Root.of(root), "cpu", "32", 1)
+    ) == ([{}], [])

@@ -100,7 +100,7 @@ def test_preflight_lists_all_gpus_beside_those_of_steps(
     monkeypatch.setattr("pipeline.training.device.find_device", lambda device: "cuda")
     monkeypatch.setenv(VISIBLE_GPUS, visible) if visible else monkeypatch.delenv(VISIBLE_GPUS, raising=False)
     settings = RuntimeConfig(training_processes=training_processes, side_by_side=side_by_side)
-    devices = preflight(settings, {}, Runtime(Root.of("root"), "cuda", "32", 1))
+    devices = preflight(settings, {}, set(), Runtime(Root.of("root"), "cuda", "32", 1))
     assert [device[VISIBLE_GPUS] for device in devices.steps] == steps
     assert devices.gpus == (visible.replace(" ", "").strip(",").split(",") if visible else ["0", "1", "2"])
 

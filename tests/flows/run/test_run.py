@@ -162,7 +162,7 @@ def test_run_folders_of_the_same_second_are_numbered(recipe: Path, root: Path, m
     monkeypatch.setattr("flows.run.run.new_names", lambda _: iter(names))
     read = read_recipe(recipe)
     plan, runtime = plan_run(read, Root.of(root)), Runtime(Root.of(root))
-    get_or_make = InProcess(read.runtime, plan.resolved.models(), runtime).get_or_make
+    get_or_make = InProcess(read.runtime, plan.resolved.models(), set(), runtime).get_or_make
     assert [Run(read, plan, runtime, get_or_make).folder.name for _ in names] == names
 
 

@@ -47,7 +47,7 @@ def test_subprocess_resumes_a_forced_step_that_was_killed_unless_it_reuses_earli
     runtime = Runtime(workspace.root, "cpu", "32", 1)
     step = make_step("killed", f"{__name__}:work", {"attempts": str(tmp_path / "attempts")}, incremental_keys=keys)
     workspace.make(step, Inputs({}, runtime))
-    subprocess = Subprocess(recipe.runtime, resolved.models(), runtime)
+    subprocess = Subprocess(recipe.runtime, resolved.models(), set(), runtime)
     run = Run(
         recipe,
         Plan(resolved, workspace, [Planned(step, None, "to be made again")], {step.name}),

@@ -394,7 +394,17 @@ def test_parse_manifest_refuses_files_that_are_not_below_the_root(section: str, 
         parse_manifest(json.dumps(manifest).encode(), "manifest.json")
 
 
-@pytest.mark.parametrize("text", ["[]", "null", '{"schema": 1}', '{"schema": 1, "files": []}', "{}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "null",
+        '{"schema": 1}',
+        '{"schema": 1, "files": []}',
+        "{}",
+        '{"schema": 1, "files": {}, "elsewhere": null}',
+    ],
+)
 def test_parse_manifest_refuses_what_is_none(text: str) -> None:
     with pytest.raises(DataError, match=r"^manifest\.json: "):
         parse_manifest(text.encode(), "manifest.json")

@@ -29,6 +29,7 @@ CONTEXT = multiprocessing.get_context("spawn")
 def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "POLL_S", 0.01)
     monkeypatch.setattr(lock, "RENEW_S", 0.02)
+    monkeypatch.setattr(lock, "GIVEN_UP_S", 0.05)
 
 
 @pytest.fixture
@@ -48,17 +49,23 @@ def ended_process() -> ProcessId:
     return ProcessId(ProcessId.current().machine, child.pid or 0, "1")
 
 
-def write_lease(folder: StoragePath, number: int, holder: ProcessId, renewed: int = 0) -> None:
-    (folder / f"{number}.json").write(
-        json.dumps({"holder": holder.__dict__, "token": "another", "renewed": renewed}).encode()
-    )
+def write_lease(folder: StoragePath, number: int, holder: ProcessId) -> None:
+    (folder / f"{number}.json").write(json.dumps({"holder": holder.__dict__, "token": "another"}).encode())
+
+
+def renew_lease(folder: StoragePath, number: int, renewed: int) -> None:
+    """Count up, as the holder of a lease that `write_lease` wrote."""
+    (folder / f"{number}.another").write(str(renewed).encode())
 
 
 def test_hold_lock_creates_renews_and_removes_a_lease(folder: StoragePath) -> None:
     with hold_lock(folder, never, never):
         assert list(folder.files()) == ["0.json"]
+        lease = (folder / "0.json").read()
         assert lock_holders(folder.parent.parent) == {"step/mark": ProcessId.current()}
-        wait_until(lambda: json.loads((folder / "0.json").read())["renewed"] >= 2)
+        renewals = folder / f"0.{json.loads(lease)['token']}"
+        wait_until(lambda: int(renewals.read_if_exists() or 0) >= 2)
+        assert (folder / "0.json").read() == lease
     assert folder.files() == {}
     assert lock_holders(folder.parent.parent) == {}
 
@@ -103,6 +110,14 @@ def test_hold_lock_takes_over_at_once_from_an_ended_local_holder(folder: Storage
     assert folder.files() == {}
 
 
+def test_hold_lock_takes_over_what_this_process_could_not_release(folder: StoragePath) -> None:
+    write_lease(folder, 0, ProcessId.current())
+    assert lock_holders(folder.parent.parent) == {}
+    with hold_lock(folder, never, never):
+        pass
+    assert folder.files() == {}
+
+
 def test_hold_lock_takes_over_from_a_holder_whose_pid_was_reused(folder: StoragePath) -> None:
     here = ProcessId.current()
     write_lease(folder, 0, ProcessId(here.machine, here.number, "when the world was young"))
@@ -120,7 +135,7 @@ def test_hold_lock_waits_while_a_remote_holder_renews(folder: StoragePath, monke
         nonlocal renewed
         if renewed < 60:
             renewed += 1
-            write_lease(folder, 0, elsewhere, renewed)
+            renew_lease(folder, 0, renewed)
 
     began = time.monotonic()
     with hold_lock(folder, waiting, never):
@@ -132,7 +147,7 @@ def test_hold_lock_waits_for_a_living_local_holder_that_does_not_renew(
     folder: StoragePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "LEASE_S", 3 * lock.POLL_S)
-    write_lease(folder, 0, ProcessId.current())
+    write_lease(folder, 0, ProcessId.from_pid(os.getppid()))
     polls = itertools.count()
 
     def waiting(_: ProcessId) -> None:
@@ -185,7 +200,7 @@ def test_hold_lock_is_patient_with_a_remote_holder_that_was_slow_before(
         nonlocal polls
         polls += 1
         if polls == 4:
-            write_lease(folder, 0, elsewhere, renewed=1)
+            renew_lease(folder, 0, 1)
 
     with hold_lock(folder, waiting, never):
         assert polls > 4 + lock.PATIENCE * 3
@@ -225,7 +240,7 @@ def test_hold_lock_recognizes_its_lease_when_the_answer_was_lost(
     assert folder.files() == {}
 
 
-def test_is_held_notices_a_later_lease_at_once(folder: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_held_notices_a_later_lease_that_stays(folder: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "RENEW_S", 1000)
     with hold_lock(folder, never, never) as holds:
         assert holds()
@@ -243,6 +258,26 @@ def test_is_held_forgives_a_later_lease_that_is_given_up(folder: StoragePath, mo
         write_lease(folder, 1, ProcessId("another machine", 1, "1"))
         monkeypatch.setattr(time, "sleep", give_up)
         assert is_held()
+
+
+def test_is_held_is_false_once_another_took_over_and_is_done(
+    folder: StoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finish(_: float) -> None:
+        (folder / "0.json").remove()
+        (folder / "1.json").remove()
+
+    monkeypatch.setattr(lock, "RENEW_S", 1000)
+    with hold_lock(folder, never, never) as is_held:
+        write_lease(folder, 1, ProcessId("another machine", 1, "1"))
+        monkeypatch.setattr(time, "sleep", finish)
+        assert not is_held()
+
+
+def test_lock_holders_sees_a_holder_before_a_lease_of_a_dead_one(folder: StoragePath) -> None:
+    with hold_lock(folder, never, never):
+        write_lease(folder, 1, ended_process())
+        assert lock_holders(folder.parent.parent) == {"step/mark": ProcessId.current()}
 
 
 def test_on_lost_is_called_after_the_number_was_reused_whose_lease_stays(folder: StoragePath) -> None:
@@ -266,7 +301,7 @@ def test_lock_holders_leaves_out_a_remote_holder_that_stopped_renewing(folder: S
     elsewhere = ProcessId("another machine", 1, "1")
     write_lease(folder, 0, elsewhere)
     assert lock_holders(folder.parent.parent) == {"step/mark": elsewhere}
-    os.utime(str(folder / "0.json"), (0, time.time() - 2 * lock.LEASE_S))
+    os.utime(str(folder / "0.json"), (0, time.time() - 2 * lock.FORGOTTEN_S))
     assert lock_holders(folder.parent.parent) == {}
 
 

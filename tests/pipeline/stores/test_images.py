@@ -141,18 +141,36 @@ def test_read_index_damaged_missing_or_of_another_version_is_a_data_error(tmp_pa
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("key", "../../../0123456"), ("key", "0123456789abcdef\n"), ("key", ""), ("suffix", "/../x"), ("suffix", "")],
+    [
+        ("key", "../../../0123456"),
+        ("key", "0123456789abcdef\n"),
+        ("key", ""),
+        ("key", None),
+        ("suffix", "/../x"),
+        ("suffix", ""),
+    ],
 )
-def test_read_index_refuses_what_would_be_a_name_of_a_file_elsewhere(column: str, value: str, tmp_path: Path) -> None:
+def test_read_index_refuses_what_would_be_a_name_of_a_file_elsewhere(
+    column: str, value: str | None, tmp_path: Path
+) -> None:
     index = write(tmp_path, blobs()).with_suffix(".parquet")
     table = pq.read_table(index)
     column_number = table.column_names.index(column)
     values = [*table[column].to_pylist()[1:], value]
-    field = table.schema.field(column)
+    field = table.schema.field(column).with_nullable(True)
     pq.write_table(table.set_column(column_number, field, pa.array(values, pa.string())), index)
-    with pytest.raises(DataError, match=rf"{column} {re.escape(repr(value))} is none of an image index"):
+    with pytest.raises(DataError, match=rf"the {column} {re.escape(repr(value))} is not"):
         read_index(index)
     read_index(index, [name for name in table.column_names if name != column])
+
+
+def test_read_index_refuses_columns_of_other_types(tmp_path: Path) -> None:
+    index = write(tmp_path, blobs()).with_suffix(".parquet")
+    table = pq.read_table(index)
+    numbers = pa.array(range(len(table)), pa.int64())
+    pq.write_table(table.set_column(0, "key", numbers).replace_schema_metadata(table.schema.metadata), index)
+    with pytest.raises(DataError, match=r"has the columns \['key', .*\], and not those of an image index"):
+        read_index(index)
 
 
 def test_image_shard_read_by_many_threads(tmp_path: Path) -> None:

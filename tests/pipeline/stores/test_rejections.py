@@ -117,7 +117,7 @@ def test_hash_rejections_ignores_order_times_and_reasons(root: Root, tmp_path: P
 
 def test_rejected_images_and_rejected_labels_of_some_teachers(root: Root) -> None:
     reject(root, keys(1), None, "blurred")
-    for number, store in enumerate((MASKS, OLD_MASKS, BOXES, "more-masks-0123456789ab")):
+    for number, store in enumerate((MASKS, OLD_MASKS, BOXES, "more_masks-0123456789ab")):
         reject(root, keys(number), store, "malformed")
     table = read_rejections(root)
     assert rejected_images(table)["key"].to_pylist() == keys(1)
@@ -215,7 +215,7 @@ def test_reject_starts_again_after_losing_the_lock(root: Root, monkeypatch: pyte
         """Another process takes over, changes the list and is done."""
         monkeypatch.setattr(rejections, "_to_bytes", to_bytes)
         (root / PATH).write(to_bytes(read_rejections(root).slice(0, 0)))
-        taken.write(json.dumps({"holder": ended, "token": "another", "renewed": 0}).encode())
+        taken.write(json.dumps({"holder": ended, "token": "another"}).encode())
         return to_bytes(table)
 
     ended = {"machine": ProcessId.current().machine, "number": 1, "started": "before"}
