@@ -188,7 +188,7 @@ def plan_gc(workspace: Workspace, keep: int = 1) -> list[Verdict]:
     """
     root = workspace.root
     # Labels before the artifacts that made them, all files before their users: what a run makes meanwhile is in none.
-    sizes = list_files(root, "labels", LOCKS, "artifacts")
+    sizes = list_files(root, "labels", "machine", "runs", LOCKS, "artifacts")
     holders = lock_holders(root / LOCKS)
     runs = list_runs(root)
     reasons = _reasons(runs, keep)
@@ -270,11 +270,14 @@ def _verdicts_on_labels(sizes: Mapping[str, int], kept: Iterable[StoredArtifact]
 
 
 def _verdicts_on_leftovers(sizes: Mapping[str, int], idle: bool) -> Iterator[Verdict]:
-    """Yield the verdict on half-written files outside artifacts. They are kept unless the root is idle."""
+    """Yield the verdicts on half-written files outside artifacts and on locks. They are kept unless it is idle."""
     outside = {name: size for name, size in sizes.items() if not name.startswith("artifacts/")}
     parts = {name: size for name, size in outside.items() if name.endswith(PART_SUFFIX)}
     if parts:
         yield Verdict("*.part", parts, not idle, "half-written" if idle else "maybe being written now")
+    locks = {name: size for name, size in outside.items() if name.startswith(f"{LOCKS}/") and name not in parts}
+    if locks and idle:
+        yield Verdict("locks", locks, False, "their holders have ended")
 
 
 def delete_files(root: Root, verdicts: Iterable[Verdict]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -207,6 +209,26 @@ def test_plan_gc_keeps_rejections(copy: Path) -> None:
     delete_files(root, verdicts)
     assert len(read_rejections(root)) == 1
     assert [path.name for path in (copy / "labels").iterdir()] == ["rejected.parquet"]
+
+
+def test_plan_gc_deletes_what_killed_runs_left(copy: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    run = copy / "runs" / "killed" / ".recipe.yaml.0123.part"
+    lease = copy / "claims" / "runs" / "killed" / "0.json"
+    for file, content in (
+        (run, "name: "),
+        (lease, json.dumps({"holder": ProcessId.from_pid(holder.pid).__dict__, "token": "theirs"})),
+    ):
+        file.parent.mkdir(parents=True)
+        file.write_text(content)
+    assert names_to_delete(copy) == set(), "it is at work"
+    holder.communicate(b"end\n")
+    assert names_to_delete(copy) == {"*.part", "locks"}
+    workspace = Workspace(Root.of(copy))
+    delete_files(workspace.root, plan_gc(workspace))
+    assert not run.parent.exists()
+    assert not lease.parent.exists()
+    assert (copy / "runs").exists()
 
 
 def test_plan_gc_deletes_half_written_files(copy: Path) -> None:

@@ -50,16 +50,17 @@ FORMS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "PPM", "TIFF", "AVIF", "HEIF")
 Damage = Callable[[bytes, random.Random], bytes]
 
 
-def picture(number: int, form: str = "PNG") -> bytes:
+def picture(number: int, form: str = "PNG", mode: str = "RGB") -> bytes:
     noise = np.random.default_rng(number).integers(0, 255, (SIDE, SIDE, 3), np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(noise).save(buffer, form)
+    Image.fromarray(noise).convert(mode).save(buffer, form)
     return buffer.getvalue()
 
 
 def folder_files() -> dict[str, bytes]:
     register_heif_opener()
-    return {f"{number}.{form.lower()}": picture(number, form) for number, form in enumerate(FORMS)}
+    modes = {f"{mode}.png": picture(1, "PNG", mode) for mode in ("L", "P", "RGBA")}
+    return {f"{number}.{form.lower()}": picture(number, form) for number, form in enumerate(FORMS)} | modes
 
 
 def mask(number: int) -> bytes:
@@ -247,7 +248,7 @@ def damage_tar(data: bytes, rng: random.Random) -> bytes:
     return bytes(damaged)
 
 
-def damage_png(data: bytes, rng: random.Random) -> bytes:
+def damage_image(data: bytes, rng: random.Random) -> bytes:
     """Save it in another mode, size or format."""
     image: Image.Image = Image.open(io.BytesIO(data))
     mode = rng.choice(("1", "L", "LA", "P", "RGB", "RGBA", "I", "F", "CMYK", "I;16"))
@@ -266,17 +267,16 @@ OF_SUFFIX: dict[str, Damage] = {
     ".csv": damage_csv,
     ".parquet": damage_parquet,
     ".tar": damage_tar,
-    ".png": damage_png,
+    **{f".{form.lower()}": damage_image for form in FORMS},
 }
 
 
 def write_damaged(kind: str, seed: int, folder: Path) -> str:
     """Write a set with one damaged file, and return what was done to which."""
     files, rng = FILES[kind][0](), random.Random(f"{kind} {seed}")
-    names = [name for name in files if not name.endswith(".png")] or list(files)
+    names = [name for name in files if OF_SUFFIX[Path(name).suffix] is not damage_image] or list(files)
     name = rng.choice(names if rng.random() < 0.7 else list(files))
-    of_suffix = OF_SUFFIX.get(Path(name).suffix)
-    damage = of_suffix if of_suffix and rng.random() < 0.6 else rng.choice(ANY)
+    damage = OF_SUFFIX[Path(name).suffix] if rng.random() < 0.6 else rng.choice(ANY)
     files[name] = damage(files[name], rng)
     write(files, folder)
     return f"{damage.__name__} of {name}"
