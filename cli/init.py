@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ingest.ingest import open_source
 from pipeline.errors import ConfigError, DataError, MustError
 from pipeline.recipe.reader import escape
@@ -60,6 +62,8 @@ student:
 
 # runtime: {{device: auto, precision: auto, runner: threads}}   # runner: inline runs without Prefect
 """
+MOST_LETTERS = 60
+"""Of names: a teacher's is the set's with the task behind it."""
 METRIC = {
     "classification": "accuracy",
     "multilabel": "map",
@@ -86,9 +90,9 @@ def write_recipe(folders: Sequence[Path], to: Path) -> list[str]:
     teachers = "".join(_teacher(name, task) for name, (_, tasks) in detected.items() for task in tasks)
     text = RECIPE.format(
         file=to.name,
-        name=re.sub(r"[^A-Za-z0-9._-]", "-", to.stem),
+        name=_run_name(to.stem),
         data=data,
-        teachers=teachers or "  # none of the folders has labels: add a pretrained teacher\n",
+        teachers=teachers or "  {}  # none of the folders has labels: add a pretrained teacher\n",
         pool=", ".join(detected),
     )
     to.write_text(text, encoding="utf-8")
@@ -139,8 +143,15 @@ def _has_single_class(spaces: Mapping[str, LabelSpace]) -> bool:
 
 
 def _name(folder: Path) -> str:
-    name = re.sub(r"[^a-z0-9_]", "_", folder.resolve().name.lower())
-    return name if name[:1].isalpha() else f"set_{name}"
+    """Return a name for the set in a folder, which is one in YAML without quotes as well."""
+    name = re.sub(r"[^a-z0-9_]", "_", folder.resolve().name.lower())[:MOST_LETTERS]
+    return name if name[:1].isalpha() and yaml.safe_load(name) == name else f"set_{name}"
+
+
+def _run_name(stem: str) -> str:
+    """Return the name of a recipe in a file `stem`.yaml, quoted where YAML would take it for a number or a constant."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", stem).lstrip("._-")[:MOST_LETTERS] or "recipe"
+    return name if yaml.safe_load(name) == name else json.dumps(name)
 
 
 def _settings(entry: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from pipeline.errors import DataError, install_command
 from pipeline.storage.shortage import raise_shortage
@@ -117,7 +117,7 @@ def decode_numbers(data: bytes) -> NDArray[Any]:
     """Decode a one-channel image file to the numbers it holds, (H, W), upright: class ids, millimetres.
 
     uint8 or uint16 as stored (a palette's indices, not its colours), int32 or float32 for 32-bit TIFF; a two-colour
-    image gives 0 and 1. Raises DataError, with the reason, if it holds colours or was stored with loss.
+    image gives 0 and 1. Raises DataError, with the reason, if it holds colours or was stored with loss or inverted.
     """
     image = _open(data)
     if image.format in ("JPEG", "MPO", "HEIF"):
@@ -126,11 +126,28 @@ def decode_numbers(data: bytes) -> NDArray[Any]:
     if image.format == PNM:
         raise DataError("the numbers of a PGM or PBM file are read scaled to their largest; save them as PNG")
     _check_mode(image, NUMBER_MODES)
+    stored = _stored_mode(image)
+    if re.fullmatch(r"L;\d?I.*", stored):
+        raise DataError("its numbers are stored inverted (WhiteIsZero); save them as PNG")
     _load(image, data)
     numbers = np.asarray(_upright(image, image))
     if numbers.dtype == np.bool_:
         return numbers.astype(np.uint8)
+    if stored in SPREAD:
+        return numbers // np.uint8(SPREAD[stored])
     return numbers.astype(numbers.dtype.newbyteorder("="), copy=False)
+
+
+SPREAD = {"L;2": 85, "L;4": 17}
+"""The factor by which Pillow spreads gray levels of 2 or 4 bits over 0 to 255."""
+
+
+def _stored_mode(image: Image.Image) -> str:
+    """Return in which of Pillow's raw modes an image that is not loaded yet is stored, "" if that is not said."""
+    for tile in image.tile if isinstance(image, ImageFile.ImageFile) else ():
+        arguments = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        return str(arguments[0])
+    return ""
 
 
 def _open(data: bytes) -> Image.Image:

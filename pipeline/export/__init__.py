@@ -10,6 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import importlib
+import itertools
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -197,9 +198,8 @@ def to_image_size(grid: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
 
 def unique_names(classes: Sequence[str]) -> list[str]:
     """Return the names with repeated ones numbered: crane, crane (2). ImageNet has two cranes."""
-    seen: collections.Counter[str] = collections.Counter()
-    unique = []
+    taken, unique = set(classes), dict[str, None]()
     for name in classes:
-        seen[name] += 1
-        unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return unique
+        numbered = (f"{name} ({number})" for number in itertools.count(2))
+        unique[next(free for free in numbered if free not in taken | unique.keys()) if name in unique else name] = None
+    return list(unique)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,7 +58,9 @@ class KindOf:
             return value
         if not isinstance(value, Mapping):
             raise PydanticCustomError(
-                UNKNOWN_KIND, ": {value} is no mapping: write {{{key}: ...}}", {"value": repr(value), "key": self.key}
+                UNKNOWN_KIND,
+                ": {value} is no mapping with the key {key}",
+                {"value": reprlib.repr(value), "key": self.key},
             )
         given, known = value.get(self.key), modules(self.package)
         if given not in known:

@@ -21,6 +21,8 @@ from pipeline.recipe.yaml_text import parse_yaml, read_text
 Model = TypeVar("Model", bound=BaseModel)
 NAMED = ("data", "teachers", "compare")
 """Sections whose entries have names: `-o data.more={kind: coco, ...}` adds one, `-o data.more.path=x` changes it."""
+LONGEST_VALUE = 200
+"""Characters of a value in a message."""
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -150,13 +152,18 @@ def explain(origin: str, problem: ErrorDetails, model: type[BaseModel], given: A
         known = _known_keys(problem, Recipe if whole else model, given)
         near = difflib.get_close_matches(location[-1], known, n=1)
         guess = f" Did you mean {near[0]!r}?" if near else ""
-        return f"{where}: unknown key (value {value!r}).{guess} Known keys: {', '.join(known)}."
+        return f"{where}: unknown key (value {_short(value)}).{guess} Known keys: {', '.join(known)}."
     if kind == "missing":
         return f"{where}: missing; it has to be given."
     if kind == UNKNOWN_KIND:
         return f"{where}{problem['msg']}."
-    quoted = f" (value {value!r})" if kind != "value_error" else ""
+    quoted = f" (value {_short(value)})" if kind != "value_error" else ""
     return f"{where}: {message[0].lower()}{message[1:]}{quoted}."
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def _written(problem: ErrorDetails, given: Any) -> list[str]:

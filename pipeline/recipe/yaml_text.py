@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import codecs
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipeline.errors import ConfigError
+
+MOST_VALUES = 100_000
+"""In a recipe, with those that aliases stand for."""
 
 ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 """Encodings by the bytes that a file in them begins with; others are UTF-8."""
@@ -42,11 +47,21 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def parse_yaml(text: str, origin: str) -> Any:
     """Return the content of YAML text. Raises ConfigError, beginning with `origin`, if it is no YAML."""
     try:
-        return _UniqueKeyLoader(text).get_single_data()
+        content = _UniqueKeyLoader(text).get_single_data()
+        if sum(1 for _ in itertools.islice(_values(content), MOST_VALUES + 1)) > MOST_VALUES:
+            raise ConfigError(f"{origin}: more than {MOST_VALUES:,} values, or an alias within what it stands for.")
+        return content
     except yaml.YAMLError as error:
         raise ConfigError(f"{origin}: not valid YAML: {error}.") from error
     except RecursionError as error:
         raise ConfigError(f"{origin}: lists or mappings lie in one another too deeply to be read.") from error
+
+
+def _values(content: Any) -> Iterator[Any]:
+    """Yield all values, those of aliases once for each alias; without end if one is within what it stands for."""
+    yield content
+    for item in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+        yield from _values(item)
 
 
 def read_text(path: Path) -> str:

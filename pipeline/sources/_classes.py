@@ -34,15 +34,22 @@ def index_classes(names: Mapping[Id, str]) -> tuple[tuple[str, ...], dict[Id, in
 
 
 def check_distinct(classes: Sequence[str]) -> None:
-    """Raise DataError, naming both, if two classes are one, or differ only by case or by how accents are encoded."""
+    """Raise DataError, naming both, if two classes are one, or differ only by case, accents' encoding or outer spaces.
+
+    Also if one is no text.
+    """
     seen: dict[str, str] = {}
     for name in classes:
-        folded = unicodedata.normalize("NFC", name).casefold()
+        if not isinstance(name, str):
+            raise DataError(f"the class {name!r} is no text: {', '.join(map(repr, classes[:10]))}")
+        folded = unicodedata.normalize("NFC", name).casefold().strip()
         first = seen.get(folded)
         if first == name:
             raise DataError(f"the class {name!r} is given twice: {', '.join(classes)}; give each class once")
         if first is not None:
-            raise DataError(f"the classes {first!r} and {name!r} differ only by case or accents: rename or join one")
+            raise DataError(
+                f"the classes {first!r} and {name!r} differ only by case, accents or spaces: rename or join one"
+            )
         seen[folded] = name
 
 

@@ -20,7 +20,7 @@ from pydantic import Field
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.source import SourceConfig
 from pipeline.sources import SourceRecord, TrueLabels
-from pipeline.sources._classes import index_classes, true_boxes
+from pipeline.sources._classes import check_distinct, index_classes, true_boxes
 from pipeline.sources._coco import Annotation, Image, SplitAnnotations, read_annotations
 from pipeline.sources._files import FileSource, check_size
 from pipeline.sources._named_files import NamedFiles
@@ -112,7 +112,9 @@ class Source(FileSource):
             raise DataError(
                 f"{', '.join(map(str, self.files))}: no category is listed, so that no box can have a class"
             )
-        return index_classes(names)
+        classes, indices = index_classes(names)
+        check_distinct(classes)
+        return classes, indices
 
     def spaces(self) -> dict[str, LabelSpace]:
         tasks = ("detection", "multilabel") if self.config.multilabel else ("detection",)
@@ -125,24 +127,33 @@ class Source(FileSource):
         self.stray_annotations = 0
         remote = self.list_remote()
         for split, part in self._splits.items():
-            stated, named = self._annotation_files[split].relative_to(self.root), self._named[split]
+            named, listed = self._named[split], dict[str, tuple[StoragePath, Image, list[Annotation]]]()
             for count, reason in _stray_annotations(part):
                 self.stray_annotations += count
-                self.problems.append((stated, reason))
+                self.problems.append((self._annotation_files[split].relative_to(self.root), reason))
             for entry in part.images:
-                try:
-                    file = named.find(_file_name(entry))
-                except DataError as error:
-                    self.problems.append((f"{stated} image {entry.id!r}", str(error)))
+                file = self._find(split, entry)
+                if file is None:
                     continue
-                name = file.relative_to(self.root)
+                name, annotations = file.relative_to(self.root), part.annotations.get(entry.id, [])
                 if name in seen:
+                    self.stray_annotations += len(annotations)
                     self.problems.append((name, f"listed twice, the second time in split {split!r}"))
-                    continue
-                seen.add(name)
-                file = remote.get(file, file)
-                truth = functools.partial(self._truth, entry, part.annotations.get(entry.id, []))
-                yield SourceRecord(name, split, functools.partial(named.read, file), truth, file.stamp)
+                else:  # a second entry of an image adds its annotations
+                    listed.setdefault(name, (file, entry, []))[2].extend(annotations)
+            seen |= listed.keys()
+            for name, (file, entry, annotations) in listed.items():
+                known, truth = remote.get(file, file), functools.partial(self._truth, entry, annotations)
+                yield SourceRecord(name, split, functools.partial(named.read, known), truth, known.stamp)
+
+    def _find(self, split: Split, entry: Image) -> StoragePath | None:
+        """Return the file of an image. If it may not be read, list the problem and return None."""
+        try:
+            return self._named[split].find(_file_name(entry))
+        except DataError as error:
+            stated = self._annotation_files[split].relative_to(self.root)
+            self.problems.append((f"{stated} image {entry.id!r}", str(error)))
+            return None
 
     def _truth(self, entry: Image, annotations: list[Annotation], size: tuple[int, int]) -> TrueLabels:
         if stated := entry.size():

@@ -117,11 +117,20 @@ def _read_classes(file: StoragePath) -> tuple[dict[int, str], list[int]]:
 
 
 def _by_id(names: Any) -> dict[int, str]:
-    pairs = enumerate(names) if isinstance(names, list | tuple) else names.items()
-    return {_id(number): str(name) for number, name in pairs}
+    pairs = list(enumerate(names) if isinstance(names, list | tuple) else names.items())
+    by_id: dict[int, str] = {}
+    for number, name in pairs:
+        if not isinstance(name, str):
+            raise TypeError(f"the class {name!r} of id {number} is no text")
+        if _id(number) in by_id:
+            raise ValueError(f"id {number} has two classes, {by_id[_id(number)]!r} and {name!r}")
+        by_id[_id(number)] = name
+    return by_id
 
 
 def _id(number: Any) -> int:
-    if 0 <= int(number) <= IGNORE:
+    """Return an id, given as a whole number or in digits, as keys of JSON are."""
+    digits = isinstance(number, str) and number.isascii() and number.isdigit()
+    if (digits or type(number) is int) and 0 <= int(number) <= IGNORE:
         return int(number)
-    raise ValueError(f"id {number} is not from 0 to {IGNORE}")
+    raise ValueError(f"id {number!r} is no whole number from 0 to {IGNORE}")

@@ -71,8 +71,12 @@ class Source(FileSource):
         for column in self.config.required_columns:
             if column not in schema.names:
                 raise ConfigError(f"{file}: there is no column {column!r}; there are {', '.join(schema.names)}")
+        for column in (self.config.image, *self.config.label_columns, "split"):
+            if schema.names.count(column) > 1:
+                raise ConfigError(f"{file}: there are {schema.names.count(column)} columns {column!r}; rename one")
         kind = schema.field(self.config.image).type
-        if not (kind in BYTES or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)):
+        in_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+        if (kind.field("bytes").type if in_struct else kind) not in BYTES:
             raise ConfigError(f"{file}: column {self.config.image!r} is {kind}, not binary or struct<bytes, path>")
         return schema
 
@@ -175,18 +179,32 @@ def _image_bytes(cell: pa.Array) -> bytes:
 
 
 def _names_in(schema: pa.Schema, label: str) -> tuple[str, ...]:
-    """Return the class names that a schema's metadata states; () if it states none."""
+    """Return the class names that a schema's metadata states; () if it states none.
+
+    Those of Hugging Face are a list, or a mapping from their numbers, as in the cards of sets.
+    """
     metadata = schema.metadata or {}
     try:
         if b"classes" in metadata:
-            return tuple(load_json(metadata[b"classes"]))
+            return _as_names(load_json(metadata[b"classes"]))
         features = load_json(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
         feature = features.get(label, {})
         # of a list, the feature of its entries
         feature = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
-        return tuple(feature.get("names", ()))
+        return _as_names(feature.get("names", ()))
     except (ValueError, TypeError, AttributeError, IndexError):
         return ()  # metadata with another meaning
+
+
+def _as_names(stated: Any) -> tuple[str, ...]:
+    """Return the names of a list, or of a mapping from 0, 1, ... as digits. Raises ValueError if there are none."""
+    names = list(stated)
+    if isinstance(stated, dict):
+        names = [stated[str(number)] for number in range(len(stated)) if str(number) in stated]
+    if isinstance(stated, str) or len(names) != len(stated):
+        raise ValueError(f"{stated!r} are no names")
+    check_distinct(names)
+    return tuple(names)
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -121,7 +121,9 @@ def expand_braces(pattern: str) -> list[str]:
         return [pattern]
     numbers = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
     if numbers:
-        words = [f"{i:0{len(numbers[1])}}" for i in range(int(numbers[1]), int(numbers[2]) + 1)]
+        first, last = int(numbers[1]), int(numbers[2])
+        step = 1 if last >= first else -1
+        words = [f"{i:0{len(numbers[1])}}" for i in range(first, last + step, step)]
     else:
         words = braces[1].split(",")
     return [
@@ -131,13 +133,21 @@ def expand_braces(pattern: str) -> list[str]:
 
 def _members(tar: StoragePath) -> Iterator[_Member]:
     """Yield the regular files in a tar, in its order, without hidden ones and names without a suffix."""
+    total = tar.stamp()[0]
     try:
         with open_file(tar) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for info in archive:
                 base = info.name.rpartition("/")[2]
+                if info.issparse() or not 0 <= info.offset_data <= info.offset_data + info.size <= total:
+                    raise tarfile.ReadError(f"member {printable(info.name)!r} is sparse, or reaches out of the file")
                 if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not base.startswith(".") and "." in base:
                     yield _Member(printable(info.name), info.offset_data, info.size)
-    except (tarfile.TarError, OSError) as error:
+            file.seek(archive.offset)
+            if any(file.read(tarfile.RECORDSIZE)):
+                raise tarfile.ReadError(
+                    "there is more after its end, as in tars that `cat` joined: `tar -A` joins them"
+                )
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         raise_shortage(error, tar)
         raise DataError(f"{tar}: not a whole, uncompressed tar ({error})") from error
 

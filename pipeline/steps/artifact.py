@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from pydantic import BaseModel, Field, ValidationError
+
 from pipeline.errors import DataError, mask_credentials
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.atomic import PART_SUFFIX, atomic_write
@@ -269,23 +271,55 @@ def parse_lines(text: bytes) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
+class _FileFacts(BaseModel):
+    size: int = Field(ge=0)
+    sha256: str
+
+
+class _InputFacts(BaseModel):
+    digest: str
+    path: str
+
+
+class _Manifest(BaseModel):
+    """What the manifest of an artifact says, of what others read."""
+
+    kind: str
+    section: list[str]
+    step: str
+    fingerprint: str
+    digest: str
+    config: dict[str, Any]
+    inputs: dict[str, _InputFacts]
+    counts: dict[str, Any]
+    software: dict[str, str]
+    files: dict[str, _FileFacts]
+    elsewhere: dict[str, _FileFacts] = Field(default_factory=dict)
+    began: float = Field(allow_inf_nan=False)
+    seconds: float = Field(allow_inf_nan=False)
+
+
 def parse_manifest(text: bytes, origin: str) -> dict[str, Any]:
     """Parse a manifest. Raises DataError if it is damaged, of another schema version, or names files elsewhere."""
     manifest: dict[str, Any] = parse_json(text, origin)
     if not isinstance(manifest, dict) or "schema" not in manifest:
         raise DataError(f"{origin}: holds {manifest!r:.40}, which is no manifest. {REMEDY}")
     if manifest["schema"] != SCHEMA_VERSION:
+        software = manifest["software"] if isinstance(manifest.get("software"), dict) else {}
         raise DataError(
-            f"{origin}: written by must {manifest.get('software', {}).get('must', '(unknown)')} with schema "
-            f"{manifest['schema']}; this is must {importlib.metadata.version('must')}, which reads schema "
-            f"{SCHEMA_VERSION}. Use that version with this root, or name another --root for this one."
+            f"{origin}: written by must {software.get('must', '(unknown)')} with schema {manifest['schema']!r:.40}; "
+            f"this is must {importlib.metadata.version('must')}, which reads schema {SCHEMA_VERSION}. Use that version "
+            "with this root, or name another --root for this one."
         )
-    for lists in (manifest.get("files"), manifest.get(EXTERNAL_FILES, {})):
-        if not isinstance(lists, dict):
-            raise DataError(f"{origin}: lists {lists!r:.40} for its files, and not their names. {REMEDY}")
-        for name in lists:
-            if name.startswith("/") or ".." in name.split("/"):
-                raise DataError(f"{origin}: names the file {name!r}, which is not below the root. {REMEDY}")
+    try:
+        fields = _Manifest.model_validate(manifest, strict=True)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        place = ".".join(map(str, wrong["loc"]))
+        raise DataError(f"{origin}: {place}: {wrong['msg']} ({wrong['input']!r:.40}). {REMEDY}") from error
+    for name in (*fields.files, *fields.elsewhere):
+        if name.startswith("/") or ".." in name.split("/"):
+            raise DataError(f"{origin}: names the file {name!r}, which is not below the root. {REMEDY}")
     return manifest
 
 

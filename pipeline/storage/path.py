@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import os
 import posixpath
@@ -292,7 +293,9 @@ class StoragePath:
         with explain_read_errors(self):
             try:
                 status = os.stat(self.path)
-            except FileNotFoundError:
+            except OSError as error:
+                if error.errno not in LEADS_NOWHERE:
+                    raise
                 return -1, 0
         return status.st_size, status.st_mtime_ns
 
@@ -354,16 +357,24 @@ def walk(root: StoragePath) -> Iterator[StoragePath]:
             yield dataclasses.replace(root.child(name), info=info)
 
 
-def _walk_local(folder: StoragePath, parents: frozenset[tuple[int, int]]) -> Iterator[StoragePath]:
+MOST_LINKS = 3
+"""Links to folders that lie in one another: with more, folders that link to each other are walked without end."""
+LEADS_NOWHERE = (errno.ENOENT, errno.ELOOP)
+"""The system's errors for links to nothing and to themselves."""
+
+
+def _walk_local(folder: StoragePath, parents: frozenset[tuple[int, int]], links: int = 0) -> Iterator[StoragePath]:
     status = os.stat(folder.path)
     inode = (status.st_dev, status.st_ino)
     if inode in parents:
         return
+    if links > MOST_LINKS:
+        raise DataError(f"{folder}: is reached by {links} links to folders in one another; {MOST_LINKS} are followed")
     for entry in _scan(folder):
         if is_hidden(entry.name):
             continue
         if _is_folder(entry):
-            yield from _walk_local(folder.child(entry.name), parents | {inode})
+            yield from _walk_local(folder.child(entry.name), parents | {inode}, links + entry.is_symlink())
         elif os.path.isfile(entry.path) or not os.path.exists(entry.path):
             yield folder.child(entry.name)
 

@@ -74,6 +74,25 @@ def test_init_writes_any_folder_name_as_yaml(tmp_path: Path, name: str) -> None:
     assert source == {"kind": "folder", "path": str(tmp_path / name)}
 
 
+@pytest.mark.parametrize("name", ["null", "no", "ON", "true", "off", "2024", "1e5", "x" * 150, "-", "~", "=", "<<"])
+def test_init_writes_names_that_yaml_reads_otherwise(name: str, tmp_path: Path) -> None:
+    for kind in ("a", "b"):
+        write_image(tmp_path / name / kind / "1.jpg", 10)
+    to = tmp_path / f"{name}.yaml"
+    assert_exit_code(0, "init", tmp_path / name, "--to", to)
+    recipe = read_recipe(to)
+    assert [teacher.task for teacher in recipe.teachers.values()] == ["classification"]
+    assert recipe.pool == list(recipe.data)
+
+
+def test_init_of_folders_without_labels_leaves_the_teachers_to_the_user(tmp_path: Path) -> None:
+    write_image(tmp_path / "photos" / "1.jpg", 10)
+    to = tmp_path / "mine.yaml"
+    assert_exit_code(0, "init", tmp_path / "photos", "--to", to)
+    written = parse_yaml(read_text(to), "mine.yaml")
+    assert written["teachers"] == {}
+
+
 def test_init_writes_a_recipe_that_can_be_planned(
     folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -321,6 +321,26 @@ def test_decode_numbers_gives_numbers_as_stored() -> None:
     assert decode_numbers(encode(Image.new("1", (2, 1), 1), "PNG")).tolist() == [[1, 1]]
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_decode_numbers_gives_gray_levels_of_few_bits_as_stored(bits: int) -> None:
+    """Pillow spreads them over 0 to 255."""
+    stored = [[3, 0, 1, 2], [2, 2, 0, 3]]
+    rows = [b"\0" + int("".join(f"{n:0{bits}b}" for n in row), 2).to_bytes(bits // 2, "big") for row in stored]
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 4, 2, bits, 0, 0, 0, 0)), (b"IDAT", zlib.compress(b"".join(rows))))
+    parts = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in (*chunks, (b"IEND", b""))
+    ]
+    assert decode_numbers(b"\x89PNG\r\n\x1a\n" + b"".join(parts)).tolist() == stored
+
+
+def test_decode_numbers_refuses_inverted_tiffs() -> None:
+    out = io.BytesIO()
+    Image.new("L", (2, 1), 7).save(out, "TIFF", tiffinfo={262: 0})
+    with pytest.raises(DataError, match="stored inverted"):
+        decode_numbers(out.getvalue())
+
+
 def test_decode_numbers_turns_them_upright() -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 import yaml
 
 import tasks
-from pipeline.export import BELOW_THRESHOLD, ExportSample, write_export
+from pipeline.export import BELOW_THRESHOLD, ExportSample, unique_names, write_export
 from pipeline.sources import imagefolder
 from pipeline.stores.labels import LabelSpace
 from tests.exports import export, samples
@@ -73,3 +74,12 @@ def test_yolo_writer_makes_folders_of_any_class_name(tmp_path: Path) -> None:
     write_export("yolo", tmp_path / "out", {"it": label}, every, {})
     folders = sorted(path.parent.name for path in (tmp_path / "out" / "it" / "train").rglob("*.jpg"))
     assert folders == sorted(["a_c", "crane", "crane (2)", "_", "Åal"])
+
+
+@pytest.mark.parametrize(
+    "names", [["crane", "crane", "crane (2)"], ["crane (2)", "crane", "crane"], ["a"] * 4, ["a (2)", "a", "a", "a (2)"]]
+)
+def test_unique_names_are_distinct(names: list[str]) -> None:
+    unique = unique_names(names)
+    assert len(set(unique)) == len(names)
+    assert all(made == name or made.startswith(f"{name} (") for made, name in zip(unique, names, strict=True))

@@ -9,6 +9,8 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.recipe.yaml_text import parse_yaml, read_text
 
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))
+
 
 @pytest.mark.parametrize(
     ("text", "message"),
@@ -18,6 +20,8 @@ from pipeline.recipe.yaml_text import parse_yaml, read_text
         ('a: {b: 1, "b": 2}\n', "the key 'b' is there twice"),
         ("- {a: 1}\n- {a: 1, a: 1}\n", "the key 'a' is there twice, in lines 2 and 2"),
         ("[" * 5000, "mine.yaml: lists or mappings lie in one another too deeply to be read."),
+        ("a: &a {b: *a}", "mine.yaml: lists or mappings lie in one another too deeply to be read."),
+        (BOMB, "mine.yaml: more than 100,000 values, or an alias within what it stands for."),
         ("a: [", "mine.yaml: not valid YAML: while parsing a flow node"),
         ("a: 1\nb: 2024-13-45\n", "mine.yaml: not valid YAML: line 2: '2024-13-45' is no timestamp"),
         ("a: !!int x", "line 1: 'x' is no int"),

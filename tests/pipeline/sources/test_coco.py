@@ -250,6 +250,31 @@ def test_coco_config_states_annotations_and_images(tmp_path: Path) -> None:
     assert record.read()
 
 
+def test_coco_source_joins_the_annotations_of_an_image_that_is_listed_twice(tmp_path: Path) -> None:
+    entries = [{"id": number, "file_name": "a.jpg", "width": 100, "height": 50} for number in (7, 77)]
+    write(tmp_path, [box([0, 0, 5, 5]), box([9, 9, 5, 5], image=77)], entries)
+    source = open_source(tmp_path)
+    truth = single_record(source).truth(SIZE)
+    assert truth.values["detection"]["boxes"].tolist() == [[0, 0, 5, 5], [9, 9, 14, 14]]
+    assert (truth.annotations, source.stray_annotations, source.problems) == (2, 0, [])
+
+
+def test_coco_source_counts_annotations_of_an_image_that_another_split_has(tmp_path: Path) -> None:
+    write(tmp_path, [box([0, 0, 5, 5])])
+    (tmp_path / "instances_val.json").write_bytes((tmp_path / "instances_train.json").read_bytes())
+    source = open_source(tmp_path, images={"train": "images/train", "val": "images/train"})
+    assert len(list(source.records())) == source.stray_annotations == 1
+
+
+def test_coco_source_refuses_classes_that_look_alike(tmp_path: Path) -> None:
+    write(tmp_path, [])
+    content = json.loads((tmp_path / "instances_train.json").read_text())
+    content["categories"] = [{"id": 1, "name": "Cat"}, {"id": 2, "name": " cat"}]
+    (tmp_path / "instances_train.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"the classes 'Cat' and ' cat' differ only by case, accents or spaces"):
+        open_source(tmp_path).spaces()
+
+
 def test_coco_source_reads_backslashes_as_folders(tmp_path: Path) -> None:
     write(tmp_path, [], [{"id": 1, "file_name": "day\\a.jpg"}])
     (tmp_path / "images/train/day").mkdir()

@@ -178,7 +178,13 @@ def test_masks_source_reads_files_of_classes(root: Path, content: str) -> None:
     assert classes_with(root, classes="names.json") == ("sky", "road")
 
 
-@pytest.mark.parametrize("content", ["{", "3", '{"sky": 0}', '{"-1": "sky"}', '{"70000": "sky"}'])
+UNCLEAR = [
+    *('{"0": "sky", "00": "road"}', '[{"id": 0, "name": "sky"}]', '["sky", null]', '{"1.5": "sky"}', '{"0": 5}'),
+    *(f'{{"ignore_index": {value}, "classes": ["sky"]}}' for value in ("1.9", "true", "1e400", '"x"', "[null]")),
+]
+
+
+@pytest.mark.parametrize("content", ["{", "3", '{"sky": 0}', '{"-1": "sky"}', '{"70000": "sky"}', *UNCLEAR])
 def test_masks_source_refuses_other_files_of_classes(root: Path, content: str) -> None:
     (root / "classes.json").write_text(content)
     with pytest.raises(ConfigError, match=r"classes: .*classes.json"):

@@ -48,7 +48,10 @@ HUGGING_FACE = {"huggingface": json.dumps({"info": {"features": {"label": {"name
 PLAIN = {"classes": '["cat", "dog"]'}
 
 
-@pytest.mark.parametrize("metadata", [HUGGING_FACE, PLAIN])
+NUMBERED = {"huggingface": json.dumps({"info": {"features": {"label": {"names": {"1": "dog", "0": "cat"}}}}})}
+
+
+@pytest.mark.parametrize("metadata", [HUGGING_FACE, PLAIN, NUMBERED])
 def test_parquet_source_reads_images_labels_and_class_names(tmp_path: Path, metadata: dict[str, str]) -> None:
     write(tmp_path / "train.parquet", {"image": cells(3), "label": [1, 0, 1], "note": ["x"] * 3}, metadata)
     source = open_source(tmp_path / "train.parquet")
@@ -232,6 +235,37 @@ def test_parquet_source_names_columns_that_do_not_fit(tmp_path: Path, options: d
     with pytest.raises(ConfigError, match=reason):
         open_source(tmp_path, **options).spaces()
     assert open_source(tmp_path, classes=["a", "b"]).spaces()["classification"].classes == ("a", "b")
+
+
+@pytest.mark.parametrize("stated", ['"abc"', "5", '{"a": "b"}', "null"])
+def test_parquet_source_takes_no_names_from_metadata_of_another_meaning(tmp_path: Path, stated: str) -> None:
+    write(tmp_path / "x.parquet", {"image": cells(2), "label": ["a", "b"]}, {"classes": stated})
+    assert open_source(tmp_path).spaces()["classification"].classes == ("a", "b")
+
+
+@pytest.mark.parametrize("stated", ['["a", 1, null]', '[["a"], {}]', '["a", "a "]'])
+def test_parquet_source_refuses_names_that_are_no_text_or_alike(tmp_path: Path, stated: str) -> None:
+    write(tmp_path / "x.parquet", {"image": cells(1), "label": [0]}, {"classes": stated})
+    with pytest.raises(DataError, match=r"is no text|differ only by"):
+        open_source(tmp_path).spaces()
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.int64(), pa.list_(pa.int32())])
+def test_parquet_source_refuses_structs_whose_bytes_are_none(tmp_path: Path, kind: pa.DataType) -> None:
+    cell = {"string": "text", "int64": 10**15}.get(str(kind), [300])
+    image = pa.array([{"bytes": cell, "path": "a.png"}], pa.struct([("bytes", kind), ("path", pa.string())]))
+    write(tmp_path / "x.parquet", {"image": image})
+    with pytest.raises(ConfigError, match=r"column 'image' is struct<bytes: .*, not binary or struct<bytes, path>"):
+        list(open_source(tmp_path).records())
+
+
+@pytest.mark.parametrize("column", ["image", "label", "split"])
+def test_parquet_source_refuses_a_column_that_is_there_twice(tmp_path: Path, column: str) -> None:
+    columns = {"image": cells(1), "label": pa.array(["a"]), "split": pa.array(["train"])}
+    names = [*columns, column]
+    pq.write_table(pa.Table.from_arrays([columns[name] for name in names], names), tmp_path / "x.parquet")
+    with pytest.raises(ConfigError, match=rf"there are 2 columns '{column}'; rename one"):
+        list(open_source(tmp_path).records())
 
 
 def test_parquet_source_refuses_files_with_different_classes(tmp_path: Path) -> None:

@@ -155,6 +155,29 @@ def test_expand_braces() -> None:
     assert webdataset.expand_braces("a-{08..10}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar"]
     assert webdataset.expand_braces("{x,y}/{0..1}") == ["x/0", "x/1", "y/0", "y/1"]
     assert webdataset.expand_braces("plain.tar") == ["plain.tar"]
+    assert webdataset.expand_braces("{5..3}.tar") == ["5.tar", "4.tar", "3.tar"]
+
+
+def test_webdataset_source_refuses_tars_that_go_on_after_their_end(tmp_path: Path) -> None:
+    write(tmp_path / "x.tar", {"a.png": picture(1)})
+    write(tmp_path / "y.tar", {"b.png": picture(2)})
+    joined = (tmp_path / "x.tar").read_bytes() + (tmp_path / "y.tar").read_bytes()
+    (tmp_path / "y.tar").unlink()
+    (tmp_path / "x.tar").write_bytes(joined)
+    with pytest.raises(DataError, match=r"x.tar: not a whole, .*there is more after its end, as in tars that `cat`"):
+        list(open_source(tmp_path).records())
+
+
+@pytest.mark.parametrize(
+    "headers", [{"size": "-1024"}, {"size": "9" * 23}, {"GNU.sparse.map": "abc"}, {"GNU.sparse.size": "99999999999"}]
+)
+def test_webdataset_source_refuses_members_of_impossible_sizes(headers: dict[str, str], tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("a.png")
+        info.size, info.pax_headers = len(picture(1)), headers
+        tar.addfile(info, io.BytesIO(picture(1)))
+    with pytest.raises(DataError, match=r"x.tar: not a whole, uncompressed tar"):
+        list(open_source(tmp_path).records())
 
 
 def test_webdataset_source_holds_out_a_share(tmp_path: Path) -> None:

@@ -51,6 +51,22 @@ def test_walk_follows_links_but_not_in_circles(tmp_path: Path) -> None:
         gone.read()
 
 
+def test_walk_ends_where_folders_link_to_one_another(tmp_path: Path) -> None:
+    folders = [tmp_path / str(number) for number in range(12)]
+    for folder in folders:
+        folder.mkdir()
+        for other in folders:
+            (folder / f"to {other.name}").symlink_to(other)
+    with pytest.raises(DataError, match=r"is reached by 4 links to folders in one another; 3 are followed"):
+        names(tmp_path)
+
+
+def test_stamp_of_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+    for name, target in (("gone", "nowhere"), ("itself", "itself")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+        assert StoragePath.of(str(tmp_path / name)).stamp() == (-1, 0)
+
+
 def test_walk_skips_pipes(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     touch(tmp_path, "1.jpg")
@@ -101,7 +117,7 @@ def test_stamp_sees_changes(tmp_path: Path) -> None:
     assert file.stamp() != before
 
 
-@pytest.mark.parametrize(("number", "kind"), [(errno.ESTALE, ConfigError), (errno.ELOOP, DataError)])
+@pytest.mark.parametrize(("number", "kind"), [(errno.ESTALE, ConfigError), (errno.EIO, DataError)])
 def test_stamp_names_a_file_that_can_not_be_read(
     number: int, kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
