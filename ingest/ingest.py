@@ -208,8 +208,7 @@ class _Ingest:
         for position, match in enumerate(matches):
             packed = self._encode(match, size)
             if not packed.reason:
-                rest = matches[position + 1 :]
-                return _MatchedImage(packed, bad, [PackedRecord(other.number, other.name) for other in rest])
+                return _MatchedImage(packed, bad, [self._encode(other, size) for other in matches[position + 1 :]])
             bad.append(packed)
         return _MatchedImage(None, bad, [])
 
@@ -218,7 +217,8 @@ class _Ingest:
             for record in image.bad:
                 self.packer.quarantine(record, shard.split)
             for record in image.duplicates:
-                self.packer.duplicate(record, shard.split, image.record.name if image.record else "")
+                assert image.record
+                self.packer.duplicate(record, shard.split, image.record.name, image.record.label_digest)
         records = [image.record for image in images]
         present = [record for record in records if record]
         if len(present) == len(records):
@@ -243,8 +243,11 @@ def _error_text(error: Exception) -> str:
 
 def _check_bad_share(packer: ShardPacker, max_bad: float, name: str) -> None:
     """Raise DataError if no image can be used, or more than a share `max_bad` of the files or annotations can't."""
-    bad, good = packer.counts["quarantined"], packer.counts["images"] + packer.counts["duplicates"]
-    reasons = "; ".join(f"{source}: {reason}" for _, source, _, reason in sorted(packer.lists["quarantine"])[:3])
+    conflicts = packer.counts["conflicts"]
+    bad = packer.counts["quarantined"] + conflicts
+    good = packer.counts["images"] + packer.counts["duplicates"] - conflicts
+    unusable = [f"{source}: {reason}" for _, source, _, reason in sorted(packer.lists["quarantine"])]
+    reasons = "; ".join([*unusable, *packer.conflicts][:3])
     if not good:
         raise DataError(f"data.{name}: not one usable image. {reasons or 'Nothing was found there.'}")
     if bad / (bad + good) > max_bad:

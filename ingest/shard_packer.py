@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,11 @@ class PackedRecord:
     reason: str = ""
     """Why the labels, and so the image, can't be used; empty if they can."""
 
+    @functools.cached_property
+    def label_digest(self) -> bytes:
+        """A hash of the true labels, by which records of one image are compared."""
+        return hashlib.blake2b(repr(sorted(self.rows.items())).encode(), digest_size=8).digest()
+
 
 class ShardPacker:
     """Pack a set's images into shards of `shard_images`, each with a label file per task.
@@ -63,7 +70,10 @@ class ShardPacker:
         self.inherited: dict[str, str] = {}
         """Files that are taken from the previous artifact as they are, for `INHERITED_FILES`."""
         self._open: dict[str, tuple[ShardWriter, list[PackedRecord]]] = {}
-        self._first_names: dict[tuple[str, str], str] = {}
+        self.conflicts: list[str] = []
+        """For each record with another label than the image has already: its name, and why it is not used."""
+        self._firsts: dict[tuple[str, str], tuple[str, bytes]] = {}
+        """By split and key of an image, the name and the label's digest of the record that it is stored as."""
         self._next_numbers: dict[str, int] = {
             split: max((_number(tar.stem) + 1 for tar in finished_tars(self.work, split)), default=0)
             for split in SPLITS
@@ -86,20 +96,24 @@ class ShardPacker:
         self.counts["quarantined"] += 1
         self._add_to_list("quarantine", record, split, record.reason)
 
-    def duplicate(self, record: PackedRecord, split: str, first: str) -> None:
-        """List a record whose image is stored under the name `first`."""
+    def duplicate(self, record: PackedRecord, split: str, first: str, label_digest: bytes) -> None:
+        """List a record whose image is stored as that of the record `first`, whose labels have this digest."""
         self.counts["duplicates"] += 1
-        dropped = "; its label is not used" if self.labels else ""
-        self._add_to_list("duplicates", record, split, f"same bytes as {first}{dropped}")
+        reason = f"same bytes as {first}"
+        if record.rows and record.label_digest != label_digest:
+            self.counts["conflicts"] += 1
+            reason += ", but another label, which is not used"
+            self.conflicts.append(f"{record.name}: {reason}")
+        self._add_to_list("duplicates", record, split, reason)
 
     def add(self, record: PackedRecord, split: str, image: NewImage) -> None:
         """Store an image that no earlier shard has, or list why it is not stored."""
-        first = self._first_names.get((split, image.key))
+        first = self._firsts.get((split, image.key))
         if first is not None:
-            return self.duplicate(record, split, first)
+            return self.duplicate(record, split, *first)
         if record.reason:
             return self.quarantine(record, split)
-        self._first_names[split, image.key] = record.name
+        self._firsts[split, image.key] = record.name, record.label_digest if self.labels else b""
         return self._pack(record, split, image)
 
     def _pack(self, record: PackedRecord, split: str, image: NewImage) -> None:

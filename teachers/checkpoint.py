@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from pipeline.errors import ConfigError, DataError, require_one_of
+from pipeline.errors import ConfigError, DataError, error_context, require_one_of
 from pipeline.models.weights import NETWORK, find_weights
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Inputs, read_json, write_json
@@ -57,7 +57,8 @@ class Config(TeacherConfig):
         """Return the head's name and label space. Raises ConfigError if the network has no such head for the task."""
         heads = self._about()["heads"]
         head = self.head or (next(iter(heads)) if len(heads) == 1 else "")
-        space = LabelSpace.from_json(heads[require_one_of(head, heads, "head")])
+        with error_context(str(self._about_file())):
+            space = LabelSpace.from_json(heads[require_one_of(head, heads, "head")])
         if space.task != self.task:
             raise ConfigError(f"head {head!r} is for {space.task!r}, the recipe says {self.task!r}.")
         return head, space

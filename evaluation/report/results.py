@@ -116,7 +116,12 @@ def warnings(run: RunRecord) -> list[ReportWarning]:
     """Return what was dropped, kept out, skewed, failed or came out worse than it should, a sentence each."""
     lines, _ = read_lines(run.metrics())
     sentences = [*not_measured(run.metrics(), run.artifacts), *weak_models(lines), *_skewed(run), *_collapsed(run)]
-    return [*map(ReportWarning, sentences), *_unusable(run), *map(ReportWarning, [*_held_out(run), *_failed(run)])]
+    return [
+        *map(ReportWarning, sentences),
+        *_unusable(run),
+        *_conflicts(run),
+        *map(ReportWarning, [*_held_out(run), *_failed(run)]),
+    ]
 
 
 def _skewed(run: RunRecord) -> list[str]:
@@ -143,6 +148,16 @@ def _unusable(run: RunRecord) -> Iterator[ReportWarning]:
             first = artifact.load("quarantine.parquet", pq.read_table).slice(0, 1).to_pylist()[0]
             files = plural(bad + artifact.counts.get("images", 0), "file")
             text = f"{bad:,} of {files} of the set {name} can't be used and were left out. First: "
+            yield ReportWarning(text, first["source"], f": {first['reason']}.")
+
+
+def _conflicts(run: RunRecord) -> Iterator[ReportWarning]:
+    for name, artifact in run.of_kind("data").items():
+        if count := artifact.counts.get("conflicts", 0):
+            listed = artifact.load("duplicates.parquet", pq.read_table).to_pylist()
+            first = next(row for row in listed if "another label" in row["reason"])
+            files = f"{plural(count, 'file')} of the set {name}"
+            text = f"Not used: {files} with another label than the same image has already. First: "
             yield ReportWarning(text, first["source"], f": {first['reason']}.")
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import json
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
 from flows.run.naming import RUN_NAME, run_order
-from pipeline.errors import require_one_of
+from pipeline.errors import DataError, first_line, require_one_of
 from pipeline.recipe.comparison import COMPARE
 from pipeline.steps.artifact import EXTERNAL_FILES, MANIFEST, Artifact, parse_lines, parse_manifest, verify
 from pipeline.steps.workspace import Workspace
@@ -121,10 +122,37 @@ def list_runs(root: Root) -> list[RunUse]:
     return runs
 
 
+class _PlanRow(BaseModel):
+    """A row of a run's plan."""
+
+    step: str
+    section: list[str]
+    artifact: str | None
+
+
+_PLAN = TypeAdapter(list[_PlanRow])
+
+
 def _read_run(run: StoragePath) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the rows of a run's plan, which name the artifacts it found, and its events, which name all others."""
-    rows = json.loads(run.child("plan.json").read_if_exists() or b"[]")
-    return rows, list(parse_lines(run.child("events.jsonl").read_if_exists() or b""))
+    """Return the rows of a run's plan, which name the artifacts it found, and its events, which name all others.
+
+    Raises DataError if the plan is damaged: what the run uses is then unknown. Events that are damaged are left out.
+    """
+    file = run.child("plan.json")
+    try:
+        rows = _PLAN.dump_python(_PLAN.validate_json(file.read_if_exists() or b"[]"))
+    except ValidationError as error:
+        raise DataError(
+            f"{file}: damaged ({first_line(error)}). Delete the run's folder; its artifacts stay."
+        ) from error
+    events = parse_lines(run.child("events.jsonl").read_if_exists() or b"")
+    return rows, [event for event in events if _is_event(event)]
+
+
+def _is_event(line: Mapping[str, Any]) -> bool:
+    """Return True for a line with the name of an event, and with the step of an artifact."""
+    names = [line.get("event"), *((line["artifact"], line.get("step")) if line.get("artifact") else ())]
+    return all(isinstance(name, str) for name in names)
 
 
 def list_files(root: Root, *folders: str) -> dict[str, int]:

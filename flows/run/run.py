@@ -165,6 +165,8 @@ def _unusable_files(artifact: Artifact) -> str:
     files, skipped = artifact.counts.get("quarantined", 0), artifact.counts.get("skipped", {})
     dropped = artifact.counts.get("dropped", 0)
     unusable = f"; {plural(files, 'file')} could not be used" if files else ""
+    if conflicts := artifact.counts.get("conflicts", 0):
+        unusable += f"; {plural(conflicts, 'file')} with another label than the same image has already"
     if dropped:
         unusable += f"; {dropped:,} of {artifact.counts['annotations']:,} annotations could not be used"
     if not skipped:

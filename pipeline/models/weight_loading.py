@@ -114,9 +114,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _why_unreadable(error: Exception) -> str:
-    """Return why torch could not load a file; on one that is not its own it stumbles over some byte, and says which."""
+    """Return why torch could not load a file; on one that is not its own it stumbles over some byte, and says which.
+
+    torch's own advice, to let the file run code, is left out.
+    """
+    if code := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"it would call {code[1]}, which is no tensor; save the state dict alone, best as .safetensors"
     if str(error).startswith("Weights only"):
-        return str(error).splitlines()[0]
+        return "it is no file of tensors that torch.save wrote"
     return f"it is not a whole file that torch.save wrote: {type(error).__name__} {error}".splitlines()[0].rstrip()
 
 

@@ -141,7 +141,7 @@ def check_size(label_size: tuple[int, int], image_size: tuple[int, int], subject
         return
     text = f"{subject} {label_size[0]}x{label_size[1]}, the upright image {image_size[0]}x{image_size[1]}"
     if label_size == image_size[::-1]:
-        text += ": that is the image before the rotation that its EXIF asks for; rotate the label, or drop the EXIF"
+        text += ": swapped, as a label of an image before the rotation that its EXIF asks for would be"
     raise DataError(text)
 
 

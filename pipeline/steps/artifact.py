@@ -268,7 +268,9 @@ def parse_lines(text: bytes) -> Iterator[dict[str, Any]]:
     """Yield the objects in a text of JSON lines. Lines that are damaged, as by a kill while writing, are left out."""
     for line in text.decode(errors="replace").splitlines():
         with contextlib.suppress(ValueError, RecursionError):
-            yield json.loads(line)
+            value = json.loads(line)
+            if isinstance(value, dict):
+                yield value
 
 
 class _FileFacts(BaseModel):

@@ -75,8 +75,13 @@ class LabelSpace:
         return {"task": self.task, "classes": list(self.classes), "scale": self.scale}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> LabelSpace:
-        return cls(data["task"], tuple(data["classes"]), data["scale"])
+    def from_json(cls, data: Any) -> LabelSpace:
+        """Return the label space that `to_json` stated. Raises DataError for anything else."""
+        match data:
+            case {"task": str(task), "classes": list(classes), "scale": "metric" | "relative" as scale}:
+                if all(isinstance(name, str) for name in classes):
+                    return cls(task, tuple(classes), scale)
+        raise DataError(f"{data!r:.80} is no label space, which has a task, a list of classes and a scale.")
 
 
 class ClassAmounts(NamedTuple):
@@ -381,6 +386,11 @@ def read_metadata(schema: pa.Schema, file: object) -> dict[str, Any]:
             f"{file}: label schema version {version!r}; this version reads {SCHEMA_VERSION}. The next `must run` or "
             "`must label` of its recipe makes it again."
         )
+    try:
+        LabelSpace.from_json(metadata["space"])
+        Calibration.from_json(metadata["calibration"])
+    except (KeyError, TypeError, ValueError, AttributeError, DataError) as error:
+        raise DataError(f"{file}: its metadata is damaged ({error}). Delete it and run again.") from error
     return metadata
 
 

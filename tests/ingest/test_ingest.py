@@ -274,9 +274,22 @@ def test_ingest_stores_duplicate_once(photos: Path, read: Read) -> None:
     found = read(shard_images=2)
     assert found.names() == [f"images/train/{number:02d}.png" for number in range(5)]
     assert len({row.key for row in found.rows()}) == 5
-    same = "same bytes as images/train/00.png; its label is not used"
+    same = "same bytes as images/train/00.png"
     assert found.read_list("duplicates") == [("images/train/again.png", "train", same)]
+    assert "conflicts" not in found.counts
     assert (found.counts["duplicates"], found.counts["images"], found.counts["labels.segmentation.train"]) == (1, 5, 5)
+
+
+def test_ingest_counts_images_with_two_labels_as_unusable(photos: Path, read: Read) -> None:
+    add(photos, "train", range(5))
+    add_image(photos, "train/again.png", 0)
+    add_mask(photos, "train/again.png", mask(1))
+    reason = "same bytes as images/train/00.png, but another label, which is not used"
+    with pytest.raises(DataError, match=rf"1 of 6 files can't be used, .* First: images/train/again\.png: {reason}"):
+        read(max_bad=0.1)
+    found = read(max_bad=0.2)
+    assert (found.counts["conflicts"], found.counts["images"]) == (1, 5)
+    assert found.read_list("duplicates") == [("images/train/again.png", "train", reason)]
 
 
 def test_held_out_keys_hold_image_that_is_in_two_splits(photos: Path, make: Callable[[], Artifact]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -209,6 +210,21 @@ def test_plan_gc_keeps_rejections(copy: Path) -> None:
     delete_files(root, verdicts)
     assert len(read_rejections(root)) == 1
     assert [path.name for path in (copy / "labels").iterdir()] == ["rejected.parquet"]
+
+
+@pytest.mark.parametrize("content", ["{", "5", '[{"step": "x"}]', '[{"step": 1, "section": [], "artifact": null}]'])
+def test_list_runs_names_a_damaged_plan(content: str, copy: Path) -> None:
+    plan = next((copy / "runs").iterdir()) / "plan.json"
+    plan.write_text(content)
+    with pytest.raises(DataError, match=rf"{re.escape(str(plan))}: damaged .*Delete the run's folder"):
+        list_runs(Root.of(copy))
+
+
+def test_list_runs_leaves_out_lines_that_are_no_events(copy: Path) -> None:
+    before = list_runs(Root.of(copy))
+    with open(next((copy / "runs").iterdir()) / "events.jsonl", "a", encoding="utf-8") as file:
+        file.write('{}\n[]\n5\n{"event": 1}\n{"event": "made", "artifact": "x"}\n{"event": "made", "artif')
+    assert list_runs(Root.of(copy)) == before
 
 
 def test_plan_gc_deletes_what_killed_runs_left(copy: Path) -> None:

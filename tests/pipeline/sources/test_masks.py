@@ -131,7 +131,9 @@ def test_masks_source_suspects_exif_rotation(root: Path) -> None:
     exif[274] = 6
     image(root, "train/a.jpg", (3, 2), exif=exif)
     mask(root, "train/a.png")
-    with pytest.raises(DataError, match="3x2, the upright image 2x3: that is the image before the rotation"):
+    with pytest.raises(
+        DataError, match="3x2, the upright image 2x3: swapped, as a label of an image before the rotation"
+    ):
         truth_of(single_record(open_source(root)))
     mask(root, "train/a.png", np.ascontiguousarray(IDS.T))
     assert truth_of(single_record(open_source(root))).values["segmentation"]["classes"].shape == (3, 2)

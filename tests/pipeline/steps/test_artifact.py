@@ -41,7 +41,7 @@ FACTS = {"size": 1, "sha256": "0"}
 def manifest_fields() -> dict[str, Any]:
     """Return a manifest with all that others read."""
     texts = dict.fromkeys(("kind", "step", "fingerprint", "digest"), "x")
-    mappings = {key: {} for key in ("config", "inputs", "counts", "software", "files", EXTERNAL_FILES)}
+    mappings: dict[str, Any] = {key: {} for key in ("config", "inputs", "counts", "software", "files", EXTERNAL_FILES)}
     return {**texts, **mappings, "section": ["x"], "schema": SCHEMA_VERSION, "began": 1.5, "seconds": 0.5}
 
 
