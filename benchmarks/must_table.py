@@ -240,9 +240,27 @@ def interval(values: Sequence[float]) -> str:
 def summary(rows: Sequence[str], seeds: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Return the table: a line for each measure and row that all seeds have, with its values, ranks and cost.
 
+    Then the same for the rows that fewer seeds have, at least two, without those that lack them.
+    """
+    order = sorted(seeds, key=lambda seed: -len(seeds[seed]))
+    table: list[list[str]] = []
+    shown = 0
+    for count in range(len(order), min(2, len(order)) - 1, -1):
+        chosen = {seed: seeds[seed] for seed in order[:count]}
+        names = [name for name in rows if all(name in measured for measured in chosen.values())]
+        if len(names) > shown:
+            shown = len(names)
+            head, *lines = _summary_of(names, chosen)
+            table = table or [[*head, "seeds"]]
+            table += [[*line, str(count)] for line in lines]
+    return table
+
+
+def _summary_of(names: Sequence[str], seeds: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Return the lines of rows that all these seeds have, below a head.
+
     Rows that were not measured in every way are not ranked over all of them.
     """
-    names = [name for name in rows if all(name in measured for measured in seeds.values())]
     chosen = [{name: measured[name] for name in names} for measured in seeds.values()]
     costs = {name: [measured[name]["cost"] for measured in chosen] for name in names}
     values = [values_of(rows) for rows in chosen]

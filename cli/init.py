@@ -77,6 +77,8 @@ METRIC = {
 def write_recipe(folders: Sequence[Path], to: Path) -> list[str]:
     """Write a commented recipe for `folders` to `to`, and return a line per folder that says how it is read.
 
+    One more line says so if there is no teacher for lack of labels.
+
     Raises ConfigError if `to` exists, no folder is given or two have the same name, DataError if one can't be used.
     """
     if to.exists():
@@ -96,7 +98,12 @@ def write_recipe(folders: Sequence[Path], to: Path) -> list[str]:
         pool=", ".join(detected),
     )
     to.write_text(text, encoding="utf-8")
-    return [_described(entry, tasks) for entry, tasks in detected.values()]
+    lines = [_described(entry, tasks) for entry, tasks in detected.values()]
+    return (
+        lines
+        if teachers
+        else [*lines, "None of them has labels: add a teacher to the recipe, such as a pretrained one."]
+    )
 
 
 def detect_source(folder: Path) -> tuple[dict[str, Any], list[str]]:

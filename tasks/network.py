@@ -39,16 +39,16 @@ class NetworkConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     backbone: str
-    image_size: int = Field(multiple_of=32, ge=32)
+    image_size: int = Field(multiple_of=32, ge=32, le=65_536)
     resize: Resize = "stretch"
     """How images become square."""
-    width: int = Field(default=128, ge=8)
+    width: int = Field(default=128, ge=8, le=65_536)
     """Channels of the pyramid."""
     proposals: int | None = Field(default=None, ge=8)
     """Region proposals per image; None for as many as suit the image size."""
     heads: dict[str, dict[str, Any]]
     """Label spaces by head, as JSON."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
     def architecture(self) -> dict[str, Any]:
         """Return what speed depends on, as JSON: all but the seed and how images become square."""

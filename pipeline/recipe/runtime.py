@@ -40,5 +40,5 @@ class RuntimeConfig(BaseConfig):
     """Threads for decoding and encoding; 0 = one per core, shared out among processes that work at once."""
     checkpoint_s: float = Field(default=60, ge=0)
     """Seconds between saved training states, which are uploaded if the root is remote."""
-    cache_gb: float = Field(default=CACHE_GB, gt=0)
+    cache_gb: float = Field(default=CACHE_GB, gt=0, le=1e6)
     """Gigabytes of local disk for the cache of a remote root (`--root s3://...`)."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import tarfile
+import zipfile
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -71,7 +73,7 @@ def explain_open_errors(url: str) -> Iterator[None]:
     except ImportError as error:
         missing = next((extra for name, extra in EXTRAS.items() if name in str(error)), first_line(error))
         raise ConfigError(f"{url}: {missing}.") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, zipfile.BadZipFile, tarfile.TarError) as error:
         raise ConfigError(f"path {url!r} can't be opened: {first_line(error)}") from error
 
 

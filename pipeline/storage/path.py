@@ -57,7 +57,14 @@ class StoragePath:
 
     @classmethod
     def of(cls, text: str) -> StoragePath:
-        """Return the path for a URL or a local path, which may start with `~` or be relative."""
+        """Return the path for a URL or a local path, which may start with `~` or be relative.
+
+        Raises ConfigError for text that no file system takes, or if the URL's can't be opened.
+        """
+        try:
+            os.fsencode(text)
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"path {text!r} can't be the name of a file: {error.reason}.") from error
         if not URL.match(text):
             return cls(LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
         options = S3_OPTIONS if get_protocol(text) in ("s3", "s3a") else {}

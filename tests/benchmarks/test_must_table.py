@@ -70,8 +70,17 @@ def test_summary_has_rows_of_all_seeds_by_measure_with_their_cost() -> None:
     assert table[0][2:5] == ["studio classification", "studio normals ↓", "mean rank"]
     lines = {(line[0], line[1]): line[2:] for line in table[1:]}
     assert {name for _, name in lines} == {SCRATCH, STUDENT}, "the other has one seed"
-    assert lines["frozen", STUDENT] == ["0.750", "", "1.00 ± 0.00", "", "100", "10", "5"]
-    assert lines["all", SCRATCH] == ["", "", "2.00 ± 0.00", "2 of 2", "", "", ""]
+    assert lines["frozen", STUDENT] == ["0.750", "", "1.00 ± 0.00", "", "100", "10", "5", "2"]
+    assert lines["all", SCRATCH] == ["", "", "2.00 ± 0.00", "2 of 2", "", "", "", "2"]
+
+
+def test_summary_has_rows_of_fewer_seeds_below_those_of_all() -> None:
+    few = {SCRATCH: TWO[SCRATCH], STUDENT: TWO[STUDENT]}
+    table = summary(list(ONE), {"0": few, "1": ONE, "2": ONE})
+    assert [(line[0], line[1], line[-1]) for line in table if line[0] == "frozen"] == [
+        *(("frozen", name, "3") for name in (SCRATCH, STUDENT)),
+        *(("frozen", name, "2") for name in ONE),
+    ]
 
 
 def optimizer_name(teacher: Any) -> str | None:

@@ -85,12 +85,15 @@ def test_init_writes_names_that_yaml_reads_otherwise(name: str, tmp_path: Path) 
     assert recipe.pool == list(recipe.data)
 
 
-def test_init_of_folders_without_labels_leaves_the_teachers_to_the_user(tmp_path: Path) -> None:
+def test_init_of_folders_without_labels_leaves_the_teachers_to_the_user(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_image(tmp_path / "photos" / "1.jpg", 10)
     to = tmp_path / "mine.yaml"
     assert_exit_code(0, "init", tmp_path / "photos", "--to", to)
     written = parse_yaml(read_text(to), "mine.yaml")
     assert written["teachers"] == {}
+    assert "None of them has labels: add a teacher" in capsys.readouterr().out
 
 
 def test_init_writes_a_recipe_that_can_be_planned(

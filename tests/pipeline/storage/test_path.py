@@ -61,6 +61,13 @@ def test_walk_ends_where_folders_link_to_one_another(tmp_path: Path) -> None:
         names(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["/tmp/\ud800", "s3://b/\ud800", "zip://::FILE", "tar://::FILE"])
+def test_storage_path_of_what_can_not_be_opened(text: str, tmp_path: Path) -> None:
+    (tmp_path / "no archive").write_bytes(b"text")
+    with pytest.raises(ConfigError, match=r"^path "):
+        StoragePath.of(text.replace("FILE", str(tmp_path / "no archive")))
+
+
 def test_stamp_of_a_link_that_leads_nowhere(tmp_path: Path) -> None:
     for name, target in (("gone", "nowhere"), ("itself", "itself")):
         (tmp_path / name).symlink_to(tmp_path / target)
