@@ -284,7 +284,7 @@ class _InputFacts(BaseModel):
 
 
 class _Manifest(BaseModel):
-    """What the manifest of an artifact says, of what others read."""
+    """The fields of a manifest that others read."""
 
     kind: str
     section: list[str]

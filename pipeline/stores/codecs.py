@@ -1,4 +1,4 @@
-"""Codecs between arrays and the blobs of dense labels. Each states the most it can lose.
+"""Codecs between arrays and the blobs and lists in label files. Each states the most it can lose.
 
 Blobs are compressed by Zstandard at level 1, because encoding is what limits a labelling run on the CPU: PNG takes ten
 times as long to write for the same maps, and higher levels save a few per cent.
@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import zstandard
 from numpy.typing import DTypeLike, NDArray
 
@@ -50,3 +52,10 @@ def bytes_to_unit(stored: NDArray[np.int8]) -> NDArray[np.float32]:
     vectors = stored.astype(np.float32)
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
+
+
+def flatten_lists(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Return (row numbers, entries), both (N,), of all entries of a column of lists; a null list has none."""
+    lists = column.combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    return np.repeat(np.arange(len(lists)), lengths), pc.list_flatten(lists).to_numpy(zero_copy_only=False)

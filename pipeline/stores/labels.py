@@ -18,7 +18,6 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL.Image import Image
@@ -78,7 +77,7 @@ class LabelSpace:
     def from_json(cls, data: Any) -> LabelSpace:
         """Return the label space that `to_json` stated. Raises DataError for anything else."""
         match data:
-            case {"task": str(task), "classes": list(classes), "scale": "metric" | "relative" as scale}:
+            case {"task": str(task), "classes": [*classes], "scale": "metric" | "relative" as scale}:
                 if all(isinstance(name, str) for name in classes):
                     return cls(task, tuple(classes), scale)
         raise DataError(f"{data!r:.80} is no label space, which has a task, a list of classes and a scale.")
@@ -206,13 +205,6 @@ class Label(ABC):
 
         A task without classes has K = 1.
         """
-
-
-def flatten_lists(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Return (row numbers, entries), both (N,), of all entries of a column of lists; a null list has none."""
-    lists = column.combine_chunks()
-    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-    return np.repeat(np.arange(len(lists)), lengths), pc.list_flatten(lists).to_numpy(zero_copy_only=False)
 
 
 def resample_nearest(grid: NDArray[Any], box: Box, size: tuple[int, int], fill: Any) -> NDArray[Any]:
@@ -375,23 +367,20 @@ def open_labels(file: StoredFile, reader: Callable[[pq.ParquetFile], T], whole: 
 
 
 def read_metadata(schema: pa.Schema, file: object) -> dict[str, Any]:
-    """Return a label file's `store_metadata`. Raises DataError if another version wrote it."""
+    """Return a label file's `store_metadata`. Raises DataError if it is damaged, or another version wrote it."""
     try:
         metadata: dict[str, Any] = load_json((schema.metadata or {}).get(b"must", b"{}"))
         version = metadata.get("schema_version")
-    except (ValueError, AttributeError) as error:
+        if version == SCHEMA_VERSION:
+            LabelSpace.from_json(metadata["space"])
+            Calibration.from_json(metadata["calibration"])
+            return metadata
+    except (ValueError, AttributeError, KeyError, TypeError, DataError) as error:
         raise DataError(f"{file}: its metadata is damaged ({error}). Delete it and run again.") from error
-    if version != SCHEMA_VERSION:
-        raise DataError(
-            f"{file}: label schema version {version!r}; this version reads {SCHEMA_VERSION}. The next `must run` or "
-            "`must label` of its recipe makes it again."
-        )
-    try:
-        LabelSpace.from_json(metadata["space"])
-        Calibration.from_json(metadata["calibration"])
-    except (KeyError, TypeError, ValueError, AttributeError, DataError) as error:
-        raise DataError(f"{file}: its metadata is damaged ({error}). Delete it and run again.") from error
-    return metadata
+    raise DataError(
+        f"{file}: label schema version {version!r}; this version reads {SCHEMA_VERSION}. The next `must run` or "
+        "`must label` of its recipe makes it again."
+    )
 
 
 def check_joined(images: Sequence[str], labels: Sequence[str], shard: str, path: object) -> None:

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from PIL import ImageDraw
 from PIL.Image import Image
 
-from pipeline.stores.labels import PROBABILITY, Box, ClassAmounts, Label, Row, Value, flatten_lists
+from pipeline.stores.codecs import flatten_lists
+from pipeline.stores.labels import PROBABILITY, Box, ClassAmounts, Label, Row, Value
 from tasks.drawing import caption, palette
 
 MIN_VISIBLE = 0.3

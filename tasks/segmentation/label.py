@@ -9,6 +9,7 @@ from PIL import Image as Images
 from PIL.Image import Image
 
 from pipeline.stores import codecs
+from pipeline.stores.codecs import flatten_lists
 from pipeline.stores.labels import (
     IGNORE,
     PROBABILITY,
@@ -16,7 +17,6 @@ from pipeline.stores.labels import (
     Row,
     Value,
     cell_at,
-    flatten_lists,
     on_finer_raster,
 )
 from tasks.drawing import enlarge, palette
