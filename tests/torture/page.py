@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from tests.pipeline.sources.damage import ODD
+from tests.pipeline.sources.damage import ODD, most_bytes
 from tests.waiting import wait_until
 
 MOST_BYTES = 600 << 20
@@ -131,17 +131,12 @@ class Page:
                 problems.append(f"{request}: {answer}"[:2000])
         if not {200, 400, 404} <= answered.keys():
             problems.append("not one of the requests was good, bad, or for something that is not there")
-        held = self._most_bytes()
+        held = most_bytes(self.server.pid)
         if held > MOST_BYTES:
             problems.append(f"the server held {held:,} bytes")
         if more := set(self.folder.iterdir()) - self.files:
             problems.append(f"there are new files: {more}")
         return f"{answered.total()} answers: {dict(sorted(answered.items()))}; {held >> 20} MB at most", problems
-
-    def _most_bytes(self) -> int:
-        """Return the most memory that the server has held so far."""
-        lines = Path(f"/proc/{self.server.pid}/status").read_text("ascii").splitlines()
-        return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) << 10
 
     def ask(self, method: str, target: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Answer:
         """Send a request as it is, whatever its target."""

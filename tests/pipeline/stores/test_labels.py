@@ -19,6 +19,7 @@ from pipeline.stores.labels import (
     LabelWriter,
     Value,
     check_joined,
+    read_metadata,
     resample_nearest,
     store_metadata,
 )
@@ -161,6 +162,17 @@ def test_label_shard_damaged_or_of_another_version_is_a_data_error(tmp_path: Pat
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match=r"s\.parquet: not a readable label shard.*Delete it and run again"):
         LabelShard(stored(path), LABEL)
+
+
+@pytest.mark.parametrize("key", ["space", "calibration"])
+@pytest.mark.parametrize(
+    "value", [5, "text", [], {}, {"task": "depth", "classes": "abc", "scale": "metric"}, {"map": {"kind": 1}}]
+)
+def test_read_metadata_names_a_file_whose_fields_are_damaged(key: str, value: object) -> None:
+    fields = store_metadata(LABEL, "masks", "0" * 64)
+    assert read_metadata(pa.schema([], {"must": json.dumps(fields)}), "s.parquet") == fields
+    with pytest.raises(DataError, match=r"^s\.parquet: its metadata is damaged .*Delete it and run again"):
+        read_metadata(pa.schema([], {"must": json.dumps(fields | {key: value})}), "s.parquet")
 
 
 def test_label_shard_value_names_file_and_key_of_a_damaged_label(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.storage.root import Root, hash_file
 from pipeline.stores.images import ImageShard
-from pipeline.stores.labels import SCHEMA_VERSION
+from pipeline.stores.labels import SCHEMA_VERSION, LabelSpace
 from teachers.labelling import label_folder
 from teachers.labelling.label_folder import LabelFolder
 from tests.s3 import listening
@@ -38,7 +38,8 @@ def label(
     path = folder.root.local_path(folder.path_of(shard))
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table({"key": shard.keys[: len(statuses)], "status": list(statuses)})
-    pq.write_table(table.replace_schema_metadata({"must": json.dumps({"schema_version": version})}), path)
+    metadata = {"schema_version": version, "space": LabelSpace("depth").to_json(), "calibration": None}
+    pq.write_table(table.replace_schema_metadata({"must": json.dumps(metadata)}), path)
 
 
 def test_label_folder_refresh_finds_published_shards(any_root: Root, shards: list[ImageShard]) -> None:
