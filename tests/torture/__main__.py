@@ -130,7 +130,7 @@ def main(
         require_one_of(part, PARTS, "--part")
     known: list[dict[str, Any]] = list(parse_lines(file.read_bytes())) if file.exists() else []
     file.write_text("".join(f"{json.dumps(each)}\n" for each in known), encoding="utf-8")  # without a line cut off
-    environment = describe_environment("cpu")
+    environment = {**describe_environment("cpu"), "command": "python -m tests.torture"}
     with tempfile.TemporaryDirectory(prefix="must-torture-") as folder, (torture := Torture(Path(folder))).at_end:
         for part in parts or PARTS:
             for number in range(sum(each["part"] == part for each in known), rounds):
