@@ -99,11 +99,9 @@ def write_recipe(folders: Sequence[Path], to: Path) -> list[str]:
     )
     to.write_text(text, encoding="utf-8")
     lines = [_described(entry, tasks) for entry, tasks in detected.values()]
-    return (
-        lines
-        if teachers
-        else [*lines, "None of them has labels: add a teacher to the recipe, such as a pretrained one."]
-    )
+    if not teachers:
+        lines.append("None of them has labels: add a teacher to the recipe, such as a pretrained one.")
+    return lines
 
 
 def detect_source(folder: Path) -> tuple[dict[str, Any], list[str]]:

@@ -23,6 +23,8 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from pipeline.errors import DataError, install_command
 from pipeline.storage.shortage import raise_shortage
 
+SPREAD = {"L;2": 85, "L;4": 17}
+"""The factor by which Pillow spreads gray levels of 2 or 4 bits over 0 to 255."""
 PIXEL_LIMIT = 200_000_000
 """Images of more pixels are refused. Phones go up to 200 megapixels; as RGB that is 600 MB."""
 PNM = "PPM"
@@ -136,10 +138,6 @@ def decode_numbers(data: bytes) -> NDArray[Any]:
     if stored in SPREAD:
         return numbers // np.uint8(SPREAD[stored])
     return numbers.astype(numbers.dtype.newbyteorder("="), copy=False)
-
-
-SPREAD = {"L;2": 85, "L;4": 17}
-"""The factor by which Pillow spreads gray levels of 2 or 4 bits over 0 to 255."""
 
 
 def _stored_mode(image: Image.Image) -> str:

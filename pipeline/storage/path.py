@@ -31,6 +31,10 @@ from pipeline.storage.errors import (
     s3_error_code,
 )
 
+MOST_LINKS = 3
+"""Links to folders that lie in one another: with more, folders that link to each other are walked without end."""
+LEADS_NOWHERE = (errno.ENOENT, errno.ELOOP)
+"""The system's errors for links to nothing and to themselves."""
 URL = re.compile(r"[a-z][a-z0-9+.-]+(://|::)")
 STATE_KEYS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
 """Keys under which storages tell one state of a file from another; the first one present counts."""
@@ -362,12 +366,6 @@ def walk(root: StoragePath) -> Iterator[StoragePath]:
     for name, info in sorted(root._listing().items(), key=lambda item: item[0].split("/")):
         if not any(map(is_hidden, name.split("/"))):
             yield dataclasses.replace(root.child(name), info=info)
-
-
-MOST_LINKS = 3
-"""Links to folders that lie in one another: with more, folders that link to each other are walked without end."""
-LEADS_NOWHERE = (errno.ENOENT, errno.ELOOP)
-"""The system's errors for links to nothing and to themselves."""
 
 
 def _walk_local(folder: StoragePath, parents: frozenset[tuple[int, int]], links: int = 0) -> Iterator[StoragePath]:

@@ -9,8 +9,8 @@ import re
 
 DIGITS = 12
 """Hex digits of a store's name, taken from the digest of the artifact that made the labels."""
-NAME = re.compile(rf"(student-)?\w+-[0-9a-f]{{{DIGITS}}}")
 STUDENT_PREFIX = "student-"
+NAME = re.compile(rf"({STUDENT_PREFIX})?\w+-[0-9a-f]{{{DIGITS}}}")
 LABEL_STEP, STUDENT_LABEL_STEP = "label", "student.labels"
 LABELLING = (LABEL_STEP, STUDENT_LABEL_STEP)
 """Steps that label the pool: with its teachers, and with the student."""

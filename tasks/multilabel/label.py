@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pipeline.stores import codecs
-from pipeline.stores.codecs import flatten_lists
 from pipeline.stores.labels import PRESENT, Box, ClassAmounts, Label, Row, Value
 from tasks.drawing import caption
 
@@ -66,8 +65,8 @@ class TaskLabel(Label):
 
     def class_amounts(self, table: pa.Table) -> ClassAmounts:
         """Return the classes with a probability of 0.5 or more: those that are said to be in the image."""
-        rows, classes = flatten_lists(table.column("classes"))
-        _, scores = flatten_lists(table.column("scores"))
+        rows, classes = codecs.flatten_lists(table.column("classes"))
+        _, scores = codecs.flatten_lists(table.column("scores"))
         return ClassAmounts(rows, classes.astype(np.int64), scores.astype(np.float32))
 
     def known_classes(self, table: pa.Table) -> NDArray[np.bool_]:

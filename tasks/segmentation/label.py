@@ -9,7 +9,6 @@ from PIL import Image as Images
 from PIL.Image import Image
 
 from pipeline.stores import codecs
-from pipeline.stores.codecs import flatten_lists
 from pipeline.stores.labels import (
     IGNORE,
     PROBABILITY,
@@ -85,7 +84,7 @@ class TaskLabel(RasterLabel):
         return codecs.share_to_byte(probabilities) >= codecs.share_to_byte(np.array(threshold, np.float32))
 
     def class_amounts(self, table: pa.Table) -> ClassAmounts:
-        rows, area = flatten_lists(table.column("area"))
+        rows, area = codecs.flatten_lists(table.column("area"))
         present = np.flatnonzero(area)
         return ClassAmounts(rows[present], present % max(1, len(self.space.classes)), area[present].astype(np.float32))
 
