@@ -31,7 +31,6 @@ REPEATS = 5
 CHANGES = {
     "nothing has changed": [],
     "another student": ["-o", "student.lr=0.002"],
-    "another teacher": ["-o", "teachers.t07.lr=0.002"],
 }
 
 
