@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from browser.catalogue import CataloguedStore
 from browser.differences import PAIR_SEPARATOR, Differences
 from browser.filters import Clause, FilterColumn, ImageSelection, JoinedTable, class_threshold, parse_column, requires
+from browser.label_files import decode_row
 from browser.loading import Loading
-from browser.pictures import Pictures, decode_row
+from browser.pictures import Pictures
 from browser.query_process import as_json
 from browser.rejecting import Rejecting
 from browser.sql import Queries
 from browser.tables import Store, quoted
 from pipeline.errors import ConfigError, DataError
+from pipeline.stores.labels import explain_label_errors
 from tasks.drawing import palette
 
 HAS_ID = "id IN (SELECT unnest(?::INTEGER[]))"
@@ -216,7 +218,8 @@ class Answers:
         for image in sampled:
             row = self.pictures.row(store, image)
             if row and row["status"] == "ok":
-                held_here, kept_here = store.label.count(row, threshold)
+                with explain_label_errors(store.name, row["key"]):
+                    held_here, kept_here = store.label.count(row, threshold)
                 held, kept = held + held_here, kept + kept_here
         return {
             "images": len(sampled),

@@ -13,12 +13,11 @@ import threading
 import numpy as np
 import pyarrow as pa
 
+from browser.label_files import decode_row, read_rows
 from browser.loading import Loading, is_same_file
-from browser.pictures import decode_row
 from browser.tables import Store, quoted
 from pipeline.errors import ConfigError, DataError, MustError
 from pipeline.storage.root import StoredFile
-from pipeline.stores.labels import Row, open_labels
 
 PAIR_SEPARATOR = ":"
 """Between the names of the two stores."""
@@ -146,8 +145,3 @@ def _distances(pair: StorePair, one: StoredFile, other: StoredFile) -> list[floa
         distance = float(np.clip(label.distance(*values), 0, 1))
         distances.append(None if math.isnan(distance) else distance)
     return distances
-
-
-def read_rows(file: StoredFile) -> list[Row]:
-    """Return all rows of a label file."""
-    return open_labels(file, lambda parquet: parquet.read().to_pylist())

@@ -12,9 +12,11 @@ from collections.abc import Iterator
 import duckdb
 
 from browser.catalogue import CataloguedShard, CataloguedStore, read_catalogue
-from browser.tables import Store, Tables, read_scalars
-from pipeline.errors import MustError
+from browser.label_files import read_scalars
+from browser.tables import Store, Tables
+from pipeline.errors import DataError, MustError
 from pipeline.storage.root import Root, StoredFile
+from pipeline.stores.labels import REMEDY, Label
 from pipeline.stores.rejections import NO_REJECTIONS, read_rejections
 from pipeline.stores.rejections import PATH as REJECTIONS_PATH
 
@@ -102,7 +104,8 @@ class Loading:
             label, labels = read_scalars(file)
             store = self.stores.get(found.name) or self.tables.add_store(found.name, label)
             self.stores[found.name] = store
-            shards = [ids for ids in self._by_address[address] if len(ids) == len(labels)]
+            shards = self._by_address[address]
+            _check_fits(file, label, len(labels), store, len(shards[0]))
             self.tables.add_labels(store, shards, labels)
         except MustError as error:
             self.progress.damaged[str(file)] = str(error)
@@ -199,6 +202,14 @@ class Loading:
         """Return the label file of a store that covers an image, None if it has none."""
         shard, _ = self.locate(image)
         return self._files[store].get(shard.shard.address)
+
+
+def _check_fits(file: StoredFile, label: Label, rows: int, store: Store, images: int) -> None:
+    """Raise DataError unless a label file has a row per image of its shard, and the label space of its store."""
+    if rows != images:
+        raise DataError(f"{file}: has {rows} rows for the {images} images of its shard. {REMEDY}")
+    if label.space != store.label.space:
+        raise DataError(f"{file}: its classes are not those of other files of {store.name}. {REMEDY}")
 
 
 def is_same_file(one: StoredFile, other: StoredFile) -> bool:

@@ -6,18 +6,18 @@ import collections
 import functools
 import io
 import threading
-from typing import Any
 
 import pyarrow as pa
 from PIL import Image
 
+from browser.label_files import decode_row, read_row_group
 from browser.loading import Loading
 from browser.tables import Store
 from pipeline.data.decode import decode_image
 from pipeline.errors import DataError
 from pipeline.storage.root import StoredFile, hash_if_exists
 from pipeline.stores.images import ImageShard
-from pipeline.stores.labels import Row, Value, open_labels
+from pipeline.stores.labels import Row, Value
 from tasks.drawing import caption, thumbnail
 
 QUALITY = 85
@@ -64,7 +64,7 @@ class Pictures:
             if found:
                 self._groups.move_to_end(name)
         if found is None:
-            found = open_labels(file, lambda parquet: read_row_group(parquet, row))
+            found = read_row_group(file, row)
             self._cache(name, *found)
         rows, table = found
         label: Row = table.slice(row - rows.start, 1).to_pylist()[0]
@@ -101,25 +101,6 @@ class Pictures:
             caption(pale, "damaged")
             return pale, False
         return (store.label.draw(picture, value), True) if value else (pale, False)
-
-
-def read_row_group(parquet: Any, row: int) -> tuple[range, pa.Table]:
-    """Read the row group of a file that contains a row; return it behind the numbers of its rows."""
-    start = 0
-    for group in range(parquet.num_row_groups):
-        count = parquet.metadata.row_group(group).num_rows
-        if row < start + count:
-            return range(start, start + count), parquet.read_row_group(group)
-        start += count
-    raise KeyError(row)
-
-
-def decode_row(store: Store, row: Row, threshold: float) -> Value:
-    """Return the label in a row. Raises DataError, with key and store, if it is damaged."""
-    try:
-        return store.label.decode(row, threshold)
-    except ValueError as error:
-        raise DataError(f"{store.name}: the label of {row['key']} is damaged ({error}).") from error
 
 
 def check_hash(file: StoredFile) -> None:

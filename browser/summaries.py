@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from browser.answers import Answers
-from browser.differences import read_rows
 from browser.filters import ImageSelection
-from browser.pictures import check_hash, decode_row
+from browser.label_files import decode_row, read_rows
+from browser.pictures import check_hash
 from browser.query_process import as_json
 from browser.tables import Store, quoted
 from pipeline.errors import MustError

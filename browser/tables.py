@@ -27,10 +27,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-import tasks
 from browser.catalogue import CataloguedShard
-from pipeline.storage.root import StoredFile
-from pipeline.stores.labels import Label, LabelSpace, open_labels, read_metadata
+from pipeline.stores.labels import Label, explain_label_errors
 
 MEMORY = "150MB"
 BATCH_ROWS = 20_000
@@ -241,25 +239,13 @@ class Tables:
             self.version += 1
 
 
-def read_scalars(file: StoredFile) -> tuple[Label, pa.Table]:
-    """Return how a label file's labels are read, and its columns that are small or that `class_amounts` reads."""
-
-    def read(parquet: Any) -> tuple[Label, pa.Table]:
-        schema = parquet.schema_arrow
-        metadata = read_metadata(schema, file)
-        label = tasks.label(LabelSpace.from_json(metadata["space"])).calibrated_as(metadata)
-        wanted = {"status", "reason", *label.amount_columns}
-        names = [field.name for field in schema if field.type in TYPES or field.name in wanted]
-        return label, parquet.read(names)
-
-    return open_labels(file, read)
-
-
 def class_columns(store: Store, labels: pa.Table) -> dict[str, pa.Array]:
     """Return the columns `classes` and `amounts`: lists, empty without a label; none for a task without classes."""
     if not store.label.amount_columns:
         return {}
-    found = store.label.class_amounts(labels)
+    with explain_label_errors(store.name):
+        found = store.label.class_amounts(labels)
+        store.label.check_class_ids(found.classes)
     ends = np.searchsorted(found.rows, np.arange(len(labels) + 1)).astype(np.int32)
     names = pa.array(store.class_names, pa.string()).take(pa.array(found.classes))
     return {

@@ -11,7 +11,7 @@ import tasks
 from ingest.pool import pool_shards, rejected_rows
 from pipeline.steps.artifact import Inputs, read_json
 from pipeline.storage.root import StoredFile
-from pipeline.stores.labels import Label, LabelShard
+from pipeline.stores.labels import Label, LabelShard, explain_label_errors
 from student.dataset import StudentHead
 
 MAX_IMAGES = 5000
@@ -48,7 +48,8 @@ def _count(head: StudentHead, files: list[tuple[StoredFile, set[int]]]) -> dict[
         label = shard.label
         for number, row in enumerate(shard.rows()):
             if number in rows and row["status"] == "ok":
-                row_held, row_kept = label.count(row, head.threshold)
+                with explain_label_errors(file, row["key"]):
+                    row_held, row_kept = label.count(row, head.threshold)
                 held, kept, images = held + row_held, kept + row_kept, images + 1
     warning = skew_warning(classes, held, kept)
     return {

@@ -10,9 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from pipeline.errors import require_one_of
 from pipeline.stores.calibration import Calibration
-from pipeline.stores.labels import Label, LabelSpace
+from pipeline.stores.labels import Label, LabelSpace, check_columns, read_metadata
 
 if TYPE_CHECKING:
     from tasks.task import Task
@@ -26,6 +28,14 @@ def names() -> list[str]:
 def label(space: LabelSpace, calibration: Calibration | None = None) -> Label:
     """Return the `TaskLabel` of the space's task. Loads no torch. Raises ConfigError if there is no such task."""
     return _load(space, "label").TaskLabel(space, calibration)
+
+
+def label_of_file(schema: pa.Schema, file: object) -> Label:
+    """Return how the labels of a file with this schema are read. Raises DataError if it is no whole label file's."""
+    metadata = read_metadata(schema, file)
+    found = label(LabelSpace.from_json(metadata["space"])).calibrated_as(metadata)
+    check_columns(schema, found, file)
+    return found
 
 
 def model(space: LabelSpace) -> Task:

@@ -17,7 +17,8 @@ from pipeline.models.weight_loading import non_finite_weights
 from pipeline.recipe.augment import Resize
 from pipeline.steps.artifact import Artifact, read_json
 from pipeline.steps.runtime import Runtime
-from pipeline.stores.labels import Box, Value
+from pipeline.stores.labels import Value
+from pipeline.stores.rasters import Box
 from pipeline.training import autotune
 from pipeline.training.autotune import ComputeConfig
 from tasks.network import Network

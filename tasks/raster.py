@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.stores.labels import Box, Label, Row, Value, resample_nearest
+from pipeline.stores.labels import Label, Row, Value
+from pipeline.stores.rasters import Box, resample_nearest
 
 SIZE_COLUMNS = (pa.field("h", pa.int32()), pa.field("w", pa.int32()))
 """The columns with the height and width of the rasters in cells."""

@@ -16,7 +16,8 @@ from torch import nn
 
 import tasks
 from pipeline.data.augment import Placement
-from pipeline.stores.labels import COMMON, Box, Label, LabelSpace, Row, Value
+from pipeline.stores.labels import COMMON, Label, LabelSpace, Row, Value
+from pipeline.stores.rasters import Box
 from tasks.prediction import to_numpy
 from tasks.task import FeatureInfo, Features, Task
 

@@ -5,9 +5,12 @@ Unknown labels are made by cropping beyond the image and by thresholds that noth
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +20,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import tasks
-from pipeline.stores.labels import COMMON, Label, LabelSpace, Row
+from pipeline.errors import DataError
+from pipeline.stores.labels import COMMON, Label, LabelSpace, Row, explain_label_errors
 from tasks.task import Task
 from tests.spaces import (
     CHEAP,
@@ -188,3 +192,50 @@ def test_label_count_falls_with_threshold(space: LabelSpace) -> None:
         np.testing.assert_array_equal(again, held)
         assert (fewer <= kept).all()
         kept = fewer
+
+
+def other_entries(field: pa.Field, entry: Any) -> Iterator[Any]:
+    """Yield entries of a column's type that are none that its label wrote."""
+    others: list[Any] = [
+        None,
+        -1,
+        7,
+        2**31 - 1,
+        math.nan,
+        math.inf,
+        b"",
+        b"(\xb5/\xfd",
+        [],
+        [None],
+        [-1, 0],
+        [2**31 - 1],
+        "a",
+    ]
+    if isinstance(entry, bytes | list):
+        others += [entry[: len(entry) // 2], entry[1:], entry * 2]
+    if isinstance(entry, list):
+        others += [[other] * len(entry) for other in (math.nan, math.inf, -1e30, None, -1, 2**31 - 1, [math.nan] * 4)]
+    for other in others:
+        with contextlib.suppress(pa.ArrowException, TypeError, OverflowError):
+            yield pa.array([other], field.type)[0].as_py()
+
+
+@every_space
+def test_label_decode_of_damaged_row_is_a_data_error_or_a_label(space: LabelSpace) -> None:
+    label, image = tasks.label(space), Image.new("RGB", (40, 30))
+    row = stored_row(label, value_of(space, 4))
+    for field in label.columns():
+        for other in other_entries(field, row[field.name]):
+            damaged, value = row | {field.name: other}, None
+            with contextlib.suppress(DataError), explain_label_errors("labels.parquet", "k"):
+                label.count(damaged, 0.5)
+                value = label.decode(damaged, 0.5)
+            if value is not None:
+                assert label.draw(image, value).size == image.size
+                assert isinstance(label.describe(value) + label.describe_at(value, (0.5, 0.5)), str)
+    column = next(name for name, entry in row.items() if isinstance(entry, bytes | list))
+    with (
+        pytest.raises(DataError, match=r"labels\.parquet: the label of k is damaged"),
+        explain_label_errors("labels.parquet", "k"),
+    ):
+        label.decode(row | {column: None})

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.recipe.augment import AugmentConfig, Resize
-from pipeline.stores.labels import FULL_IMAGE, Box, Label, Value
+from pipeline.stores.labels import Label, Value
+from pipeline.stores.rasters import FULL_IMAGE, Box
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 PAD_COLOR = (124, 116, 104)

@@ -23,7 +23,8 @@ from pipeline.recipe.plugins import modules
 from pipeline.steps.artifact import write_json
 from pipeline.storage.atomic import atomic_folder, check_absent
 from pipeline.storage.shortage import explain_shortage
-from pipeline.stores.labels import FULL_IMAGE, Label, Value, resample_nearest
+from pipeline.stores.labels import Label, Value
+from pipeline.stores.rasters import FULL_IMAGE, resample_nearest
 
 SUMMARY = "export.json"
 """The description that every export has in its folder."""

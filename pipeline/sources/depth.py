@@ -27,7 +27,8 @@ from pipeline.sources._files import FileSource, check_size, read_image
 from pipeline.sources._splits import Split, split_by_hash
 from pipeline.storage.json_text import decode_json
 from pipeline.storage.path import StoragePath, require_exists
-from pipeline.stores.labels import FULL_IMAGE, LabelSpace, resample_nearest
+from pipeline.stores.labels import LabelSpace
+from pipeline.stores.rasters import FULL_IMAGE, resample_nearest
 
 UNITS_M = {"millimetre": 0.001, "centimetre": 0.01, "metre": 1.0}
 SAME_ASPECT = 0.01

@@ -29,6 +29,7 @@ from pipeline.storage.json_text import load_json
 from pipeline.storage.root import PathOrFile, StoredFile
 from pipeline.storage.shortage import raise_shortage
 from pipeline.stores.calibration import Calibration
+from pipeline.stores.rasters import Box
 
 SCHEMA_VERSION = 2
 ROW_GROUP = 256
@@ -39,13 +40,13 @@ PROBABILITY = pa.field(
     "probability", pa.float32(), metadata={"about": "confidence, calibrated where that was possible"}
 )
 """The column of tasks whose scores can be calibrated: the score of the whole label as a probability."""
+REMEDY = "Delete it and run again."
 PRESENT = 0.5
 """The least probability of a class that counts as present in a multi-label image."""
 
 T = TypeVar("T")
 Value = dict[str, NDArray[Any]]
 Row = dict[str, Any]
-Box = tuple[float, float, float, float]
 Status = Literal["ok", "none", "failed"]
 
 COMMON = pa.schema(
@@ -158,8 +159,14 @@ class Label(ABC):
     def decode(self, row: Row, threshold: float = 0.0) -> Value:
         """Return the value of a row. What is less probable than `threshold` becomes unknown; what is equal is kept.
 
-        Raises ValueError if a blob is damaged.
+        Raises ValueError if the row is damaged: a blob that can't be read, classes that the label space does not have.
         """
+
+    def check_class_ids(self, ids: NDArray[Any]) -> None:
+        """Raise ValueError unless all of these are ids of classes of the label space."""
+        wrong = ids[~((ids >= 0) & (ids < len(self.space.classes)))]  # NaN too: an entry that is null
+        if wrong.size:
+            raise ValueError(f"class {wrong.flat[0]} of {len(self.space.classes)}")
 
     def class_amounts(self, table: pa.Table) -> ClassAmounts:
         """Return the classes in each row of a label file, of which `table` has the `amount_columns`.
@@ -205,47 +212,6 @@ class Label(ABC):
 
         A task without classes has K = 1.
         """
-
-
-def resample_nearest(grid: NDArray[Any], box: Box, size: tuple[int, int], fill: Any) -> NDArray[Any]:
-    """Sample `grid` (H, W, ...) at the centres of a raster of `size` (h, w) laid over the relative `box`: (h, w, ...).
-
-    Cells outside the image get `fill`. The nearest cell is taken, because class ids, metres at an edge and unit vectors
-    have no mean.
-    """
-    h, w = grid.shape[:2]
-    ys = np.floor((box[1] + (np.arange(size[0]) + 0.5) / size[0] * (box[3] - box[1])) * h).astype(np.int64)
-    xs = np.floor((box[0] + (np.arange(size[1]) + 0.5) / size[1] * (box[2] - box[0])) * w).astype(np.int64)
-    outside_y, outside_x = (ys < 0) | (ys >= h), (xs < 0) | (xs >= w)
-    out = grid[np.clip(ys, 0, h - 1)[:, None], np.clip(xs, 0, w - 1)[None, :]]
-    if outside_y.any() or outside_x.any():
-        out[outside_y] = fill
-        out[:, outside_x] = fill
-    return out
-
-
-FULL_IMAGE: Box = (0.0, 0.0, 1.0, 1.0)
-
-
-def cell_at(grid: NDArray[Any], point: tuple[float, float]) -> Any:
-    """Return the entry of a raster (h, w, ...) over the image at `point` = (x, y) in [0, 1]."""
-    x, y = (min(int(part * side), side - 1) for part, side in zip(point, (grid.shape[1], grid.shape[0]), strict=True))
-    return grid[y, x]
-
-
-def on_finer_raster(one: NDArray[Any], other: NDArray[Any], fill: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return two rasters over one image, both resampled to the larger height and width."""
-    size = max(one.shape[0], other.shape[0]), max(one.shape[1], other.shape[1])
-    return resample_nearest(one, FULL_IMAGE, size, fill), resample_nearest(other, FULL_IMAGE, size, fill)
-
-
-def mean_where_known(difference: NDArray[Any], one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    """Return the mean of `difference` (h, w), in [0, 1], over the cells that are known in both masks (h, w).
-
-    Where they share no cell: 1 if just one of them knows any, else 0.
-    """
-    both = one & other
-    return float(difference[both].mean()) if both.any() else float(one.any() != other.any())
 
 
 def store_metadata(label: Label, maker: str, image_shard: str) -> dict[str, Any]:
@@ -306,7 +272,8 @@ class LabelWriter:
 class LabelShard:
     """One label file in memory. Rows are decoded one by one; blobs stay compressed.
 
-    `label` has the calibration that the file states, whatever the given one has.
+    `label` has the calibration that the file states, whatever the given one has. Raises DataError if the file's columns
+    are not those of `label`.
     """
 
     def __init__(self, file: StoredFile, label: Label) -> None:
@@ -314,6 +281,7 @@ class LabelShard:
         self.table = read_labels(file)
         self.metadata = read_metadata(self.table.schema, file)
         self.label = label.calibrated_as(self.metadata)
+        check_columns(self.table.schema, label, file)
 
     @property
     def keys(self) -> list[str]:
@@ -330,13 +298,10 @@ class LabelShard:
         Raises DataError, with file and key, if the label is damaged.
         """
         row = self.row(index)
-        try:
-            return None if row is None else self.label.decode(row, threshold)
-        except ValueError as error:
-            key = self.keys[index]
-            raise DataError(
-                f"{self.file}: the label of {key} is damaged ({error}). Delete it and run again."
-            ) from error
+        if row is None:
+            return None
+        with explain_label_errors(self.file, row["key"]):
+            return self.label.decode(row, threshold)
 
     def rows(self) -> Iterator[Row]:
         """Yield all rows in order, with one row group of them as Python objects at a time."""
@@ -346,7 +311,11 @@ class LabelShard:
 
 def read_labels(file: StoredFile, columns: list[str] | None = None) -> pa.Table:
     """Read a label file, or only some of its columns. Raises DataError if it is missing or damaged."""
-    return open_labels(file, lambda parquet: parquet.read(columns), whole=columns is None)
+    table = open_labels(file, lambda parquet: parquet.read(columns), whole=columns is None)
+    missing = set(columns or ()) - set(table.column_names)
+    if missing:
+        raise DataError(f"{file}: has no column {min(missing)!r}. {REMEDY}")
+    return table
 
 
 def open_labels(file: StoredFile, reader: Callable[[pq.ParquetFile], T], whole: bool = False) -> T:
@@ -361,7 +330,7 @@ def open_labels(file: StoredFile, reader: Callable[[pq.ParquetFile], T], whole: 
                 return reader(parquet)
         except PARQUET_ERRORS as error:
             raise_shortage(error, file)
-            raise DataError(f"{file}: not a readable label shard ({error}). Delete it and run again.") from error
+            raise DataError(f"{file}: not a readable label shard ({error}). {REMEDY}") from error
 
     return file.load(read) if whole else file.scan(read)
 
@@ -376,11 +345,29 @@ def read_metadata(schema: pa.Schema, file: object) -> dict[str, Any]:
             Calibration.from_json(metadata["calibration"])
             return metadata
     except (ValueError, AttributeError, KeyError, TypeError, DataError) as error:
-        raise DataError(f"{file}: its metadata is damaged ({error}). Delete it and run again.") from error
+        raise DataError(f"{file}: its metadata is damaged ({error}). {REMEDY}") from error
     raise DataError(
         f"{file}: label schema version {version!r}; this version reads {SCHEMA_VERSION}. The next `must run` or "
         "`must label` of its recipe makes it again."
     )
+
+
+def check_columns(schema: pa.Schema, label: Label, file: object) -> None:
+    """Raise DataError unless a label file has the columns of `label`, of their types."""
+    for field in (*COMMON, *label.columns()):
+        found = schema.field(field.name) if field.name in schema.names else None
+        if found is None or not found.equals(field):
+            raise DataError(f"{file}: its column {field.name!r} is {found and found.type}, not {field.type}. {REMEDY}")
+
+
+@contextlib.contextmanager
+def explain_label_errors(file: object, key: str | None = None) -> Iterator[None]:
+    """Raise DataError, with the file and the image's key, for what a `Label` raises on damaged rows."""
+    try:
+        yield
+    except (ValueError, TypeError, IndexError, OverflowError) as error:  # TypeError: an entry that is null
+        damaged = f"the label of {key} is" if key else "its labels are"
+        raise DataError(f"{file}: {damaged} damaged ({error}). {REMEDY}") from error
 
 
 def check_joined(images: Sequence[str], labels: Sequence[str], shard: str, path: object) -> None:

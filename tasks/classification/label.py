@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pipeline.stores import codecs
-from pipeline.stores.labels import PROBABILITY, Box, ClassAmounts, Label, Row, Value
+from pipeline.stores.labels import PROBABILITY, ClassAmounts, Label, Row, Value
+from pipeline.stores.rasters import Box
 from tasks.drawing import caption
 
 
@@ -89,6 +90,7 @@ class TaskLabel(Label):
         return min(1.0, float(np.abs(one["probs"].astype(np.float64) - other["probs"]).sum() / 2))  # 1 + rounding
 
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        self.check_class_ids(np.array([row["top"]]))
         total = np.bincount([row["top"]], minlength=len(self.space.classes)).astype(np.float64)
         return total, total * int(_reaches(row, threshold))
 

@@ -9,7 +9,8 @@ from PIL import ImageDraw
 from PIL.Image import Image
 
 from pipeline.stores.codecs import flatten_lists
-from pipeline.stores.labels import PROBABILITY, Box, ClassAmounts, Label, Row, Value
+from pipeline.stores.labels import PROBABILITY, ClassAmounts, Label, Row, Value
+from pipeline.stores.rasters import Box
 from tasks.drawing import caption, palette
 
 MIN_VISIBLE = 0.3
@@ -66,15 +67,16 @@ class TaskLabel(Label):
         }
 
     def decode(self, row: Row, threshold: float = 0.0) -> Value:
-        return _select(
-            {
-                "boxes": np.array(row["boxes"], dtype=np.float32).reshape(-1, 4),
-                "scores": np.array(row["scores"], dtype=np.float32),
-                "classes": np.array(row["classes"], dtype=np.int32),
-                "size": np.array([row["width"], row["height"]], dtype=np.int32),
-            },
-            np.array(row["probabilities"], dtype=np.float32) >= np.float32(threshold),
-        )
+        boxes = np.array(row["boxes"], dtype=np.float32).reshape(-1, 4)
+        size = np.array([row["width"], row["height"]], dtype=np.int32)
+        scores, classes = np.array(row["scores"], dtype=np.float32), np.array(row["classes"], dtype=np.int32)
+        if not len(boxes) == len(scores) == len(classes):
+            raise ValueError(f"{len(boxes)} boxes, {len(scores)} scores and {len(classes)} classes")
+        if not (np.isfinite(boxes).all() and (boxes[:, :2] <= boxes[:, 2:]).all() and (size > 0).all()):
+            raise ValueError(f"a box that is none, or an image of {size[0]} x {size[1]} pixels")
+        self.check_class_ids(classes)
+        keep = np.array(row["probabilities"], dtype=np.float32) >= np.float32(threshold)
+        return _select({"boxes": boxes, "scores": scores, "classes": classes, "size": size}, keep)
 
     def class_amounts(self, table: pa.Table) -> ClassAmounts:
         rows, classes = flatten_lists(table.column("classes"))
@@ -132,6 +134,7 @@ class TaskLabel(Label):
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Count a box as its probability: most raw boxes are near-duplicates with scores near 0, not objects."""
         classes, amounts = np.array(row["classes"], dtype=np.int64), np.array(row["probabilities"], dtype=np.float32)
+        self.check_class_ids(classes)
         total, kept = np.zeros(len(self.space.classes)), np.zeros(len(self.space.classes))
         np.add.at(total, classes, amounts)
         np.add.at(kept, classes, np.where(amounts >= np.float32(threshold), amounts, 0))

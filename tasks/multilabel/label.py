@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pipeline.stores import codecs
-from pipeline.stores.labels import PRESENT, Box, ClassAmounts, Label, Row, Value
+from pipeline.stores.labels import PRESENT, ClassAmounts, Label, Row, Value
+from pipeline.stores.rasters import Box
 from tasks.drawing import caption
 
 MAX_NAMED = 5

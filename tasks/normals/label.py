@@ -7,7 +7,8 @@ import pyarrow as pa
 from PIL.Image import Image
 
 from pipeline.stores import codecs
-from pipeline.stores.labels import Row, Value, cell_at, mean_where_known, on_finer_raster
+from pipeline.stores.labels import Row, Value
+from pipeline.stores.rasters import cell_at, mean_where_known, on_finer_raster
 from tasks.drawing import enlarge
 from tasks.raster import SIZE_COLUMNS, RasterLabel
 

@@ -9,15 +9,8 @@ from PIL import Image as Images
 from PIL.Image import Image
 
 from pipeline.stores import codecs
-from pipeline.stores.labels import (
-    IGNORE,
-    PROBABILITY,
-    ClassAmounts,
-    Row,
-    Value,
-    cell_at,
-    on_finer_raster,
-)
+from pipeline.stores.labels import IGNORE, PROBABILITY, ClassAmounts, Row, Value
+from pipeline.stores.rasters import cell_at, on_finer_raster
 from tasks.drawing import enlarge, palette
 from tasks.raster import SIZE_COLUMNS, RasterLabel
 
@@ -73,7 +66,9 @@ class TaskLabel(RasterLabel):
         shape = (row["h"], row["w"])
         stored = codecs.unpack(row["classes"], self._dtype, shape)
         levels = codecs.unpack(row["confidences"], np.uint8, shape)
-        unknown = (stored == np.iinfo(self._dtype).max) | ~self._reaches(threshold)[levels]
+        unlabelled = stored == np.iinfo(self._dtype).max
+        self.check_class_ids(stored[~unlabelled])
+        unknown = unlabelled | ~self._reaches(threshold)[levels]
         classes = np.where(unknown, np.uint16(IGNORE), stored.astype(np.uint16))
         return {"classes": classes, "confidence": codecs.byte_to_share(levels)}
 
@@ -85,8 +80,11 @@ class TaskLabel(RasterLabel):
 
     def class_amounts(self, table: pa.Table) -> ClassAmounts:
         rows, area = codecs.flatten_lists(table.column("area"))
+        classes = max(1, len(self.space.classes))
+        if (np.bincount(rows) % classes).any():
+            raise ValueError(f"a row has shares of other than {classes} classes")
         present = np.flatnonzero(area)
-        return ClassAmounts(rows[present], present % max(1, len(self.space.classes)), area[present].astype(np.float32))
+        return ClassAmounts(rows[present], present % classes, area[present].astype(np.float32))
 
     def draw(self, image: Image, value: Value) -> Image:
         known = value["classes"] != IGNORE

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pipeline.stores import codecs
-from pipeline.stores.labels import Row, Value, cell_at, mean_where_known, on_finer_raster
+from pipeline.stores.labels import Row, Value
+from pipeline.stores.rasters import cell_at, mean_where_known, on_finer_raster
 from tasks.drawing import enlarge, palette
 from tasks.raster import SIZE_COLUMNS, RasterLabel
 

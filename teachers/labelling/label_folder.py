@@ -9,12 +9,12 @@ from typing import TypedDict
 
 import pyarrow.parquet as pq
 
-from pipeline.errors import DataError
+import tasks
+from pipeline.errors import MustError
 from pipeline.storage.errors import PARQUET_ERRORS
 from pipeline.storage.root import Root, hash_file, in_parallel
 from pipeline.storage.shortage import raise_shortage
 from pipeline.stores.images import ImageShard
-from pipeline.stores.labels import read_metadata
 
 
 class ShardFacts(TypedDict):
@@ -78,9 +78,10 @@ class LabelFolder:
 def read_facts(path: Path, rows: int) -> ShardFacts | None:
     """Read the facts of a local label file; None if it is damaged, of another version, or has not so many rows."""
     try:
-        table = pq.read_table(path, columns=["status"])
-        read_metadata(table.schema, path)
-    except (*PARQUET_ERRORS, DataError) as error:
+        with pq.ParquetFile(path) as parquet:
+            tasks.label_of_file(parquet.schema_arrow, path)
+            table = parquet.read(["status"])
+    except (*PARQUET_ERRORS, MustError) as error:
         raise_shortage(error, path)
         return None
     status = table.column("status").to_pylist()

@@ -6,13 +6,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
 import tasks
 from browser.answers import Answers
 from browser.loading import Loading
 from pipeline.storage.root import Root, local_file
 from pipeline.stores.calibration import Calibration, Isotonic, Reliability, ReliabilityCurve
-from pipeline.stores.labels import LabelShard, LabelSpace, LabelWriter, store_metadata
+from pipeline.stores.labels import LabelShard, LabelWriter, store_metadata
 from pipeline.stores.naming import store_name
 from tests.conftest import World
 
@@ -26,10 +27,9 @@ def add_calibrated(root: Path, maker: str) -> str:
     [store] = root.glob(f"labels/{maker}-*")
     name = store_name(maker, "c" * 64)
     for file in store.glob("*.parquet"):
-        first = LabelShard(local_file(file), tasks.label(LabelSpace("depth")))
-        space = LabelSpace.from_json(first.metadata["space"])
-        shard, label = LabelShard(local_file(file), tasks.label(space)), tasks.label(space, CALIBRATION)
-        metadata = store_metadata(label, "c" * 64, first.metadata["image_shard"])
+        raw = tasks.label_of_file(pq.read_schema(file), file)
+        shard, label = LabelShard(local_file(file), raw), tasks.label(raw.space, CALIBRATION)
+        metadata = store_metadata(label, "c" * 64, shard.metadata["image_shard"])
         writer = LabelWriter(root / "labels" / name / file.name, label, metadata)
         for number, key in enumerate(shard.keys):
             value = shard.value(number)

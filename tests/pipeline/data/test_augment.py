@@ -23,7 +23,8 @@ from pipeline.data.augment import (
     valid_size,
 )
 from pipeline.recipe.augment import AugmentConfig, Resize
-from pipeline.stores.labels import FULL_IMAGE, LabelSpace, Value
+from pipeline.stores.labels import LabelSpace, Value
+from pipeline.stores.rasters import FULL_IMAGE
 from tests.augment import NO_AUGMENTATION
 
 

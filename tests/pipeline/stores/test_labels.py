@@ -20,7 +20,6 @@ from pipeline.stores.labels import (
     Value,
     check_joined,
     read_metadata,
-    resample_nearest,
     store_metadata,
 )
 from tests.disk import stored
@@ -205,13 +204,3 @@ def test_check_joined_names_shard_and_key(labels: list[str], message: str) -> No
 
 def test_check_joined_accepts_equal_keys() -> None:
     check_joined(["a", "b"], ["a", "b"], "shard-7", Path("x.parquet"))
-
-
-def test_resample_nearest_takes_the_nearest_cell_and_fills_outside() -> None:
-    grid = np.arange(12).reshape(3, 4)
-    np.testing.assert_array_equal(resample_nearest(grid, (0, 0, 1, 1), (3, 4), -1), grid)
-    np.testing.assert_array_equal(resample_nearest(grid, (0.5, 0, 1, 1), (3, 2), -1), grid[:, 2:])
-    np.testing.assert_array_equal(resample_nearest(grid, (0, 0, 1, 1), (6, 8), -1), grid.repeat(2, 0).repeat(2, 1))
-    outside = resample_nearest(grid, (-0.5, 0, 0.5, 1), (3, 4), -1)
-    np.testing.assert_array_equal(outside, np.hstack([np.full((3, 2), -1), grid[:, :2]]))
-    np.testing.assert_array_equal(grid, np.arange(12).reshape(3, 4))

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
+import tasks
 from pipeline.storage.root import Root, hash_file
 from pipeline.stores.images import ImageShard
-from pipeline.stores.labels import SCHEMA_VERSION, LabelSpace
+from pipeline.stores.labels import COMMON, SCHEMA_VERSION, LabelSpace
 from teachers.labelling import label_folder
 from teachers.labelling.label_folder import LabelFolder
 from tests.s3 import listening
@@ -33,13 +34,16 @@ def label(
     shard: ImageShard,
     statuses: Sequence[str] = ("ok", "failed"),
     version: int = SCHEMA_VERSION,
+    without: str = "",
 ) -> None:
-    """Write a label file where `publish` expects it."""
+    """Write a label file where `publish` expects it, without the column of this name."""
     path = folder.root.local_path(folder.path_of(shard))
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.table({"key": shard.keys[: len(statuses)], "status": list(statuses)})
-    metadata = {"schema_version": version, "space": LabelSpace("depth").to_json(), "calibration": None}
-    pq.write_table(table.replace_schema_metadata({"must": json.dumps(metadata)}), path)
+    space = LabelSpace("depth")
+    rows = [{"key": key, "status": status} for key, status in zip(shard.keys, statuses, strict=False)]
+    schema = pa.schema([field for field in (*COMMON, *tasks.label(space).columns()) if field.name != without])
+    metadata = {"schema_version": version, "space": space.to_json(), "calibration": None}
+    pq.write_table(pa.Table.from_pylist(rows, schema.with_metadata({"must": json.dumps(metadata)})), path)
 
 
 def test_label_folder_refresh_finds_published_shards(any_root: Root, shards: list[ImageShard]) -> None:
@@ -61,7 +65,9 @@ def test_label_folder_refresh_ignores_damaged_or_short_shards(any_root: Root, sh
     folder = LabelFolder(any_root, "labels/t")
     (any_root / folder.path_of(shards[0])).write(b"PAR1 and no more")
     label(folder, shards[1], ["ok"])
-    (any_root / folder.path_of(shards[1])).write(any_root.local_path(folder.path_of(shards[1])).read_bytes())
+    label(folder, shards[2], without="near")
+    for shard in shards[1:]:
+        (any_root / folder.path_of(shard)).write(any_root.local_path(folder.path_of(shard)).read_bytes())
     folder.refresh(shards)
     assert not any(folder.has(shard) for shard in shards)
 
