@@ -20,13 +20,13 @@ artifacts = typer.Typer(
 )
 
 
-def _read_artifacts(path: str) -> tuple[Root, list[StoredArtifact]]:
+def _read_artifacts(path: str, with_users: bool = True) -> tuple[Root, list[StoredArtifact]]:
     from flows.gc import inventory
     from pipeline.storage.root import Root
 
     root = Root.of(path)
     sizes = inventory.list_files(root, "artifacts")
-    return root, inventory.list_artifacts(root, inventory.list_runs(root), sizes)
+    return root, inventory.list_artifacts(root, inventory.list_runs(root) if with_users else [], sizes)
 
 
 @artifacts.command("ls")
@@ -72,17 +72,17 @@ def artifacts_verify_command(
     """Read every byte of artifacts and compare it with their manifests; exit code 3 if a file is damaged or missing."""
     from flows.gc.inventory import find_artifact, find_damage
 
-    opened, stored = _read_artifacts(root)
+    opened, stored = _read_artifacts(root, with_users=False)
     if names:
         chosen = [find_artifact(opened, name, stored) for name in names]
     else:
-        chosen = [artifact for artifact in stored if artifact.manifest]
+        chosen = [artifact for artifact in stored if artifact.manifest or artifact.damage]
     damaged = 0
-    for artifact, file, problem in find_damage(opened, chosen):
+    for file, problem in find_damage(opened, chosen):
         damaged += 1
-        print(f"{'/'.join(artifact.key)}: {file}: {problem}", flush=True)
+        print(problem, flush=True)
         if repair:
-            file.path.remove()
+            file.remove()
     print(f"{len(chosen)} artifacts, {damaged or 'no'} damaged or missing files.")
     if damaged:
         print(

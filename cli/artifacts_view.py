@@ -36,17 +36,20 @@ def print_table(table: Sequence[Sequence[str]]) -> None:
     output().print(shown, markup=False)
 
 
-def print_artifacts(artifacts: Iterable[StoredArtifact]) -> None:
+def print_artifacts(artifacts: Sequence[StoredArtifact]) -> None:
     """Print a table with a line per artifact."""
     rows = [["step", "fingerprint", "made", "took", "size", "used by runs"]]
     for artifact in artifacts:
         manifest = artifact.manifest or {}
-        made = format_time(manifest["began"]) if manifest else "unfinished"
+        made = format_time(manifest["began"]) if manifest else "damaged" if artifact.damage else "unfinished"
         took = f"{manifest['seconds']:.0f} s" if manifest else ""
         more = f" and {len(artifact.users) - 1} more" if len(artifact.users) > 1 else ""
         users = f"{artifact.users[0]}{more}" if artifact.users else "none"
         rows.append([*artifact.key, made, took, format_bytes(artifact.size), users])
     print_table(rows)
+    for artifact in artifacts:
+        if artifact.damage:
+            print(artifact.damage)
 
 
 def print_artifact(artifact: StoredArtifact) -> None:
@@ -90,6 +93,7 @@ def artifact_records(artifacts: Iterable[StoredArtifact]) -> list[dict[str, Any]
             "step": artifact.key[0],
             "fingerprint": artifact.key[1],
             "sealed": artifact.manifest is not None,
+            "damage": artifact.damage and str(artifact.damage),
             "began": (artifact.manifest or {}).get("began"),
             "seconds": (artifact.manifest or {}).get("seconds"),
             "bytes": artifact.size,

@@ -20,7 +20,7 @@ from pipeline.steps.workspace import Workspace
 from pipeline.storage.atomic import PART_SUFFIX
 from pipeline.storage.lock import LOCKS, lock_holders
 from pipeline.storage.path import StoragePath
-from pipeline.storage.root import Root, StoredFile, in_parallel
+from pipeline.storage.root import Root, in_parallel
 from pipeline.stores.naming import DIGITS, LABELLING, version_of
 from pipeline.stores.rejections import PATH as REJECTIONS
 
@@ -75,7 +75,9 @@ class StoredArtifact:
     key: Key
     path: str
     manifest: Mapping[str, Any] | None
-    """None if it is unfinished."""
+    """None if it is unfinished, or if its manifest is damaged."""
+    damage: DataError | None
+    """What is wrong with its manifest."""
     files: Mapping[str, int]
     """Sizes in bytes of all files in its folder, by their paths in the root."""
     size: int
@@ -175,10 +177,14 @@ def list_artifacts(root: Root, runs: Iterable[RunUse], sizes: Mapping[str, int])
     artifacts = []
     for (key, files), text in zip(folders.items(), texts, strict=True):
         path = f"artifacts/{key[0]}/{key[1]}"
-        manifest = parse_manifest(text, f"{path}/{MANIFEST}") if text else None
+        manifest, damage = None, None
+        try:
+            manifest = parse_manifest(text, str(root / f"{path}/{MANIFEST}")) if text is not None else None
+        except DataError as error:
+            damage = error
         external = sum(facts["size"] for facts in (manifest or {}).get(EXTERNAL_FILES, {}).values())
         size = sum(files.values()) + external
-        artifacts.append(StoredArtifact(key, path, manifest, files, size, tuple(users[key])))
+        artifacts.append(StoredArtifact(key, path, manifest, damage, files, size, tuple(users[key])))
     return sorted(artifacts, key=lambda artifact: (artifact.key[0], -(artifact.manifest or {}).get("began", 0)))
 
 
@@ -199,12 +205,14 @@ def find_artifact(root: Root, name: str, artifacts: Iterable[StoredArtifact]) ->
     return matches[0]
 
 
-def find_damage(root: Root, artifacts: Iterable[StoredArtifact]) -> Iterator[tuple[StoredArtifact, StoredFile, str]]:
-    """Yield the files of sealed artifacts that differ from their manifests, each with the problem."""
+def find_damage(root: Root, artifacts: Iterable[StoredArtifact]) -> Iterator[tuple[StoragePath, str]]:
+    """Yield the files of artifacts that differ from their manifests, and damaged manifests, each with the problem."""
     for artifact in artifacts:
-        if artifact.manifest:
+        if artifact.damage:
+            yield root / f"{artifact.path}/{MANIFEST}", str(artifact.damage)
+        elif artifact.manifest:
             for file, problem in verify(Artifact(root, artifact.path, artifact.manifest)):
-                yield artifact, file, problem
+                yield file.path, f"{artifact.name}: {file}: {problem}"
 
 
 def plan_gc(workspace: Workspace, keep: int = 1) -> list[Verdict]:
@@ -213,6 +221,7 @@ def plan_gc(workspace: Workspace, keep: int = 1) -> list[Verdict]:
     Kept is what active runs use or may resume, and what the newest runs of each purpose refer to, back to the `keep`th
     complete one: one that finished and went as far as any run of its purpose, to the same stages. Of labels, those
     that kept label artifacts refer to are kept, and while a label step is unfinished, all labels of kept teachers.
+    Raises DataError if a manifest is damaged: what else its artifact refers to is then unknown.
     """
     root = workspace.root
     # Labels before the artifacts that made them, all files before their users: what a run makes meanwhile is in none.
@@ -223,6 +232,8 @@ def plan_gc(workspace: Workspace, keep: int = 1) -> list[Verdict]:
     active = [run for run in runs if run.is_active]
     verdicts, kept = [], []
     for artifact in list_artifacts(root, runs, sizes):
+        if artifact.damage:
+            raise artifact.damage
         holder = holders.get(artifact.name)
         why = f"{holder} is at work on it" if holder else reasons.get(artifact.key)
         why = why or next((f"{run.name} may resume from it" for run in active if artifact.key[0] in run.to_make), None)

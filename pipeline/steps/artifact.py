@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from pipeline.errors import DataError, mask_credentials
+from pipeline.errors import ConfigError, DataError, mask_credentials
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.atomic import PART_SUFFIX, atomic_write
 from pipeline.storage.root import Root, StoredFile, hash_file, hash_if_exists, path_in_errors
@@ -32,7 +32,7 @@ MANIFEST = "manifest.json"
 WORK, LOG = "work", "log"
 """Subfolders of an artifact: `work` is scratch, deleted in the end; `log` is kept but not part of the digest."""
 
-REMEDY = "Delete this file, and run again: its step is then made again."
+REMEDY = "Delete this file, as `must artifacts verify --repair` does: the next run makes its step again."
 EXTERNAL_FILES = "elsewhere"
 """Key of what a step returns beside its counts: files outside its folder, {path in the root: {size, sha256}}."""
 
@@ -302,14 +302,18 @@ class _Manifest(BaseModel):
 
 
 def parse_manifest(text: bytes, origin: str) -> dict[str, Any]:
-    """Parse a manifest. Raises DataError if it is damaged, of another schema version, or names files elsewhere."""
+    """Parse a manifest.
+
+    Raises DataError if it is damaged or names files that are not below the root, ConfigError if it is whole, but of
+    another schema version.
+    """
     manifest: dict[str, Any] = parse_json(text, origin)
-    if not isinstance(manifest, dict) or "schema" not in manifest:
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
         raise DataError(f"{origin}: holds {manifest!r:.40}, which is no manifest. {REMEDY}")
     if manifest["schema"] != SCHEMA_VERSION:
         software = manifest["software"] if isinstance(manifest.get("software"), dict) else {}
-        raise DataError(
-            f"{origin}: written by must {software.get('must', '(unknown)')} with schema {manifest['schema']!r:.40}; "
+        raise ConfigError(
+            f"{origin}: written by must {software.get('must', '(unknown)')} with schema {manifest['schema']}; "
             f"this is must {importlib.metadata.version('must')}, which reads schema {SCHEMA_VERSION}. Use that version "
             "with this root, or name another --root for this one."
         )

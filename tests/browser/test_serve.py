@@ -28,7 +28,7 @@ from browser.catalogue import root_above
 from browser.filters import ImageSelection
 from browser.loading import Loading
 from browser.serve import serve
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 from pipeline.stores.rejections import read_rejections
@@ -120,7 +120,7 @@ def test_root_above_finds_the_root_of_a_store(root: Path) -> None:
 def test_loading_names_the_version_that_newer_artifacts_need(root: Path) -> None:
     manifest = next((root / "artifacts").glob("data.*/*/manifest.json"))
     manifest.write_text(json.dumps({**json.loads(manifest.read_text("utf-8")), "schema": 99}), "utf-8")
-    with pytest.raises(DataError, match=r"with schema 99; this is must .*, which reads schema \d+"):
+    with pytest.raises(ConfigError, match=r"with schema 99; this is must .*, which reads schema \d+"):
         Loading(Root.of(root))
 
 

@@ -111,6 +111,26 @@ def test_artifacts_verify_finds_damage_and_repairs_it(
     run_command("artifacts", "verify", "--root", copy, code=0)
 
 
+@pytest.mark.parametrize("content", ["", "{", "5", '{"schema": 1}'])
+def test_artifacts_commands_name_a_damaged_manifest_and_verify_repairs_it(
+    content: str, copy: Path, capsys: pytest.CaptureFixture[str], resume: Resume
+) -> None:
+    [manifest] = copy.glob("artifacts/teacher.gabor/*/manifest.json")
+    manifest.write_text(content)
+    run_command("artifacts", "ls", "--root", copy, code=0)
+    shown = capsys.readouterr().out
+    assert str(manifest) in shown
+    assert shown.count("damaged ") == 1
+    run_command("artifacts", "gc", "--root", copy, "--delete", code=3)
+    assert str(manifest) in capsys.readouterr().err
+    run_command("artifacts", "verify", "--root", copy, code=3)
+    assert f"{manifest}: " in capsys.readouterr().out
+    run_command("artifacts", "verify", "--root", copy, "--repair", code=3)
+    assert not manifest.exists()
+    assert resume(copy).ran == 1
+    run_command("artifacts", "verify", "--root", copy, code=0)
+
+
 def names_to_delete(root: Path, keep: int = 1) -> set[str]:
     """Return the names of what would be deleted."""
     return {verdict.what for verdict in plan_gc(Workspace(Root.of(root)), keep) if not verdict.kept}

@@ -14,7 +14,7 @@ from flows.plan.plan import plan
 from flows.plan.selection import Selection
 from flows.plan.steps import build_steps
 from ingest.rejections import REJECTED_IMAGES, REJECTED_LABELS
-from pipeline.errors import PROJECT, ConfigError, DataError
+from pipeline.errors import PROJECT, ConfigError
 from pipeline.recipe.reader import parse_recipe, read_recipe
 from pipeline.steps.artifact import Artifact, Inputs, Step, fingerprint
 from pipeline.steps.runtime import Runtime
@@ -270,9 +270,9 @@ def test_plan_refuses_a_root_of_another_version(workspace: Workspace) -> None:
     manifest = folder_of(made["second"]) / "manifest.json"
     manifest.write_text(manifest.read_text("utf-8").replace('"schema": 1', '"schema": 2'), "utf-8")
     said = r"second.*: written by must 0\.1\.0 with schema 2; .* reads schema 1\. Use that version .* another --root"
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(ConfigError, match=said):
         plan(chain(second=4), workspace)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(ConfigError, match=said):
         inventory.list_artifacts(workspace.root, [], inventory.list_files(workspace.root, "artifacts"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -31,15 +32,19 @@ def test_parse_manifest_refuses_files_that_are_not_below_the_root(section: str, 
         parse_manifest(json.dumps(manifest).encode(), "manifest.json")
 
 
-@pytest.mark.parametrize("key", [key for key in manifest_fields() if key != "schema"])
-@pytest.mark.parametrize("value", [None, 5, "text", [], [1], {"a": 1}, {"a": {"size": -1, "sha256": "0"}}])
+def wrong_fields() -> Iterator[tuple[str, object]]:
+    """Yield a key of a manifest, and a value of a type that it can't have."""
+    for key, right in manifest_fields().items():
+        for value in (None, 5, "text", [], [1], {"a": 1}, {"a": {"size": -1, "sha256": "0"}}):
+            is_right = isinstance(value, type(right)) or (isinstance(right, float) and isinstance(value, int))
+            if not is_right or value == [1] or (right == {} and key not in ("config", "counts")):
+                yield key, value
+
+
+@pytest.mark.parametrize(("key", "value"), [pair for pair in wrong_fields() if pair[0] != "schema"])
 def test_parse_manifest_refuses_fields_of_other_types(key: str, value: object) -> None:
     fields = manifest_fields()
-    if (key in ("config", "counts") and isinstance(value, dict)) or (key in ("began", "seconds") and value == 5):
-        return  # of the right type
-    if (value == "text" and isinstance(fields[key], str)) or (key == "section" and value == []):
-        return
-    with pytest.raises(DataError, match=rf"^manifest\.json: {key}.*Delete this file, and run again"):
+    with pytest.raises(DataError, match=rf"^manifest\.json: {key}.*Delete this file"):
         parse_manifest(json.dumps(fields | {key: value}).encode(), "manifest.json")
     del fields[key]
     if key != EXTERNAL_FILES:
