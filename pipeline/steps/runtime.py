@@ -35,6 +35,17 @@ def stopped_in(step: str, force: bool = False) -> Stopped:
     return Stopped(f"Stopped in {step}; what is done is kept. Run the same command again to go on.")
 
 
+class LinkedEvent(threading.Event):
+    """Event that counts as set while another is set as well."""
+
+    def __init__(self, other: threading.Event) -> None:
+        super().__init__()
+        self._other = other
+
+    def is_set(self) -> bool:
+        return super().is_set() or self._other.is_set()
+
+
 @dataclasses.dataclass(frozen=True)
 class Runtime:
     """The root, device and threads of steps, and the way to report progress and to stop them."""
@@ -62,6 +73,10 @@ class Runtime:
     def threads(self) -> int:
         """Threads for decoding and encoding: `workers`, or one per usable core that is this process's share."""
         return self.workers or max(1, usable_cores() // ranks.local_count())
+
+    def with_own_stop(self) -> Runtime:
+        """Return a copy that stops with this one, and that can be stopped alone."""
+        return dataclasses.replace(self, stop=LinkedEvent(self.stop))
 
     def check_stop(self, step: str) -> None:
         """Raise Stopped if a stop was asked for."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.errors import MustError, TakenOver
+from pipeline.errors import MustError, Stopped, TakenOver
 from pipeline.steps import ranks
 from pipeline.steps.artifact import (
     EXTERNAL_FILES,
@@ -64,9 +64,20 @@ class Workspace:
     def get_or_make(self, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
         """Return the artifact of a step, and whether this call made it.
 
-        Of runs that ask at the same time, one makes it and the others wait. Processes that train together can't wait,
-        as they wait for each other: they raise Busy.
+        Of runs that ask at the same time, one makes it and the others wait; so does one that slept while another took
+        over. Processes that train together can't wait, as they wait for each other: they raise Busy, or Stopped.
         """
+        while True:
+            runtime = inputs.runtime.with_own_stop()
+            try:
+                return self._get_or_make(step, dataclasses.replace(inputs, runtime=runtime))
+            except Stopped as error:
+                was_taken_over = isinstance(error, TakenOver) or runtime.stop.is_set()
+                if inputs.runtime.stop.is_set() or not was_taken_over or ranks.count() > 1:
+                    raise
+            inputs.runtime.progress(step.name, 0.0, "another run took over while this one slept")
+
+    def _get_or_make(self, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
         fingerprint = step.fingerprint(inputs.artifacts)
         lock, runtime = self.locks / f"{step.name}/{fingerprint}", inputs.runtime
         together = ranks.count() > 1
