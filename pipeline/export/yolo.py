@@ -19,6 +19,8 @@ from pipeline.export import BELOW_THRESHOLD, BaseWriter, ExportSample, unique_na
 from pipeline.stores.labels import Label, Value
 
 SPLIT = "train"
+MOST_BYTES = 200
+"""Length of a folder's name: file systems take 255 bytes, and a number may follow that makes it unique."""
 
 
 class Writer(BaseWriter):
@@ -82,5 +84,6 @@ def _box_lines(value: Value, size: tuple[int, int]) -> list[str]:
 
 
 def _folder_name(name: str) -> str:
-    """Return a class name as a folder name: without slashes, leading or trailing dots, never empty."""
-    return name.replace("/", "_").replace("\0", "_").strip(". ") or "_"
+    """Return a class name as a folder name: without slashes, leading or trailing dots, never empty nor too long."""
+    whole = name.replace("/", "_").replace("\0", "_").strip(". ")
+    return whole.encode()[:MOST_BYTES].decode(errors="ignore").strip(". ") or "_"

@@ -46,9 +46,12 @@ class FileSource(BaseSource):
         for record in self.read_records():
             empty = False
             yield record
+        if empty and self.folders:
+            suffixes = ", ".join(IMAGE_SUFFIXES)
+            raise DataError(f"{self.folders[0]}: no images found; they are known by their suffix ({suffixes})")
         if empty:
-            place = self.folders[0] if self.folders else self.root
-            raise DataError(f"{place}: no images found; they are known by their suffix ({', '.join(IMAGE_SUFFIXES)})")
+            more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
+            raise DataError(f"no images found in {self.files[0]}{more}")
 
     def count(self) -> int | None:
         return sum(1 for _ in images_under(self.folders[0])) if self.folders else None

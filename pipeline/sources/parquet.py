@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -112,7 +112,7 @@ class Source(FileSource):
             if (entry.value_type if pa.types.is_dictionary(entry) else entry) not in TEXT:
                 raise ConfigError(f"{file}: labels are {kind}, and no class names stated; state them as `classes`")
             with _open_parquet(file) as parquet:
-                for batch in parquet.iter_batches(columns=[column]):
+                for batch in _batches(parquet, [column]):
                     cells = pc.list_flatten(batch.column(0)) if _is_list(kind) else batch.column(0)
                     names.update(distinct_names(pc.unique(cells.cast(pa.string())).to_pylist(), self.config))
         return classes_among(names, self.config)
@@ -128,7 +128,7 @@ class Source(FileSource):
         columns = [name for name in wanted if name in self._schemas[file].names]
         stamp, number = file.stamp(), 0
         with _open_parquet(file) as parquet:
-            for batch in parquet.iter_batches(ROWS, columns=columns):
+            for batch in _batches(parquet, columns):
                 for row in range(batch.num_rows):
                     yield self._record(f"{file.relative_to(self.root)}#{number}", batch.slice(row, 1), stamp)
                     number += 1
@@ -167,6 +167,12 @@ def _open_parquet(file: StoragePath) -> Iterator[pq.ParquetFile]:
     except PARQUET_ERRORS as error:
         raise_shortage(error, file)
         raise DataError(f"{file}: not a readable Parquet file ({error})") from error
+
+
+def _batches(parquet: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield all rows, ROWS at a time and of one row group: Arrow can't read lists of dictionary entries of several."""
+    for group in range(parquet.num_row_groups):
+        yield from parquet.iter_batches(ROWS, row_groups=[group], columns=columns)
 
 
 def _image_bytes(cell: pa.Array) -> bytes:

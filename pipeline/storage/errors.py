@@ -56,6 +56,8 @@ TRANSIENT_REMOTE = TRANSIENT | {errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO
 """The same for remote storage. s3fs raises EREMOTEIO when the server failed, and EIO when the answer is none of S3's,
 so that it came from a proxy in front of it.
 """
+NOT_FOUND, NOT_ALLOWED, NOT_NOW = (404, 410), (401, 403), (408, 429, 500, 502, 503, 504)
+"""Answers of a web server."""
 ALREADY_EXISTS, BEING_CREATED = "PreconditionFailed", "ConditionalRequestConflict"
 """S3's error codes for creating a file that exists, and one that another request is creating right now."""
 EXTRAS = {
@@ -92,6 +94,9 @@ def explain_remote_errors(url: str) -> Iterator[None]:
             raise ConfigError(
                 f"{url}: there is no such bucket ({first_line(error)}). Make it, or name another."
             ) from error
+        cause = error.__cause__
+        if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and not _is_missing(cause):
+            raise _explained(url, cause) from error
         if isinstance(error, FileNotFoundError | FileExistsError) or shortage_of(error) == "space":
             raise
         raise_shortage(error, url)
@@ -119,16 +124,24 @@ def s3_error_code(error: MustError) -> str | None:
     return response.get("Error", {}).get("Code")
 
 
+def _is_missing(error: Exception) -> bool:
+    """Return True if a web server's answer says that a file is missing; fsspec calls a file missing for any error."""
+    return _names(error).isdisjoint(NO_ANSWER) and getattr(error, "status", NOT_FOUND[0]) in NOT_FOUND
+
+
+def _names(error: Exception) -> set[str]:
+    return {base.__name__ for base in type(error).__mro__}
+
+
 def _explained(url: str, error: Exception) -> MustError:
-    names = {base.__name__ for base in type(error).__mro__}
-    line = first_line(error)
+    names, line, status = _names(error), first_line(error), getattr(error, "status", 0)
     if names & NO_LOGIN:
         return ConfigError(
             f"{url}: no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; {SEE}."
         )
     if missing := next((MISSING_SETTINGS[name] for name in names if name in MISSING_SETTINGS), None):
         return ConfigError(f"{url}: {line.rstrip('.')}. {missing}; {SEE}.")
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or status in NOT_ALLOWED:
         return ConfigError(
             f"{url}: access denied ({line}). These credentials must be allowed to list, read, write and delete there; "
             f"{SEE}."
@@ -138,7 +151,7 @@ def _explained(url: str, error: Exception) -> MustError:
             f"{url}: the storage does not answer ({line}). Finished files are kept: run again when it does, or set "
             "AWS_ENDPOINT_URL if it is elsewhere."
         )
-    if getattr(error, "errno", None) in TRANSIENT_REMOTE:
+    if getattr(error, "errno", None) in TRANSIENT_REMOTE or status in NOT_NOW:
         return ConfigError(
             f"{url}: the storage can't do it just now ({line}). Finished files are kept: run again when it can."
         )

@@ -64,16 +64,16 @@ def test_yolo_writer_class_folders_are_read_by_imagefolder_source(world: World, 
 
 
 def test_yolo_writer_makes_folders_of_any_class_name(tmp_path: Path) -> None:
-    label = tasks.label(LabelSpace("classification", ("a/c", "crane", "crane", "..", "Åal")))
+    label = tasks.label(LabelSpace("classification", ("a/c", "crane", "crane", "..", "Åal", "Å" * 300)))
     every = [
         ExportSample(
-            f"{number:016x}", b"bytes", "jpg", (4, 2), "x", {"it": {"probs": np.eye(5, dtype=np.float32)[number]}}
+            f"{number:016x}", b"bytes", "jpg", (4, 2), "x", {"it": {"probs": np.eye(6, dtype=np.float32)[number]}}
         )
-        for number in range(5)
+        for number in range(6)
     ]
     write_export("yolo", tmp_path / "out", {"it": label}, every, {})
     folders = sorted(path.parent.name for path in (tmp_path / "out" / "it" / "train").rglob("*.jpg"))
-    assert folders == sorted(["a_c", "crane", "crane (2)", "_", "Åal"])
+    assert folders == sorted(["a_c", "crane", "crane (2)", "_", "Åal", "Å" * 100])
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,22 @@ def test_parquet_source_reads_lists_of_names(tmp_path: Path) -> None:
     assert multilabel(source) == [[1, 1], [0, 0]]
 
 
+def test_parquet_source_reads_lists_of_dictionary_entries_in_several_row_groups(tmp_path: Path) -> None:
+    entries = pa.DictionaryArray.from_arrays(pa.array([0, 1, 1], pa.int32()), pa.array(["emu", "cat"]))
+    labels = pa.ListArray.from_arrays(pa.array([0, 2, 3], pa.int32()), entries)
+    write(tmp_path / "train.parquet", {"image": cells(2), "label": labels}, row_group_size=1)
+    source = open_source(tmp_path)
+    assert source.spaces()["multilabel"].classes == ("cat", "emu")
+    assert multilabel(source) == [[1, 1], [1, 0]]
+
+
+def test_parquet_source_names_the_file_without_images(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", {"image": cells(0)})
+    write(tmp_path / "b.parquet", {"image": cells(0)})
+    with pytest.raises(DataError, match=r"no images found in .*a\.parquet and 1 more$"):
+        list(open_source(tmp_path).records())
+
+
 def test_parquet_source_reads_several_names_in_a_cell(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", {"image": cells(2), "label": ["emu|cat", "cat"]})
     assert multilabel(open_source(tmp_path, separator="|")) == [[1, 1], [1, 0]]

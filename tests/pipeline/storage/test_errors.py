@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import botocore.exceptions
@@ -17,7 +19,7 @@ from aiohttp import ClientPayloadError
 
 from cli.doctor import examine
 from cli.main import main
-from pipeline.errors import PROJECT, ConfigError, DataError
+from pipeline.errors import PROJECT, ConfigError, DataError, MustError
 from pipeline.storage.errors import explain_remote_errors
 from pipeline.storage.path import StoragePath
 from tests.s3 import guarded
@@ -224,3 +226,35 @@ def test_explain_remote_errors_names_the_missing_setting(error: Exception, line:
         explain_remote_errors("s3://b/x"),
     ):
         raise error
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "line"),
+    [
+        (401, ConfigError, "access denied"),
+        (403, ConfigError, "access denied"),
+        (429, ConfigError, "can't do it just now"),
+        (503, ConfigError, "can't do it just now"),
+        (418, DataError, "the storage refused"),
+    ],
+)
+def test_remote_errors_of_a_web_server_say_what_it_answered(
+    status: int, error: type[MustError], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = type("Handler", (BaseHTTPRequestHandler,), {"do_GET": lambda self: self.send_error(status)})
+    handler.do_HEAD = handler.do_GET  # type: ignore[attr-defined]
+    monkeypatch.setattr(handler, "log_message", lambda *_: None)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        file = StoragePath.of(f"http://127.0.0.1:{server.server_address[1]}/x.parquet")
+        for ask in (file.exists, file.read):
+            with pytest.raises(error, match=rf"x\.parquet: .*{line}"):
+                ask()
+        server.shutdown()
+
+
+def test_remote_errors_name_a_web_server_without_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(ConfigError, match=r"x\.parquet: the storage does not answer"):
+        StoragePath.of(f"http://127.0.0.1:{port}/x.parquet").exists()
