@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import random
+import runpy
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
+from flows.run.processes import PRELOADED
 from pipeline.steps.artifact import Artifact, parse_manifest, verify
 from pipeline.storage.lock import LOCKS
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 from tests import s3
 from tests.flows.tiny import RECIPE, Digests, processes_of
+from tests.forked import run_must
 
 FAULT_INJECTION = Path(__file__).parent / "fault_injection"
 SHORTAGES = ("space", "memory", "open files")
@@ -34,6 +36,8 @@ MOST_FILES = 160
 """About as many files as a run of the tiny recipe makes durable in its longest process."""
 LONGEST_RUN_S = 600
 SHORTAGE_CODE = 4
+CONTEXT = multiprocessing.get_context("forkserver")
+"""Runs are forked from a process that has torch loaded, which takes longer than they do."""
 
 
 class RunRoot(NamedTuple):
@@ -86,6 +90,7 @@ class Runs:
     def __init__(self, folder: Path) -> None:
         self.folder, self.home, self.recipe = folder, folder / "home", folder / "tiny.yaml"
         self.recipe.write_text(RECIPE, encoding="utf-8")
+        CONTEXT.set_forkserver_preload(["tests.forked", *PRELOADED])
         self.undisturbed = RunRoot(str(folder / "undisturbed"))
         began = time.monotonic()
         done = self.run(self.undisturbed, "inline")
@@ -139,23 +144,18 @@ class Runs:
         if fault and fault != "kill at a moment":
             shim = {"PYTHONPATH": str(FAULT_INJECTION), "FAULT": fault, "FAULT_AT": str(at), "FAULT_MARK": str(mark)}
             environ |= shim
-        with tempfile.TemporaryFile("w+") as errors:
-            called = [sys.executable, "-m", "cli", *command]
-            running = subprocess.Popen(
-                called, env=environ, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
-            )
-            killer = threading.Timer(after, _kill_one, [running, random.Random(after), mark])
+        with tempfile.NamedTemporaryFile("r", dir=self.folder) as errors:
+            running = CONTEXT.Process(target=_run, args=(environ, command, errors.name))
+            running.start()
+            killer = threading.Timer(after, _kill_one, [running.pid, random.Random(after), mark])
             if fault == "kill at a moment":
                 killer.start()
-            try:
-                code = running.wait(LONGEST_RUN_S)
-            except subprocess.TimeoutExpired:
+            running.join(LONGEST_RUN_S)
+            killer.cancel()
+            if running.is_alive():
                 os.killpg(running.pid, signal.SIGKILL)
-                code = running.wait()
-            finally:
-                killer.cancel()
-            errors.seek(0)
-            return RunResult(code, errors.read(), mark.exists())
+                running.join()
+            return RunResult(running.exitcode, errors.read(), mark.exists())
 
     def _end_orphans(self) -> None:
         """Kill what outlived its run in a session of its own, such as Ray's processes."""
@@ -190,13 +190,25 @@ def root_on_s3(environ: Mapping[str, str]) -> Iterator[RunRoot]:
         s3.system().rm(bucket, recursive=True)
 
 
-def _kill_one(running: subprocess.Popen[bytes], rng: random.Random, mark: Path) -> None:
+def _run(environ: Mapping[str, str], command: Sequence[str], errors: str) -> None:
+    """Run `must` in this process, which then leads a group of its own; the errors go to a file."""
+    os.setsid()
+    with open(os.devnull, "wb") as nowhere, open(errors, "ab") as file:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(environ)
+    if "FAULT" in environ:
+        runpy.run_path(str(FAULT_INJECTION / "sitecustomize.py"))
+    run_must({}, command)
+
+
+def _kill_one(pid: int, rng: random.Random, mark: Path) -> None:
     """Kill a process of a run, or all of its group."""
     with contextlib.suppress(psutil.Error, ProcessLookupError):
-        main = psutil.Process(running.pid)
+        main = psutil.Process(pid)
         chosen = rng.choice([main, *main.children(recursive=True)])
         mark.touch()
         if chosen == main and rng.random() < 0.5:
-            os.killpg(running.pid, signal.SIGKILL)
+            os.killpg(pid, signal.SIGKILL)
         else:
             chosen.kill()

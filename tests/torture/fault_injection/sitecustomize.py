@@ -16,6 +16,14 @@ SHORTAGES = {"space": errno.ENOSPC, "memory": errno.ENOMEM, "open files": errno.
 _calls = itertools.count(1)
 
 
+def _count_anew() -> None:
+    global _calls  # noqa: PLW0603 - a count of this process alone
+    _calls = itertools.count(1)
+
+
+os.register_at_fork(after_in_child=_count_anew)
+
+
 def _faulty(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **options: Any) -> Any:
         number = next(_calls)
