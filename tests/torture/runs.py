@@ -153,9 +153,9 @@ class Runs:
             running.join(LONGEST_RUN_S)
             killer.cancel()
             if running.is_alive():
-                os.killpg(running.pid, signal.SIGKILL)
+                os.killpg(running.pid or 0, signal.SIGKILL)
                 running.join()
-            return RunResult(running.exitcode, errors.read(), mark.exists())
+            return RunResult(running.exitcode or 0, errors.read(), mark.exists())
 
     def _end_orphans(self) -> None:
         """Kill what outlived its run in a session of its own, such as Ray's processes."""
