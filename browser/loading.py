@@ -149,17 +149,11 @@ class Loading:
 
     def refresh_rejections(self) -> None:
         """Load the list of rejections if it changed."""
-        stamp = self._rejections_stamp()
+        stamp = (self.root / REJECTIONS_PATH).stamp()
         if stamp != self._stamp:
             self._rejections = read_rejections(self.root)
             self.tables.replace_rejections(self._rejections)
             self._stamp = stamp
-
-    def _rejections_stamp(self) -> tuple[int, int]:
-        try:
-            return (self.root / REJECTIONS_PATH).stamp()
-        except FileNotFoundError:
-            return (-1, 0)
 
     def rejected_keys(self, store: str | None) -> set[str]:
         """Return the keys of images whose labels in a store are rejected; of rejected images for None."""

@@ -218,8 +218,12 @@ class Tables:
         columns = {"hash": hashes, "store": rejections["store"], "reason": rejections["reason"], "time": times}
         with self._lock:
             self._database.begin()
-            self._database.execute("DELETE FROM rejections")
-            self._insert("rejections", pa.table(columns))
+            try:
+                self._database.execute("DELETE FROM rejections")
+                self._insert("rejections", pa.table(columns))
+            except duckdb.Error:
+                self._database.rollback()
+                raise
             self._database.commit()
             self.version += 1
 

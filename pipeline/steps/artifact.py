@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from pipeline.errors import ConfigError, DataError, mask_credentials
 from pipeline.steps.runtime import Runtime
-from pipeline.storage.atomic import PART_SUFFIX, atomic_write
+from pipeline.storage.atomic import PART_SUFFIX, atomic_write, fsync
 from pipeline.storage.root import Root, StoredFile, hash_file, hash_if_exists, path_in_errors
 from pipeline.storage.shortage import raise_shortage
 
@@ -297,6 +297,7 @@ class _Manifest(BaseModel):
     software: dict[str, str]
     files: dict[str, _FileFacts]
     elsewhere: dict[str, _FileFacts] = Field(default_factory=dict)
+    version: int
     began: float = Field(allow_inf_nan=False)
     seconds: float = Field(allow_inf_nan=False)
 
@@ -349,6 +350,7 @@ def contents(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, 
         name = str(path.relative_to(folder))
         is_scratch = name == MANIFEST or name.startswith(f"{WORK}/") or name.endswith(PART_SUFFIX)
         if path.is_file() and not is_scratch and name not in known:
+            fsync(path)  # before the manifest, so that it never names a file that a power failure emptied
             files[name] = {"size": path.stat().st_size, "sha256": hash_file(path)}
     files |= known
     kept = {name: facts["sha256"] for name, facts in files.items() if not name.startswith(f"{LOG}/")}
@@ -358,7 +360,11 @@ def contents(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, 
 def verify(artifact: Artifact) -> Iterator[tuple[StoredFile, str]]:
     """Yield the files of an artifact that differ from its manifest, each with what is wrong. Reads every byte."""
     for file in artifact.files():
-        sha256 = hash_if_exists(file.path)
+        try:
+            sha256 = hash_if_exists(file.path)
+        except DataError as error:
+            yield file, str(error)
+            continue
         if sha256 is None:
             yield file, "missing"
         elif sha256 != file.sha256:

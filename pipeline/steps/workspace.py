@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import posixpath
@@ -85,7 +86,17 @@ class Workspace:
             found = None if inputs.force else self.find(step, fingerprint)
             if found and together:  # made since the plan, which the other processes have begun to carry out
                 raise Busy(f"Another run has just made {step.name}: torchrun has to be started again to reuse it.")
-            return (found, False) if found else (self.make(step, inputs, is_held), True)
+            if found:
+                return found, False
+            try:
+                return self.make(step, inputs, is_held), True
+            except Exception as error:
+                held = True
+                with contextlib.suppress(MustError):  # the storage does not answer: it may be why the step failed
+                    held = is_held()
+                if held:
+                    raise
+                raise _taken_over(step.name) from error  # the other run may have removed what this one needed
 
     def take_part(self, step: Step, inputs: Inputs) -> None:
         """Run the step in a process that trains together with the first one, which makes the artifact."""
@@ -190,10 +201,14 @@ def _without(config: Mapping[str, Any], key: str) -> dict[str, Any]:
 def _check_lock(step: str, is_held: IsHeld) -> None:
     """Raise TakenOver if another run has the lock: an artifact must not have files of two attempts."""
     if not is_held():
-        raise TakenOver(
-            f"{step}: another run took over while this one slept or did not reach the storage. Run the same command "
-            "again: it waits for that run, or finds what it made."
-        )
+        raise _taken_over(step)
+
+
+def _taken_over(step: str) -> TakenOver:
+    return TakenOver(
+        f"{step}: another run took over while this one slept or did not reach the storage. Run the same command "
+        "again: it waits for that run, or finds what it made."
+    )
 
 
 class Busy(MustError):

@@ -3,6 +3,8 @@
 <folder>/files/<2 digits>/<sha256><suffix>    a complete file under its hash: it never changes
 <folder>/files/<2 digits>/.<...>.part         a file being fetched, or held by a reader
 <folder>/locks/<2 digits>                     file locks, so that of many readers only one fetches a file
+
+Files are synced first: after a power failure, one of the right size could have other bytes.
 """
 
 from __future__ import annotations
@@ -91,6 +93,7 @@ class Cache:
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._reserve(key.size):
+            fsync(file)
             os.utime(file)  # first: another thread may evict it again at once
             os.replace(file, path)
 
@@ -113,7 +116,7 @@ class Cache:
             return
         with self._reserve(key.size):
             fetch(private)
-            fsync(private)  # else a power failure could leave a file of the right size with other bytes
+            fsync(private)
             with contextlib.suppress(OSError):  # already cached by now, or a file system without hard links
                 os.link(private, self._path(key))
 

@@ -104,11 +104,16 @@ def explain_remote_errors(url: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explain_read_errors(path: object) -> Iterator[None]:
-    """Turn system errors from reading a file into ConfigError if they may pass, else into DataError."""
+def explain_read_errors(path: object, missing: bool = False) -> Iterator[None]:
+    """Turn system errors from reading a file into ConfigError if they may pass, else into DataError.
+
+    `missing`: a file may be missing, so that FileNotFoundError passes through.
+    """
     try:
         yield
     except FileNotFoundError as error:
+        if missing:
+            raise
         raise DataError(f"{path}: there is no such file") from error
     except OSError as error:
         raise_shortage(error, path)

@@ -22,7 +22,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 
-from pipeline.errors import MustError
+from pipeline.errors import DataError, MustError
+from pipeline.storage.json_text import load_json
 from pipeline.storage.path import StoragePath
 from pipeline.storage.process_id import ProcessId
 
@@ -65,8 +66,11 @@ class _Lease:
         text = file.read_if_exists()
         if text is None:
             return None
-        fields = json.loads(text)
-        return cls(ProcessId(**fields["holder"]), fields["token"])
+        try:
+            fields = load_json(text)
+            return cls(ProcessId(**fields["holder"]), fields["token"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{file}: holds {text!r:.40}, which is no lease. Delete it while nothing runs.") from error
 
     def has_ended(self) -> bool:
         """Return True if the holder is on this machine and ended, or is this process, which released the lease."""
@@ -108,20 +112,17 @@ def hold_lock(folder: StoragePath, on_wait: OnWait, on_lost: Callable[[], None])
     lease = _Lease(ProcessId.current(), uuid.uuid4().hex)
     _held.add(lease.token)
     try:
-        number = _acquire(folder, lease, on_wait)
-        over = threading.Event()
-        renewing = threading.Thread(
-            target=_renew, args=(folder, number, lease, over, on_lost), daemon=True, name="lease"
-        )
-        renewing.start()
-        try:
+        with contextlib.ExitStack() as at_end:
+            at_end.callback(_release_surely, folder, lease)
+            number = _acquire(folder, lease, on_wait)
+            over = threading.Event()
+            renewing = threading.Thread(
+                target=_renew, args=(folder, number, lease, over, on_lost), daemon=True, name="lease"
+            )
+            renewing.start()
+            at_end.callback(renewing.join)
+            at_end.callback(over.set)
             yield lambda: _is_held(folder, number, lease)
-        finally:
-            over.set()
-            renewing.join()
-            _renewals(folder, number, lease).remove()
-            if _is_ours(folder, number, lease):
-                _remove_up_to(folder, number)
     finally:
         _held.remove(lease.token)
 
@@ -149,9 +150,12 @@ def lock_holders(root: StoragePath) -> dict[str, ProcessId]:
 
 
 def _now(root: StoragePath) -> float:
-    """Return the Unix time by the clock that dates the files below `root`."""
+    """Return the Unix time by the clock that dates the files below `root`, by our own if `root` can't be written."""
     probe = root / f".now-{uuid.uuid4().hex[:12]}"
-    probe.write(b"")
+    try:
+        probe.write(b"")
+    except (OSError, MustError):
+        return time.time()
     try:
         return probe.modified() or 0
     finally:
@@ -175,6 +179,35 @@ def _number(name: str) -> int | None:
 
 def _numbers(folder: StoragePath) -> list[int]:
     return sorted(number for number in map(_number, folder.files()) if number is not None)
+
+
+def _release_surely(folder: StoragePath, own: _Lease) -> None:
+    """Release a lease; while the storage does not answer, go on trying on a thread for as long as this process lives.
+
+    Others on this machine wait for its holder as long.
+    """
+    try:
+        _release(folder, own)
+    except (OSError, MustError):
+        threading.Thread(target=_release_later, args=(folder, own), daemon=True, name="lease").start()
+
+
+def _release_later(folder: StoragePath, own: _Lease) -> None:
+    while True:
+        time.sleep(RENEW_S)
+        with contextlib.suppress(OSError, MustError):
+            return _release(folder, own)
+
+
+def _release(folder: StoragePath, own: _Lease) -> None:
+    """Remove a lease, if it was created, with what holders that ended left before it."""
+    for number in reversed(_numbers(folder)):
+        with contextlib.suppress(DataError):  # a file that is no lease is not ours
+            if _is_ours(folder, number, own):
+                _remove_up_to(folder, number)
+    for name in folder.files():
+        if name.endswith(f".{own.token}"):  # of a lease that another process has removed
+            (folder / name).remove()
 
 
 def _remove_up_to(folder: StoragePath, last: int) -> None:

@@ -162,11 +162,13 @@ class StoragePath:
         return data
 
     def read_if_exists(self) -> bytes | None:
-        """Return the bytes of the file, None if there is none. One request, where `exists` and `read` are two."""
-        try:
+        """Return the bytes of the file, None if there is none. One request, where `exists` and `read` are two.
+
+        Raises as `read` does.
+        """
+        with contextlib.suppress(FileNotFoundError), explain_read_errors(self, missing=True):
             return self._cat(0, None)
-        except FileNotFoundError:
-            return None
+        return None
 
     def _cat(self, start: int, size: int | None) -> bytes:
         # always a range: without one, s3fs asks for the size first
@@ -281,6 +283,8 @@ class StoragePath:
 
     def folders(self) -> list[StoragePath]:
         """Return the folders right below this one, hidden ones included; none if this one does not exist."""
+        if self.local:
+            return [self.child(entry.name) for entry in _scan(self.path) if _is_folder(entry)]
         entries = self._if_exists(self.fs.ls, detail=True) or []
         return [StoragePath(self.fs, e["name"].rstrip("/")) for e in entries if e["type"] == "directory"]
 
@@ -290,13 +294,15 @@ class StoragePath:
         return moment and moment.timestamp()
 
     def stamp(self) -> tuple[int, int]:
-        """Return (size in bytes, mtime in ns), for a remote file (size, hash of its state), for a broken link (-1, 0).
+        """Return (size in bytes, mtime in ns), for a remote file (size, hash of its state), if there is none (-1, 0).
 
         Raises DataError and ConfigError as `read` does.
         """
         if not self.local:
+            info = self.info or self._if_exists(self.fs.info)
+            if info is None:
+                return -1, 0
             with self._explain_errors():
-                info = self.info or self.fs.info(self.path)
                 state = next((str(info[key]) for key in STATE_KEYS if info.get(key)), None)
                 state = state or self.fs.ukey(self.path)
             digest = hashlib.sha256(state.encode()).digest()
@@ -313,17 +319,12 @@ class StoragePath:
 
 def _sizes(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
     """Yield the path and size of all files below a local folder: a hundred thousand take a fraction of a second."""
-    try:
-        entries = os.scandir(folder)
-    except FileNotFoundError:
-        return
-    with entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _sizes(entry.path, f"{prefix}{entry.name}/")
-                continue
-            with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
-                yield prefix + entry.name, entry.stat().st_size
+    for entry in _scan(folder):
+        if _is_folder(entry):
+            yield from _sizes(entry.path, f"{prefix}{entry.name}/")
+            continue
+        with contextlib.suppress(OSError):  # renamed meanwhile, or a link that leads nowhere
+            yield prefix + entry.name, entry.stat().st_size
 
 
 def printable(name: str) -> str:
@@ -347,11 +348,7 @@ def is_hidden(name: str) -> bool:
 
 def subfolders(folder: StoragePath) -> list[StoragePath]:
     """Return the folders right below `folder` that are not hidden, links to folders included, sorted by name."""
-    if folder.local:
-        names = [entry.name for entry in _scan(folder) if _is_folder(entry)]
-    else:
-        names = sorted(path.name for path in folder.folders())
-    return [folder.child(name) for name in names if not is_hidden(name)]
+    return sorted((each for each in folder.folders() if not is_hidden(each.name)), key=lambda each: each.name)
 
 
 def walk(root: StoragePath) -> Iterator[StoragePath]:
@@ -375,7 +372,7 @@ def _walk_local(folder: StoragePath, parents: frozenset[tuple[int, int]], links:
         return
     if links > MOST_LINKS:
         raise DataError(f"{folder}: is reached by {links} links to folders in one another; {MOST_LINKS} are followed")
-    for entry in _scan(folder):
+    for entry in _scan(folder.path):
         if is_hidden(entry.name):
             continue
         if _is_folder(entry):
@@ -384,10 +381,13 @@ def _walk_local(folder: StoragePath, parents: frozenset[tuple[int, int]], links:
             yield folder.child(entry.name)
 
 
-def _scan(folder: StoragePath) -> list[os.DirEntry[str]]:
+def _scan(folder: str) -> list[os.DirEntry[str]]:
+    """Return the entries of a local folder, sorted by name; none if it does not exist."""
     try:
-        with os.scandir(folder.path) as entries:
+        with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return []
     except OSError as error:
         raise DataError(f"{folder}: can't be listed ({error.strerror})") from error
 

@@ -7,6 +7,7 @@ take an OSError for a damaged file. A lost network must not look like damage, so
 
 from __future__ import annotations
 
+import errno
 from typing import IO
 
 from fsspec.spec import AbstractBufferedFile
@@ -33,4 +34,9 @@ def open_file(path: StoragePath) -> IO[bytes]:
 
     Raises OSError (FileNotFoundError) for a local file; for a remote one, the reads raise as `StoragePath.read` does.
     """
-    return open(path, "rb") if path.local else RemoteFile(path, path.stamp()[0], READ_AHEAD)
+    if path.local:
+        return open(path, "rb")
+    size, _ = path.stamp()
+    if size < 0:
+        raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
+    return RemoteFile(path, size, READ_AHEAD)

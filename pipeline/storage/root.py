@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import os
 import re
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 from pipeline.errors import ConfigError, DataError
 from pipeline.storage.atomic import PART_SUFFIX
 from pipeline.storage.cache import Cache, CacheKey, cache_folder
+from pipeline.storage.errors import explain_read_errors
 from pipeline.storage.path import StoragePath
 from pipeline.storage.remote_file import RemoteFile, open_file
 
@@ -29,6 +31,8 @@ TRANSFERS = 8
 """Files in transfer to or from storage at once."""
 SHORT_URL = re.compile(r"[a-z][a-z0-9+.-]+:/")
 S = TypeVar("S")
+NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""The system's errors where a file system has no hard links, none to another one, or not so many."""
 T = TypeVar("T")
 PathOrFile = Path | RemoteFile
 
@@ -229,11 +233,13 @@ def in_parallel(work: Callable[[S], T], items: Iterable[S]) -> list[T]:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Hard-link a file, or copy it on a file system without hard links."""
+    """Hard-link a file, or copy it on a file system without hard links. Raises FileExistsError if the target exists."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
-    except OSError:
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
         shutil.copyfile(source, target)
 
 
@@ -244,12 +250,13 @@ def hash_file(path: Path) -> str:
 
 
 def hash_if_exists(path: StoragePath) -> str | None:
-    """Return the sha256 (hex) of a file on any storage, read in pieces; None if it does not exist."""
-    try:
-        with open_file(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    except FileNotFoundError:
-        return None
+    """Return the sha256 (hex) of a file on any storage, read in pieces; None if it does not exist.
+
+    Raises DataError if it can't be read, ConfigError if that is no fault of the file and may pass.
+    """
+    with contextlib.suppress(FileNotFoundError), explain_read_errors(path, missing=True), open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    return None
 
 
 def _pread(path: os.PathLike[str], start: int, size: int) -> bytes:

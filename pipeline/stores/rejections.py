@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.storage.errors import PARQUET_ERRORS, explain_read_errors
+from pipeline.storage.errors import PARQUET_ERRORS
 from pipeline.storage.lock import LEASE_S, LOCKS, IsHeld, OnWait, hold_lock
 from pipeline.storage.path import StoragePath
 from pipeline.storage.process_id import ProcessId
@@ -54,8 +54,7 @@ def read_rejections(root: Root) -> pa.Table:
     Raises DataError if the file is damaged or has another schema version.
     """
     file = root / PATH
-    with explain_read_errors(file):
-        data = file.read_if_exists()
+    data = file.read_if_exists()
     if data is None:
         return NO_REJECTIONS
     try:
@@ -65,6 +64,9 @@ def read_rejections(root: Root) -> pa.Table:
         raise DataError(f"{file}: not a readable list of rejections ({error}). {REPAIR}") from error
     if not table.schema.equals(SCHEMA):
         raise DataError(f"{file}: its columns are not {', '.join(SCHEMA.names)}, as documented. {REPAIR}")
+    keys = table["key"].filter(pc.invert(pc.match_substring_regex(table["key"], KEY)))
+    if len(keys):
+        raise DataError(f"{file}: holds the key {keys[0].as_py()!r:.40}, which is no image's. {REPAIR}")
     version = (table.schema.metadata or {}).get(b"must_rejected", b"").decode()
     if version != str(SCHEMA_VERSION):
         raise DataError(f"{file}: schema version {version!r}; this version reads {SCHEMA_VERSION}. {REPAIR}")

@@ -19,7 +19,7 @@ def manifest_fields() -> dict[str, Any]:
     """Return a manifest with all that others read."""
     texts = dict.fromkeys(("kind", "step", "fingerprint", "digest"), "x")
     mappings: dict[str, Any] = {key: {} for key in ("config", "inputs", "counts", "software", "files", EXTERNAL_FILES)}
-    return {**texts, **mappings, "section": ["x"], "schema": SCHEMA_VERSION, "began": 1.5, "seconds": 0.5}
+    return {**texts, **mappings, "section": ["x"], "schema": SCHEMA_VERSION, "version": 1, "began": 1.5, "seconds": 0.5}
 
 
 @pytest.mark.parametrize("section", ["files", EXTERNAL_FILES])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,8 @@ def be_taken_over(inputs: Inputs) -> bool:
     claims = inputs.runtime.root / "claims"
     first, *later = sorted(name for name in claims.files() if name.endswith(".json"))
     if not later:
-        (claims / first.replace("0.json", "1.json")).write((claims / first).read())
+        other = json.loads((claims / first).read()) | {"token": "another"}
+        (claims / first.replace("0.json", "1.json")).write(json.dumps(other).encode())
     return not later
 
 
@@ -41,6 +43,13 @@ def sleep_and_stop(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapp
     if be_taken_over(inputs):
         inputs.runtime.stop.set()
         inputs.runtime.check_stop("writing")
+    return write(config, inputs, out)
+
+
+def sleep_and_miss(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    """Miss a file that the run that took over has removed."""
+    if be_taken_over(inputs):
+        (out / "work" / "state").read_bytes()
     return write(config, inputs, out)
 
 
@@ -64,7 +73,7 @@ def test_workspace_seals_while_it_holds_the_lock(any_root: Root) -> None:
     assert (any_root / "claims").files() == {}
 
 
-@pytest.mark.parametrize("run", ["sleep_and_write", "sleep_and_stop"])
+@pytest.mark.parametrize("run", ["sleep_and_write", "sleep_and_stop", "sleep_and_miss"])
 def test_workspace_waits_for_the_run_that_took_over(any_root: Root, run: str) -> None:
     """That run, which is this process here, has ended without an artifact: it is made after all."""
     lines: list[str] = []

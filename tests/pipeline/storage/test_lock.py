@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import Stopped
+from pipeline.errors import ConfigError, DataError, Stopped
 from pipeline.storage import lock
 from pipeline.storage.lock import hold_lock, lock_holders
 from pipeline.storage.path import StoragePath
@@ -116,6 +116,51 @@ def test_hold_lock_takes_over_what_this_process_could_not_release(folder: Storag
     with hold_lock(folder, never, never):
         pass
     assert folder.files() == {}
+
+
+def test_hold_lock_is_released_once_the_storage_answers_again(
+    folder: StoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other processes of this machine would wait for as long as this one lives."""
+    answers = threading.Event()
+    remove = StoragePath.remove
+
+    def remove_if_answered(path: StoragePath) -> None:
+        if not answers.is_set():
+            raise ConfigError("the storage does not answer")
+        remove(path)
+
+    monkeypatch.setattr(StoragePath, "remove", remove_if_answered)
+    with hold_lock(folder, never, never):
+        pass
+    assert "0.json" in folder.files()
+    answers.set()
+    wait_until(lambda: not folder.files())
+
+
+def test_hold_lock_leaves_no_lease_whose_creation_got_no_answer(
+    folder: StoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = StoragePath.create
+
+    def create_without_answer(path: StoragePath, data: bytes) -> bool:
+        create(path, data)
+        raise ConfigError("the storage does not answer")
+
+    monkeypatch.setattr(StoragePath, "create", create_without_answer)
+    with pytest.raises(ConfigError, match="does not answer"), hold_lock(folder, never, never):
+        raise AssertionError("it is not held")
+    assert folder.files() == {}
+
+
+@pytest.mark.parametrize("content", ["", "{", "5", "{}", '{"holder": {}, "token": ""}', "\0" * 99])
+def test_hold_lock_names_a_lease_that_is_none(content: str, folder: StoragePath) -> None:
+    (folder / "0.json").write(content.encode())
+    message = r"0\.json: holds .*, which is no lease\. Delete it while nothing runs"
+    with pytest.raises(DataError, match=message), hold_lock(folder, never, never):
+        raise AssertionError("it is not held")
+    with pytest.raises(DataError, match=r"0\.json: holds "):
+        lock_holders(folder.parent.parent)
 
 
 def test_hold_lock_takes_over_from_a_holder_whose_pid_was_reused(folder: StoragePath) -> None:
