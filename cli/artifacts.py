@@ -71,6 +71,7 @@ def artifacts_verify_command(
 ) -> None:
     """Read every byte of artifacts and compare it with their manifests; exit code 3 if a file is damaged or missing."""
     from flows.gc.inventory import find_artifact, find_damage
+    from pipeline.steps.workspace import Busy
 
     opened, stored = _read_artifacts(root, with_users=False)
     if names:
@@ -78,11 +79,13 @@ def artifacts_verify_command(
     else:
         chosen = [artifact for artifact in stored if artifact.manifest or artifact.damage]
     damaged = 0
-    for file, problem in find_damage(opened, chosen):
-        damaged += 1
-        print(problem, flush=True)
-        if repair:
-            file.remove()
+    for artifact in chosen:
+        try:
+            for problem in find_damage(opened, artifact, repair):
+                damaged += 1
+                print(problem, flush=True)
+        except Busy as error:
+            print(f"{artifact.name}: not looked at. {error}")
     print(f"{len(chosen)} artifacts, {damaged or 'no'} damaged or missing files.")
     if damaged:
         print(
@@ -107,14 +110,17 @@ def artifacts_gc_command(
     root, local files that earlier work left on this machine count as well.
     """
     from cli.artifacts_view import print_verdicts
-    from flows.gc.inventory import delete_files, plan_gc
+    from flows.gc.deletion import delete_files, run_names
+    from flows.gc.inventory import plan_gc
     from flows.gc.scratch import plan_scratch_gc
     from pipeline.steps.workspace import Workspace
     from pipeline.storage.root import Root
 
     workspace = Workspace(Root.of(root))
+    scratch_root = Root.of(workspace.root.local_path())
+    runs, local_runs = run_names(workspace.root), run_names(scratch_root)
     verdicts, scratch = plan_gc(workspace, keep), plan_scratch_gc(workspace.root)
     if delete:
-        delete_files(workspace.root, verdicts)
-        delete_files(Root.of(workspace.root.local_path()), scratch)
+        verdicts = delete_files(workspace.root, verdicts, runs)
+        scratch = delete_files(scratch_root, scratch, local_runs)
     print_verdicts([*verdicts, *scratch], delete)

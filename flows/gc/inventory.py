@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -16,12 +15,12 @@ from flows.run.naming import RUN_NAME, run_order
 from pipeline.errors import DataError, first_line, require_one_of
 from pipeline.recipe.comparison import COMPARE
 from pipeline.steps.artifact import EXTERNAL_FILES, MANIFEST, Artifact, parse_lines, parse_manifest, verify
-from pipeline.steps.workspace import Workspace
+from pipeline.steps.workspace import Workspace, busy
 from pipeline.storage.atomic import PART_SUFFIX
-from pipeline.storage.lock import LOCKS, lock_holders
+from pipeline.storage.lock import LOCKS, hold_lock, lock_holders
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root, in_parallel
-from pipeline.stores.naming import DIGITS, LABELLING, version_of
+from pipeline.stores.naming import DIGITS, LABELLING, NAME, version_of
 from pipeline.stores.rejections import PATH as REJECTIONS
 
 Key = tuple[str, str]
@@ -98,9 +97,11 @@ class Verdict:
     what: str
     """What they are: the name of an artifact, or a path."""
     files: Mapping[str, int]
-    """Sizes in bytes by path in the root; the first file is deleted before the others."""
+    """Sizes in bytes by path in the root."""
     kept: bool
     why: str
+    lock: str = ""
+    """The lock, by its path below LOCKS, that whoever makes or uses these files holds; "" if there is none."""
 
     @property
     def size(self) -> int:
@@ -205,14 +206,31 @@ def find_artifact(root: Root, name: str, artifacts: Iterable[StoredArtifact]) ->
     return matches[0]
 
 
-def find_damage(root: Root, artifacts: Iterable[StoredArtifact]) -> Iterator[tuple[StoragePath, str]]:
-    """Yield the files of artifacts that differ from their manifests, and damaged manifests, each with the problem."""
-    for artifact in artifacts:
-        if artifact.damage:
-            yield root / f"{artifact.path}/{MANIFEST}", str(artifact.damage)
-        elif artifact.manifest:
-            for file, problem in verify(Artifact(root, artifact.path, artifact.manifest)):
-                yield file.path, f"{artifact.name}: {file}: {problem}"
+def find_damage(root: Root, artifact: StoredArtifact, repair: bool = False) -> Iterator[str]:
+    """Yield what is wrong with an artifact: a damaged manifest, or each file that differs from it.
+
+    With `repair` these files are deleted, and nobody makes the artifact meanwhile: raises Busy if a run does.
+    """
+    manifest = root / f"{artifact.path}/{MANIFEST}"
+    lock = hold_lock(root / LOCKS / artifact.name, busy, lambda: None) if repair else contextlib.nullcontext()
+    with lock:
+        text = manifest.read_if_exists()  # once more: it may have been made again since it was listed
+        for file, problem in _damage_by(root, artifact, text) if text is not None else ():
+            yield problem
+            if repair:
+                file.remove()
+
+
+def _damage_by(root: Root, artifact: StoredArtifact, manifest: bytes) -> Iterator[tuple[StoragePath, str]]:
+    """Yield the damaged files of an artifact, given the text of its manifest, each with the problem."""
+    path = root / f"{artifact.path}/{MANIFEST}"
+    try:
+        made = Artifact(root, artifact.path, parse_manifest(manifest, str(path)))
+    except DataError as error:
+        yield path, str(error)
+        return
+    for file, problem in verify(made):
+        yield file.path, f"{artifact.name}: {file}: {problem}"
 
 
 def plan_gc(workspace: Workspace, keep: int = 1) -> list[Verdict]:
@@ -242,7 +260,7 @@ def plan_gc(workspace: Workspace, keep: int = 1) -> list[Verdict]:
         strays = _stray_files(artifact) if why and artifact.manifest and not holder else {}
         verdicts.append(_verdict_on_artifact(artifact, why, strays))
         if strays:
-            verdicts.append(Verdict(artifact.name, strays, False, "left by a process that was killed"))
+            verdicts.append(Verdict(artifact.name, strays, False, "left by a process that was killed", artifact.name))
     sealed = {artifact.key for artifact in kept if artifact.manifest}
     labelling = bool(active) or any(key[0] in LABELLING and key not in sealed for key in reasons)
     return [*verdicts, *_verdicts_on_labels(sizes, kept, labelling), *_verdicts_on_leftovers(sizes, idle=not holders)]
@@ -277,10 +295,8 @@ def _verdict_on_artifact(artifact: StoredArtifact, why: str | None, strays: Mapp
         why = f"only older runs refer to it, last {artifact.users[0]}" if artifact.users else "nothing refers to it"
     if not artifact.manifest:
         why = f"unfinished; {why}"
-    own = [file for file in artifact.files.items() if file[0] not in strays]
-    # the manifest is deleted first: without it the artifact counts as unfinished
-    own.sort(key=lambda file: file[0] != f"{artifact.path}/{MANIFEST}")
-    return Verdict(artifact.name, dict(own), kept, why)
+    own = {name: size for name, size in artifact.files.items() if name not in strays}
+    return Verdict(artifact.name, own, kept, why, artifact.name)
 
 
 def _verdicts_on_labels(sizes: Mapping[str, int], kept: Iterable[StoredArtifact], labelling: bool) -> Iterator[Verdict]:
@@ -294,8 +310,9 @@ def _verdicts_on_labels(sizes: Mapping[str, int], kept: Iterable[StoredArtifact]
     if REJECTIONS in sizes:
         yield Verdict(REJECTIONS, {REJECTIONS: sizes[REJECTIONS]}, True, "what was rejected by hand")
     for name, size in sizes.items():
-        if name.startswith("labels/") and name != REJECTIONS and not posixpath.basename(name).startswith("."):
-            stores[posixpath.dirname(name)][name] = size
+        folder, file = posixpath.split(name)
+        if NAME.fullmatch(folder.removeprefix("labels/")) and not file.startswith("."):  # no copy that a user made
+            stores[folder][name] = size
     makers = {manifest["digest"][:DIGITS] for manifest in manifests} if labelling else set()
     for store, files in sorted(stores.items()):
         used = {name: size for name, size in files.items() if name in wanted}
@@ -305,7 +322,7 @@ def _verdicts_on_labels(sizes: Mapping[str, int], kept: Iterable[StoredArtifact]
         if unused and version_of(store) in makers:
             yield Verdict(store, unused, True, "an unfinished label step may refer to them")
         elif unused:
-            yield Verdict(store, unused, False, "no kept label artifact refers to them")
+            yield Verdict(store, unused, False, "no kept label artifact refers to them", store)
 
 
 def _verdicts_on_leftovers(sizes: Mapping[str, int], idle: bool) -> Iterator[Verdict]:
@@ -317,24 +334,3 @@ def _verdicts_on_leftovers(sizes: Mapping[str, int], idle: bool) -> Iterator[Ver
     locks = {name: size for name, size in outside.items() if name.startswith(f"{LOCKS}/") and name not in parts}
     if locks and idle:
         yield Verdict("locks", locks, False, "their holders have ended")
-
-
-def delete_files(root: Root, verdicts: Iterable[Verdict]) -> None:
-    """Delete the files that are not kept, and folders that become empty."""
-    for verdict in verdicts:
-        if verdict.kept:
-            continue
-        files = [root / name for name in verdict.files]
-        in_parallel(StoragePath.remove, files[:1])  # a manifest: without it the artifact counts as unfinished
-        in_parallel(StoragePath.remove, files[1:])
-        _remove_empty_folders(root, verdict.files)
-
-
-def _remove_empty_folders(root: Root, files: Iterable[str]) -> None:
-    """Remove the folders of deleted files that are empty; those right below the root only if they are hidden."""
-    if root.local:  # object storage has no folders
-        parents = {parent for name in files for parent in PurePosixPath(name).parents}
-        folders = {parent for parent in parents if len(parent.parts) > 1 or parent.name.startswith(".")}
-        for folder in sorted(folders, reverse=True):
-            with contextlib.suppress(OSError):  # not empty
-                root.local_path(str(folder)).rmdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -11,17 +12,25 @@ import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 import must
 from cli.main import main
-from flows.gc import inventory
-from flows.gc.inventory import Verdict, delete_files, find_artifact, list_artifacts, list_files, list_runs, plan_gc
+from flows.gc.deletion import delete_files, run_names
+from flows.gc.inventory import (
+    find_artifact,
+    list_artifacts,
+    list_files,
+    list_runs,
+    plan_gc,
+)
 from flows.plan.selection import Selection
 from pipeline.errors import ConfigError, DataError
 from pipeline.steps.workspace import Workspace
-from pipeline.storage.lock import hold_lock, lock_holders
+from pipeline.storage import root as root_module
+from pipeline.storage.lock import hold_lock
 from pipeline.storage.path import StoragePath
 from pipeline.storage.process_id import ProcessId
 from pipeline.storage.root import Root
@@ -33,11 +42,6 @@ from tests.waiting import wait_until
 Start = Callable[..., BaseProcess]
 OTHER = ["student.steps=2"]
 OTHER_TEACHER = ["teachers.gabor.wavelengths=[8.0]", *OTHER]
-
-
-@pytest.fixture
-def copy(finished_root: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(finished_root, tmp_path / "copy")
 
 
 def run_command(*arguments: object, code: int | None = None) -> None:
@@ -215,7 +219,7 @@ def test_plan_gc_deletes_labels_with_their_teacher(copy: Path, recipe: Path) -> 
     folders = {path.name for path in (copy / "labels").glob("gabor-*")}
     assert len(folders) == 2
     workspace = Workspace(Root.of(copy))
-    delete_files(workspace.root, plan_gc(workspace))
+    delete_files(workspace.root, plan_gc(workspace), run_names(workspace.root))
     assert {path.name for path in (copy / "labels").glob("gabor-*")} < folders
     assert {path.name for path in (copy / "labels").glob("masks-*")}
     assert not [each for each in must.plan(recipe, copy, OTHER_TEACHER) if each.artifact is None]
@@ -227,7 +231,7 @@ def test_plan_gc_keeps_rejections(copy: Path) -> None:
     shutil.rmtree(copy / "runs")
     verdicts = plan_gc(Workspace(root))
     assert [(list(v.files), v.why) for v in verdicts if v.kept] == [([PATH], "what was rejected by hand")]
-    delete_files(root, verdicts)
+    delete_files(root, verdicts, run_names(root))
     assert len(read_rejections(root)) == 1
     assert [path.name for path in (copy / "labels").iterdir()] == ["rejected.parquet"]
 
@@ -261,7 +265,7 @@ def test_plan_gc_deletes_what_killed_runs_left(copy: Path) -> None:
     holder.communicate(b"end\n")
     assert names_to_delete(copy) == {"*.part", "locks"}
     workspace = Workspace(Root.of(copy))
-    delete_files(workspace.root, plan_gc(workspace))
+    delete_files(workspace.root, plan_gc(workspace), run_names(workspace.root))
     assert not run.parent.exists()
     assert not lease.parent.exists()
     assert (copy / "runs").exists()
@@ -272,7 +276,7 @@ def test_plan_gc_deletes_half_written_files(copy: Path) -> None:
     part.write_bytes(b"half")
     assert names_to_delete(copy) == {"*.part"}
     workspace = Workspace(Root.of(copy))
-    delete_files(workspace.root, plan_gc(workspace))
+    delete_files(workspace.root, plan_gc(workspace), run_names(workspace.root))
     assert not part.exists()
 
 
@@ -293,7 +297,7 @@ def test_plan_gc_deletes_stray_files_of_sealed_artifacts_once(copy: Path) -> Non
     assert (left.what, left.size, len(left.files)) == (what, 5, 2)
     files = [name for verdict in verdicts for name in verdict.files]
     assert len(files) == len(set(files)), "counted twice"
-    delete_files(root, verdicts)
+    delete_files(root, verdicts, run_names(root))
     assert sorted(path.name for path in teacher.iterdir() if path.name.startswith(".") or path.name == "work") == []
     assert names_to_delete(copy) == set()
     run_command("artifacts", "verify", "--root", copy, code=0)
@@ -312,10 +316,32 @@ def test_plan_gc_lists_the_artifacts_once(copy: Path, monkeypatch: pytest.Monkey
     assert [name for name in listed if name.startswith("artifacts")] == ["artifacts"]
 
 
-def test_delete_files_of_no_files_does_nothing(copy: Path) -> None:
-    before = sorted(copy.rglob("*"))
-    delete_files(Root.of(copy), [Verdict("nothing", {}, False, "")])
-    assert sorted(copy.rglob("*")) == before
+def test_artifacts_verify_does_not_look_at_what_a_run_makes(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (student,) = (copy / "artifacts" / "student").iterdir()
+    (student / "model.safetensors").write_bytes(b"being written")
+    with hold_lock(Root.of(copy) / f"claims/student/{student.name}", lambda _: None, lambda: None):
+        run_command("artifacts", "verify", "student", "--root", copy, "--repair", code=0)
+    assert f"student/{student.name}: not looked at. Another run, process" in capsys.readouterr().out
+    assert (student / "model.safetensors").exists()
+
+
+def test_artifacts_verify_names_a_file_that_cannot_be_read(
+    copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad sector of a disk is one of the things it is there to find."""
+    (student,) = (copy / "artifacts" / "student").iterdir()
+    open_file = root_module.open_file
+
+    def open_unless_bad(path: StoragePath) -> IO[bytes]:
+        if path.name == "model.safetensors":
+            raise OSError(errno.EIO, "Input/output error")
+        return open_file(path)
+
+    monkeypatch.setattr(root_module, "open_file", open_unless_bad)
+    run_command("artifacts", "verify", "--root", copy, code=3)
+    shown = capsys.readouterr().out
+    assert f"{student / 'model.safetensors'}: can't be read (Input/output error)" in shown
+    assert "artifacts, 2 damaged or missing files" in shown
 
 
 def test_plan_gc_keeps_what_an_active_run_uses(copy: Path, recipe: Path, start: Start, finished_root: Path) -> None:
@@ -328,28 +354,10 @@ def test_plan_gc_keeps_what_an_active_run_uses(copy: Path, recipe: Path, start: 
     verdicts = plan_gc(Workspace(Root.of(copy)))
     in_use = [verdict for verdict in verdicts if "uses it now" in verdict.why or "at work on it" in verdict.why]
     assert {"data.world", "data.pool", "teacher.masks"} <= {verdict.what.split("/")[0] for verdict in in_use}
-    delete_files(Workspace(Root.of(copy)).root, verdicts)
+    delete_files(Workspace(Root.of(copy)).root, verdicts, run_names(Workspace(Root.of(copy)).root))
     process.join()
     assert process.exitcode == 0
     assert not [each for each in must.plan(recipe, copy, ["seed=1", *OTHER]) if each.artifact is None]
-
-
-def test_plan_gc_leaves_what_a_run_makes_meanwhile(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    new = ["artifacts/teacher.new/0123456789abcdef/work/state.safetensors", "labels/new-0123456789ab/1.parquet"]
-
-    def begin(path: StoragePath) -> dict[str, ProcessId]:
-        """Find no holder of a lock, and begin a run at that moment."""
-        found = lock_holders(path)
-        for name in new:
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            (copy / name).write_bytes(b"new")
-        return found
-
-    monkeypatch.setattr(inventory, "lock_holders", begin)
-    verdicts = plan_gc(Workspace(Root.of(copy)), keep=0)
-    assert not set(new) & {file for verdict in verdicts for file in verdict.files}
-    delete_files(Root.of(copy), verdicts)
-    assert all((copy / name).exists() for name in new)
 
 
 def test_plan_gc_keeps_unfinished_steps(up_to_label: Path, start: Start, resume: Resume) -> None:
@@ -361,7 +369,7 @@ def test_plan_gc_keeps_unfinished_steps(up_to_label: Path, start: Start, resume:
     workspace = Workspace(Root.of(root))
     verdicts = plan_gc(workspace)
     assert any(verdict.kept and "unfinished" in verdict.why for verdict in verdicts)
-    delete_files(workspace.root, verdicts)
+    delete_files(workspace.root, verdicts, run_names(workspace.root))
     assert set(root.glob("labels/*/[!.]*")) == labels
     outcome = resume(root, "label")
     assert 0 < outcome.artifacts["label"].counts["labelled_now"] < 48

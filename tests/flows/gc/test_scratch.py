@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.main import main
-from flows.gc.inventory import delete_files
+from flows.gc.deletion import delete_files, run_names
 from flows.gc.scratch import plan_scratch_gc
 from pipeline.storage.cache import STALE_S
 from pipeline.storage.lock import hold_lock
@@ -52,7 +52,7 @@ def test_plan_scratch_gc_keeps_only_what_can_be_resumed(root: Root) -> None:
     assert {name for verdict in verdicts if verdict.kept for name in verdict.files} == KEPT
     assert {name for verdict in verdicts if not verdict.kept for name in verdict.files} == DELETED
     assert all(Path(verdict.what).exists() for verdict in verdicts), "named by their paths on this machine"
-    delete_files(Root.of(root.local_path()), verdicts)
+    delete_files(Root.of(root.local_path()), verdicts, run_names(Root.of(root.local_path())))
     assert files_left(root) == KEPT
     assert not root.local_path(".read-old").exists()
     assert [verdict for verdict in plan_scratch_gc(root) if not verdict.kept] == []
