@@ -6,12 +6,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from browser.answers import MAX_ROWS, Answers
 from browser.query_process import as_json
 from browser.tables import Store
 from pipeline.errors import ConfigError
+from pipeline.storage.parquet import read_parquet
 
 LEFT_OUT = ("quarantine", "duplicates", "notes")
 
@@ -43,7 +43,7 @@ def left_out(answers: Answers, kind: str, dataset: str, has: str = "") -> dict[s
     artifact = answers.loading.catalogue.sets.get(dataset)
     if artifact is None or kind not in LEFT_OUT:
         raise ConfigError(f"There is no list {kind!r} of a set {dataset!r}: there are {', '.join(LEFT_OUT)}.")
-    table = artifact.load(f"{kind}.parquet", pq.read_table)
+    table = artifact.load(f"{kind}.parquet", read_parquet)
     if has:
         texts = [table.column(field.name) for field in table.schema if pa.types.is_string(field.type)]
         joined = pc.binary_join_element_wise(*texts, "\n", null_handling="skip")

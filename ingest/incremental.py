@@ -20,9 +20,8 @@ from pipeline.errors import DataError
 from pipeline.sources import Stamp, TrueLabels
 from pipeline.sources._splits import SPLITS
 from pipeline.steps.artifact import LOG, WORK, Artifact
-from pipeline.storage.errors import PARQUET_ERRORS
+from pipeline.storage.parquet import explain_parquet_errors
 from pipeline.storage.root import hash_file, in_parallel
-from pipeline.storage.shortage import raise_shortage
 from pipeline.stores.images import ImageShard, local_shard, write_table
 
 SOURCES_FILE = f"{LOG}/sources.parquet"
@@ -98,9 +97,9 @@ class SourceIndex:
 
 def _read(path: Path) -> pa.Table:
     try:
-        return pq.read_table(path, schema=SCHEMA)
-    except PARQUET_ERRORS as error:
-        raise_shortage(error, path)
+        with explain_parquet_errors(path, "list of files", ""):
+            return pq.read_table(path, schema=SCHEMA)
+    except DataError:
         return SCHEMA.empty_table()  # then the files are read again
 
 

@@ -17,6 +17,7 @@ from ingest.true_labels import train_classes
 from pipeline.data.sampling import long_tailed_counts, random_order
 from pipeline.errors import DataError
 from pipeline.steps.artifact import Artifact, Inputs, of_kind
+from pipeline.storage.parquet import read_parquet
 from pipeline.storage.root import in_parallel
 from pipeline.stores.images import ImageShard
 from pipeline.stores.naming import store_name
@@ -156,7 +157,8 @@ def _reasons(images: pa.Table, held_out: pa.Table, rejected: pa.Table) -> pa.Arr
 
 def read_pool(pool: Artifact, columns: list[str] | None = None) -> pa.Table:
     """Return the rows of the images that are used, or some columns, `used` among them."""
-    return pool.load(FILE, lambda path: pq.read_table(path, columns=columns, filters=[("used", "=", True)]))
+    table = pool.load(FILE, lambda path: read_parquet(path, columns))
+    return table.filter(table["used"])
 
 
 def pool_keys(pool: Artifact, share: float, seed: int) -> set[str]:

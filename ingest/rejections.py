@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
 from pipeline.steps.artifact import Artifact, Inputs
+from pipeline.storage.parquet import read_parquet
 from pipeline.stores.rejections import (
     hash_rejections,
     read_rejections,
@@ -60,4 +61,4 @@ def _copy(table: pa.Table, planned: Mapping[str, Any], columns: list[str], out: 
 
 def read_copy(artifact: Artifact) -> pa.Table:
     """Return the table that one of the steps wrote."""
-    return artifact.load(FILE, pq.read_table)
+    return artifact.load(FILE, read_parquet)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pipeline.errors import require_one_of
+from pipeline.errors import DataError, require_one_of
 from pipeline.stores.calibration import Calibration
 from pipeline.stores.labels import Label, LabelSpace, check_columns, read_metadata
 
@@ -33,7 +33,10 @@ def label(space: LabelSpace, calibration: Calibration | None = None) -> Label:
 def label_of_file(schema: pa.Schema, file: object) -> Label:
     """Return how the labels of a file with this schema are read. Raises DataError if it is no whole label file's."""
     metadata = read_metadata(schema, file)
-    found = label(LabelSpace.from_json(metadata["space"])).calibrated_as(metadata)
+    space = LabelSpace.from_json(metadata["space"])
+    if space.task not in names():
+        raise DataError(f"{file}: holds labels of the task {space.task!r:.40}; there are {', '.join(names())}.")
+    found = label(space).calibrated_as(metadata)
     check_columns(schema, found, file)
     return found
 

@@ -71,12 +71,12 @@ def _check_learnable(data: str, task: str, ingested: IngestedSet) -> None:
 
 def _first_note(ingested: IngestedSet) -> str:
     """Return a sentence on the labels that were changed or dropped when the set was read; "" if none were."""
-    import pyarrow.parquet as pq
+    from pipeline.storage.parquet import read_parquet
 
     count = ingested.counts.get("notes", 0)
     if not count:
         return ""
-    first = ingested.artifact.load("notes.parquet", pq.read_table).slice(0, 1).to_pylist()[0]
+    first = ingested.artifact.load("notes.parquet", read_parquet).slice(0, 1).to_pylist()[0]
     return f"Labels dropped or changed when it was read: {count:,}; the first: {first['source']}: {first['reason']}. "
 
 

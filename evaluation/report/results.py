@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from evaluation.backbone_table import has_measurements, not_measured
@@ -28,6 +27,7 @@ from evaluation.report.formatting import DASH, duration, plural
 from evaluation.report.html import ReportTable, StyledText, render
 from evaluation.report.run_record import RunRecord
 from pipeline.steps.artifact import read_json
+from pipeline.storage.parquet import read_parquet
 
 MAX_CLASSES = 200
 """Classes that a table shows at most, the weakest."""
@@ -145,7 +145,7 @@ def _unusable(run: RunRecord) -> Iterator[ReportWarning]:
     for name, artifact in run.of_kind("data").items():
         bad = artifact.counts.get("quarantined", 0)
         if bad:
-            first = artifact.load("quarantine.parquet", pq.read_table).slice(0, 1).to_pylist()[0]
+            first = artifact.load("quarantine.parquet", read_parquet).slice(0, 1).to_pylist()[0]
             files = plural(bad + artifact.counts.get("images", 0), "file")
             text = f"{bad:,} of {files} of the set {name} can't be used and were left out. First: "
             yield ReportWarning(text, first["source"], f": {first['reason']}.")
@@ -154,7 +154,7 @@ def _unusable(run: RunRecord) -> Iterator[ReportWarning]:
 def _conflicts(run: RunRecord) -> Iterator[ReportWarning]:
     for name, artifact in run.of_kind("data").items():
         if count := artifact.counts.get("conflicts", 0):
-            listed = artifact.load("duplicates.parquet", pq.read_table).to_pylist()
+            listed = artifact.load("duplicates.parquet", read_parquet).to_pylist()
             first = next(row for row in listed if "another label" in row["reason"])
             files = f"{plural(count, 'file')} of the set {name}"
             text = f"Not used: {files} with another label than the same image has already. First: "

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from evaluation.report.formatting import count, duration, percent, plural
@@ -16,6 +15,7 @@ from evaluation.report.run_record import FinishedStep, RunRecord, TrainingLog
 from ingest.pool import read_pool
 from pipeline.sources._splits import SPLITS
 from pipeline.steps.artifact import Artifact
+from pipeline.storage.parquet import read_parquet
 from pipeline.stores.naming import STUDENT_LABEL_STEP
 
 MAX_LISTED = 5
@@ -107,7 +107,7 @@ def _exclusions(artifact: Artifact) -> dict[str, Any]:
     """Return the files of a set that can't be used or are double, and by reason how many of its labels were changed."""
     tables = {name: f"{name}.parquet" for name in ("quarantine", "duplicates", "notes")}
     rows = {
-        name: artifact.load(file, pq.read_table).to_pylist() if artifact.has(file) else []
+        name: artifact.load(file, read_parquet).to_pylist() if artifact.has(file) else []
         for name, file in tables.items()
     }
     return {**rows, "notes": Counter(row["reason"] for row in rows["notes"])}

@@ -25,11 +25,10 @@ from pipeline.sources._classes import check_distinct
 from pipeline.sources._files import FileSource
 from pipeline.sources._splits import Split, parse_split, split_by_hash, split_from_path
 from pipeline.sources._tables import LabelColumns, TableConfig, classes_among, distinct_names
-from pipeline.storage.errors import PARQUET_ERRORS
 from pipeline.storage.json_text import load_json
+from pipeline.storage.parquet import explain_parquet_errors
 from pipeline.storage.path import StoragePath, require_exists, walk
 from pipeline.storage.remote_file import open_file
-from pipeline.storage.shortage import raise_shortage
 from pipeline.stores.labels import LabelSpace
 
 ROWS = 64
@@ -159,14 +158,11 @@ class Source(FileSource):
 @contextlib.contextmanager
 def _open_parquet(file: StoragePath) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file; Arrow's and the system's errors, until it is closed, become DataError."""
-    try:
+    with explain_parquet_errors(file, "Parquet file", "Repair it, or take it out."):
         source = file.path if file.local else open_file(file)
         # streams a row group page by page; by default Arrow would read all its images ahead into memory
         with pq.ParquetFile(source, buffer_size=READ_AHEAD, pre_buffer=False) as parquet:
             yield parquet
-    except PARQUET_ERRORS as error:
-        raise_shortage(error, file)
-        raise DataError(f"{file}: not a readable Parquet file ({error})") from error
 
 
 def _batches(parquet: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:

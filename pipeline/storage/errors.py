@@ -8,13 +8,9 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 
-import pyarrow as pa
-
 from pipeline.errors import ConfigError, DataError, MustError, first_line, install_command
 from pipeline.storage.shortage import raise_shortage, shortage_of
 
-PARQUET_ERRORS = (OSError, pa.ArrowException, UnicodeDecodeError)
-"""What Arrow raises on a damaged Parquet file, or where the machine is short of something."""
 SEE = "see docs/how-to/remote.md"
 # Exceptions are named as text below, as the storage libraries that define them may not be installed.
 NO_LOGIN = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "CredentialRetrievalError"}

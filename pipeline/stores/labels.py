@@ -24,10 +24,9 @@ from PIL.Image import Image
 
 from pipeline.errors import DataError
 from pipeline.storage.atomic import publish, temporary_path
-from pipeline.storage.errors import PARQUET_ERRORS
 from pipeline.storage.json_text import load_json
+from pipeline.storage.parquet import explain_parquet_errors
 from pipeline.storage.root import PathOrFile, StoredFile
-from pipeline.storage.shortage import raise_shortage
 from pipeline.stores.calibration import Calibration
 from pipeline.stores.rasters import Box
 
@@ -325,12 +324,11 @@ def open_labels(file: StoredFile, reader: Callable[[pq.ParquetFile], T], whole: 
     """
 
     def read(source: PathOrFile) -> T:
-        try:
-            with pq.ParquetFile(source, memory_map=True) as parquet:  # `read_table` takes far longer to start
-                return reader(parquet)
-        except PARQUET_ERRORS as error:
-            raise_shortage(error, file)
-            raise DataError(f"{file}: not a readable label shard ({error}). {REMEDY}") from error
+        with (
+            explain_parquet_errors(file, "label shard", REMEDY),
+            pq.ParquetFile(source, memory_map=True) as parquet,  # `read_table` takes far longer to start
+        ):
+            return reader(parquet)
 
     return file.load(read) if whole else file.scan(read)
 

@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.storage.errors import PARQUET_ERRORS
 from pipeline.storage.lock import LEASE_S, LOCKS, IsHeld, OnWait, hold_lock
+from pipeline.storage.parquet import explain_parquet_errors
 from pipeline.storage.path import StoragePath
 from pipeline.storage.process_id import ProcessId
 from pipeline.storage.root import Root
-from pipeline.storage.shortage import explain_shortage, raise_shortage
+from pipeline.storage.shortage import explain_shortage
 from pipeline.stores.naming import DIGITS, NAME
 
 SCHEMA_VERSION = 1
@@ -57,11 +57,8 @@ def read_rejections(root: Root) -> pa.Table:
     data = file.read_if_exists()
     if data is None:
         return NO_REJECTIONS
-    try:
+    with explain_parquet_errors(file, "list of rejections", REPAIR):
         table = pq.read_table(pa.BufferReader(data))
-    except PARQUET_ERRORS as error:
-        raise_shortage(error, file)
-        raise DataError(f"{file}: not a readable list of rejections ({error}). {REPAIR}") from error
     if not table.schema.equals(SCHEMA):
         raise DataError(f"{file}: its columns are not {', '.join(SCHEMA.names)}, as documented. {REPAIR}")
     keys = table["key"].filter(pc.invert(pc.match_substring_regex(table["key"], KEY)))

@@ -10,10 +10,9 @@ from typing import TypedDict
 import pyarrow.parquet as pq
 
 import tasks
-from pipeline.errors import MustError
-from pipeline.storage.errors import PARQUET_ERRORS
+from pipeline.errors import DataError
+from pipeline.storage.parquet import explain_parquet_errors
 from pipeline.storage.root import Root, hash_file, in_parallel
-from pipeline.storage.shortage import raise_shortage
 from pipeline.stores.images import ImageShard
 
 
@@ -78,11 +77,10 @@ class LabelFolder:
 def read_facts(path: Path, rows: int) -> ShardFacts | None:
     """Read the facts of a local label file; None if it is damaged, of another version, or has not so many rows."""
     try:
-        with pq.ParquetFile(path) as parquet:
+        with explain_parquet_errors(path, "label shard", ""), pq.ParquetFile(path) as parquet:
             tasks.label_of_file(parquet.schema_arrow, path)
             table = parquet.read(["status"])
-    except (*PARQUET_ERRORS, MustError) as error:
-        raise_shortage(error, path)
+    except DataError:
         return None
     status = table.column("status").to_pylist()
     if len(status) != rows:
