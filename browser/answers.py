@@ -66,11 +66,12 @@ class Answers:
 
     def image_id(self, key: str) -> int:
         """Return the id of an image. Raises DataError if no image has this key."""
-        if KEY.fullmatch(key):
-            [[image]] = self.tables.query("SELECT min(id) FROM image_rows WHERE hash = ?", (int(key, 16),))
-            if image is not None:
-                return int(image)
-        raise DataError(f"There is no image {key!r} in {self.loading.root}: a key is 16 hex digits.")
+        if not KEY.fullmatch(key):
+            raise DataError(f"{key!r:.40} is no image's key: those are 16 hex digits.")
+        [[image]] = self.tables.query("SELECT min(id) FROM image_rows WHERE hash = ?", (int(key, 16),))
+        if image is None:
+            raise DataError(f"There is no image {key!r} in {self.loading.root}.")
+        return int(image)
 
     def about(self) -> dict[str, Any]:
         """Return the root's sets and stores, and how much of it is loaded."""

@@ -7,7 +7,7 @@ import collections
 import dataclasses
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 import duckdb
 
@@ -64,6 +64,7 @@ class Loading:
         self.progress.found = len(self.catalogue.images) + sum(len(store.files) for store in self.catalogue.stores)
         for shard in itertools.takewhile(self._is_open, new_shards):
             self._add_images(shard)
+        self._drop_images(self._images.keys() - {self._key(shard) for shard in self.catalogue.images})
         self.tables.flush()  # images are shown before their labels are read
         for store in self.catalogue.stores:
             self._drop_stale(store)
@@ -73,6 +74,7 @@ class Loading:
         self.tables.flush()
         for maker, newest in self.newest_stores().items():
             self.tables.add_alias(newest, maker)
+        self.progress.loaded = self.progress.found
 
     def _key(self, shard: CataloguedShard) -> tuple[str, str, str]:
         return shard.dataset, shard.split, shard.shard.sha256
@@ -80,15 +82,42 @@ class Loading:
     def _add_images(self, shard: CataloguedShard) -> None:
         try:
             ids = self.tables.add_images(shard)
-        except MustError as error:
+        except MustError as error:  # tried again at the next refresh: a run may mend it
             self.progress.damaged[str(shard.shard.index)] = str(error)
-            ids = range(0)
+            return
+        self.progress.damaged.pop(str(shard.shard.index), None)
         self._images[self._key(shard)] = ids
         if ids:
             self._shards.append(shard)
             self._starts.append(ids.start)  # after the shard: other threads look up the start first
+            for name in self._stores_of(shard.shard.address):
+                self._forget_labels(name, shard.shard.address)
             self._by_address[shard.shard.address].append(ids)
             self.progress.loaded += 1
+
+    def _drop_images(self, gone: Set[tuple[str, str, str]]) -> None:
+        """Drop the images of shards that are no longer in the newest artifacts of their sets, with their labels."""
+        if not gone:
+            return
+        self.tables.flush()
+        addresses = {ids: address for address, shards in self._by_address.items() for ids in shards}
+        for key in gone:
+            ids = self._images.pop(key)
+            if ids:
+                for name in self._stores_of(addresses[ids]):
+                    self._forget_labels(name, addresses[ids])
+                self._by_address[addresses[ids]].remove(ids)
+                self.tables.delete_images(ids)
+
+    def _stores_of(self, address: str) -> list[str]:
+        """Return the stores whose labels of the images at an address are loaded."""
+        return [name for name, files in self._files.items() if address in files]
+
+    def _forget_labels(self, store: str, address: str) -> None:
+        """Drop the labels in a store of the images at an address; if they stay, their labels are loaded again."""
+        self.progress.damaged.pop(str(self._files[store].pop(address)), None)
+        for ids in self._by_address[address] if store in self.stores else ():
+            self.tables.delete_labels(self.stores[store], ids)
 
     def _new_label_files(self) -> Iterator[tuple[CataloguedStore, str, StoredFile]]:
         """Yield (store, address, file) of label files that are not loaded, shard by shard, with all stores of each."""
@@ -120,10 +149,7 @@ class Loading:
             if now is not None and is_same_file(file, now):
                 loaded[address] = now  # with its hash, once the run that made it is over
                 continue
-            self.progress.damaged.pop(str(loaded.pop(address)), None)
-            if found.name in self.stores:
-                for ids in self._by_address[address]:
-                    self.tables.delete_labels(self.stores[found.name], ids)
+            self._forget_labels(found.name, address)
 
     def refresh_until_closed(self) -> None:
         """Refresh again and again, until `close`."""
@@ -188,7 +214,7 @@ class Loading:
     def locate(self, image: int) -> tuple[CataloguedShard, int]:
         """Return (image shard, row in it) of an image. Raises KeyError if there is no image of this id."""
         place = bisect.bisect_right(self._starts, image) - 1
-        if place < 0 or image not in self._images[self._key(self._shards[place])]:
+        if place < 0 or image not in self._images.get(self._key(self._shards[place]), ()):
             raise KeyError(image)
         return self._shards[place], image - self._starts[place]
 

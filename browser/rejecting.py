@@ -28,9 +28,7 @@ class Rejecting:
 
         Raises as `pipeline.stores.rejections.reject` does.
         """
-        before = self.loading.rejected_keys(store)
-        new = [key for key in dict.fromkeys(keys) if key not in before]
-        reject(self.loading.root, keys, store, reason)
+        new = reject(self.loading.root, keys, store, reason)
         self.loading.refresh_rejections()
         with self._lock:
             number, self._next = self._next, self._next + 1

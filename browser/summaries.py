@@ -57,9 +57,12 @@ def compare(answers: Answers, one: Store, other: Store, most: int) -> dict[str, 
 
 def damaged(answers: Answers) -> Iterator[tuple[str, str]]:
     """Yield (file, what is wrong) for label files that can't be read or decoded. Reads every byte."""
-    yield from answers.loading.progress.damaged.items()
+    found = dict(answers.loading.progress.damaged)
+    yield from found.items()
     for name, store in answers.loading.stores.items():
         for file in answers.loading.label_files(name):
+            if str(file) in found:
+                continue
             error = _error(store, file)
             if error:
                 yield str(file), error

@@ -227,6 +227,13 @@ class Tables:
             self._database.commit()
             self.version += 1
 
+    def delete_images(self, ids: range) -> None:
+        """Delete the images of a shard, which is gone, and its row of `shards`."""
+        with self._lock:
+            of_shard = "shard IN (SELECT shard FROM image_rows WHERE id >= ? AND id < ?)"
+            self._database.execute(f"DELETE FROM shards WHERE {of_shard}", (ids.start, ids.stop))
+        self.delete("image_rows", ids)
+
     def delete_labels(self, store: Store, shard: range) -> None:
         """Delete the labels of an image shard (ids), whose file is gone."""
         self.flush()

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from flows.run.naming import RUN_NAME, run_order
-from pipeline.errors import DataError, first_line, require_one_of
+from pipeline.errors import ConfigError, DataError, first_line, require_one_of
 from pipeline.recipe.comparison import COMPARE
 from pipeline.steps.artifact import EXTERNAL_FILES, MANIFEST, Artifact, parse_lines, parse_manifest, verify
 from pipeline.steps.workspace import Workspace, busy
@@ -201,8 +201,11 @@ def find_artifact(root: Root, name: str, artifacts: Iterable[StoredArtifact]) ->
     if not fingerprint:
         return of_step[0]
     matches = [artifact for artifact in of_step if artifact.key[1].startswith(fingerprint)]
-    if len(matches) != 1:
+    if not matches:
         require_one_of(fingerprint, [artifact.key[1] for artifact in of_step], f"Fingerprint of {step}:")
+    if len(matches) > 1:
+        several = " and ".join(artifact.key[1] for artifact in matches)
+        raise ConfigError(f"Fingerprint of {step}: {fingerprint!r} is the beginning of {several}: give more digits.")
     return matches[0]
 
 

@@ -46,6 +46,9 @@ class FileSource(BaseSource):
         for record in self.read_records():
             empty = False
             yield record
+        if empty and self.problems:
+            name, reason = self.problems[0]
+            raise DataError(f"{self.root}: no image can be used; the first problem: {name}: {reason}")
         if empty and self.folders:
             suffixes = ", ".join(IMAGE_SUFFIXES)
             raise DataError(f"{self.folders[0]}: no images found; they are known by their suffix ({suffixes})")

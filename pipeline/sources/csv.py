@@ -117,7 +117,7 @@ class Source(FileSource):
                 continue
             lines[name] = row.place
             yield self._record(name, self._row_split(path, row), remote.get(file, file), row)
-        if not lines:
+        if not lines and not self.problems:
             raise DataError(f"{', '.join(map(str, self.files))}: lists no image in {folder}")
 
     def _record(self, name: str, split: Split, file: StoragePath, row: _Row) -> SourceRecord:
@@ -137,8 +137,8 @@ class Source(FileSource):
         found: Split | None = next(filter(None, map(parse_split, exact)), None)
         return found or split_from_path(row.file.relative_to(self.root)) or split_by_hash(path, self.config.hold_out)
 
-    def count(self) -> int:
-        return sum(max(file.read().count(b"\n") - 1, 0) for file in self.files)
+    def count(self) -> None:
+        """Return None: to count the rows is to read the files."""
 
 
 def _lines(file: StoragePath) -> Iterator[tuple[int, list[str]]]:
@@ -149,7 +149,7 @@ def _lines(file: StoragePath) -> Iterator[tuple[int, list[str]]]:
             if cells:
                 yield reader.line_num, [cell.strip() for cell in cells]
     except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: not a CSV file in UTF-8 ({error})") from error
+        raise DataError(f"{file}: can't be read as CSV in UTF-8 ({error})") from error
 
 
 def _rows(file: StoragePath) -> Iterator[_Row]:

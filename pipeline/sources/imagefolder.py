@@ -59,9 +59,11 @@ class Source(FileSource):
             if len(folders) <= level:
                 self.problems.append((name, "lies in no class folder"))
                 continue
-            split = self._split(name, self.config.hold_out)
-            truth = functools.partial(one_hot_label, index[folders[level]], len(index))
-            yield SourceRecord(name, split or "train", functools.partial(read_image, file), truth, file.stamp)
+            split, number = self._split(name, self.config.hold_out), index.get(folders[level])
+            if split is None or number is None:
+                raise DataError(f"{self.root}: {name} was added while the set was read; run again")
+            truth = functools.partial(one_hot_label, number, len(index))
+            yield SourceRecord(name, split, functools.partial(read_image, file), truth, file.stamp)
 
     def file_stamps(self) -> list[tuple[str, int, int]]:
         # classes without files, too, are part of the result

@@ -33,6 +33,8 @@ NO_ANSWER = {
     "IncompleteRead",
     "IncompleteReadError",
     "ResponseParserError",
+    "ServiceRequestError",
+    "ServiceResponseError",
 }
 """Errors for no answer, or one that was cut short."""
 TRANSIENT = {
@@ -127,7 +129,13 @@ def s3_error_code(error: MustError) -> str | None:
 
 def _is_missing(error: Exception) -> bool:
     """Return True if a web server's answer says that a file is missing; fsspec calls a file missing for any error."""
-    return _names(error).isdisjoint(NO_ANSWER) and getattr(error, "status", NOT_FOUND[0]) in NOT_FOUND
+    return _names(error).isdisjoint(NO_ANSWER) and (_status(error) or NOT_FOUND[0]) in NOT_FOUND
+
+
+def _status(error: Exception) -> int:
+    """Return the status that a server answered with, 0 if there is none: aiohttp, Azure and Google name it apart."""
+    found = (getattr(error, name, None) for name in ("status", "status_code", "code"))
+    return next((int(each) for each in found if str(each).isdecimal()), 0)
 
 
 def _names(error: Exception) -> set[str]:
@@ -135,7 +143,7 @@ def _names(error: Exception) -> set[str]:
 
 
 def _explained(url: str, error: Exception) -> MustError:
-    names, line, status = _names(error), first_line(error), getattr(error, "status", 0)
+    names, line, status = _names(error), first_line(error), _status(error)
     if names & NO_LOGIN:
         return ConfigError(
             f"{url}: no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; {SEE}."
@@ -156,4 +164,6 @@ def _explained(url: str, error: Exception) -> MustError:
         return ConfigError(
             f"{url}: the storage can't do it just now ({line}). Finished files are kept: run again when it can."
         )
-    return DataError(f"{url}: the storage refused ({type(error).__name__}: {line})")
+    refused = f"{url}: the storage refused ({type(error).__name__}: {line})"
+    is_about_file = isinstance(error, OSError | ValueError) or status
+    return DataError(refused) if is_about_file else ConfigError(f"{refused}. Finished files are kept: run again.")

@@ -70,36 +70,37 @@ def read_rejections(root: Root) -> pa.Table:
     return table
 
 
-def reject(root: Root, keys: Sequence[str], store: str | None, reason: str) -> int:
+def reject(root: Root, keys: Sequence[str], store: str | None, reason: str) -> list[str]:
     """Reject images by their keys (16 hex digits), or with `store` only their labels in the label store of this name.
 
-    Returns the number of new rejections; of those already on the list only the reason changes. Raises ConfigError for
-    an invalid key or store, an empty reason, or if other writers don't finish; DataError if the list can't be read or
-    the disk is full. The list is then as before.
+    Returns the keys that were not on the list; those that were keep their reason and time. Raises ConfigError for an
+    invalid key or store, an empty reason, or if other writers don't finish; DataError if the list can't be read;
+    Shortage if the disk is full. The list is then as before.
 
     >>> reject(root, ["0123456789abcdef"], None, "blurred")
-    1
+    ['0123456789abcdef']
     """
     rejected, words = _check_keys(keys, store), " ".join(reason.split())
     if not words:
         raise ConfigError(f"reason {reason!r} is empty: say in a few words why this is rejected.")
 
     def add(table: pa.Table) -> pa.Table:
-        listed = _matches(table, rejected, store)
-        reasons = pc.if_else(listed, pa.scalar(words), table["reason"])
-        known = table.set_column(SCHEMA.get_field_index("reason"), SCHEMA.field("reason"), reasons)
-        new = rejected.filter(pc.invert(pc.is_in(rejected, value_set=table["key"].filter(listed))))
+        listed = table["key"].filter(_matches(table, rejected, store))
+        new = rejected.filter(pc.invert(pc.is_in(rejected, value_set=listed)))
         constants = (pa.scalar(store, pa.string()), words, datetime.datetime.now(datetime.UTC))
         columns = [new, *(pa.repeat(value, len(new)) for value in constants)]
-        return pa.concat_tables([known, pa.table(columns, names=SCHEMA.names).cast(SCHEMA)])
+        return pa.concat_tables([table, pa.table(columns, names=SCHEMA.names).cast(SCHEMA)])
 
-    return _change(root, add)
+    before, after = _change(root, add)
+    new: list[str] = after["key"].slice(len(before)).to_pylist()
+    return new
 
 
 def undo_reject(root: Root, keys: Sequence[str], store: str | None) -> int:
     """Undo `reject` for these keys and this store, and return how many were on the list. Raises as `reject` does."""
     accepted = _check_keys(keys, store)
-    return -_change(root, lambda table: table.filter(pc.invert(_matches(table, accepted, store))))
+    before, after = _change(root, lambda table: table.filter(pc.invert(_matches(table, accepted, store))))
+    return len(before) - len(after)
 
 
 def rejected_images(table: pa.Table) -> pa.Table:
@@ -155,8 +156,8 @@ def _matches(table: pa.Table, keys: pa.Array, store: str | None) -> pa.ChunkedAr
     return pc.and_(same, pc.is_in(table["key"], value_set=keys))
 
 
-def _change(root: Root, change: Callable[[pa.Table], pa.Table]) -> int:
-    """Replace the list by `change(list)` atomically, and return how many rows it gained."""
+def _change(root: Root, change: Callable[[pa.Table], pa.Table]) -> tuple[pa.Table, pa.Table]:
+    """Replace the list by `change(list)` atomically, and return it as it was and as it is."""
     file = root / PATH
     on_wait = _give_up_later(file)
     try:
@@ -166,7 +167,7 @@ def _change(root: Root, change: Callable[[pa.Table], pa.Table]) -> int:
                     before = read_rejections(root)
                     after = change(before)
                     if after.equals(before) or _replace(file, after, is_held):
-                        return len(after) - len(before)
+                        return before, after
     except OSError as error:
         raise ConfigError(f"{file}: can't be changed ({error.strerror}). Make the root writable.") from error
 

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from browser.answers import Answers
 from browser.app import create_app
-from pipeline.stores.rejections import read_rejections
+from pipeline.stores.rejections import read_rejections, reject
 from tests.browser.copies import copied
 from tests.conftest import World
 from tests.waiting import wait_until
@@ -78,6 +78,18 @@ def test_undo_takes_back_only_what_the_rejection_added(page: TestClient, answers
     assert post(page, f"/api/undo/{done['undo']}")["count"] == len(set(every)) - 1
     assert {key for key, _, _ in listed(answers)} == {first}
     assert page.post(f"/api/undo/{done['undo']}", json={}).status_code == 404, "once"
+
+
+def test_undo_takes_back_only_what_was_not_rejected_before(page: TestClient, answers: Answers) -> None:
+    """Neither the page nor its undo changes what somebody else rejected, seen by the page or not."""
+    one, two, three = keys(page)[:3]
+    reject(answers.loading.root, [one], None, "blurred")
+    post(page, "/api/reject", keys=[two], reason="dark")
+    reject(answers.loading.root, [three], None, "odd")
+    done = post(page, "/api/reject", keys=[one, two, three, *keys(page)[3:4]], reason="all of them")
+    assert done["count"] == 1
+    post(page, f"/api/undo/{done['undo']}")
+    assert listed(answers) == {(one, None, "blurred"), (two, None, "dark"), (three, None, "odd")}
 
 
 def test_refresh_loads_what_others_reject(page: TestClient, answers: Answers) -> None:

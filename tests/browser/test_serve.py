@@ -131,8 +131,42 @@ def test_loading_reports_labels_of_a_newer_version_and_loads_all_others(root: Pa
     pq.write_table(table.replace_schema_metadata({"must": json.dumps(about)}), file)
     loading = Loading(Root.of(root))
     loading.refresh()
-    assert loading.progress.loaded == loading.progress.found - 1
+    assert loading.progress.loaded == loading.progress.found, "there is nothing to wait for"
     assert "label schema version 99; this version reads " in loading.progress.damaged[str(file)]
+
+
+def test_refresh_drops_images_that_are_gone_and_finds_them_again(root: Path, tmp_path: Path) -> None:
+    loading = Loading(Root.of(root))
+    loading.refresh()
+    answers = Answers(loading)
+    counts = "SELECT count(*), (SELECT count(*) FROM masks) FROM images"
+    before, about = answers.sql(counts)["rows"], answers.about()
+    gone = "pool" if (root / "artifacts" / "data.pool").exists() else about["sets"][0]["name"]
+    dropped = sum(each["images"] for each in about["sets"] if each["name"] == gone)
+    shutil.move(root / "artifacts" / f"data.{gone}", tmp_path / "elsewhere")
+    loading.refresh()
+    assert answers.about()["images"] == about["images"] - dropped
+    (images, labels), (images_before, labels_before) = answers.sql(counts)["rows"][0], before[0]
+    assert images == images_before - dropped
+    assert labels < labels_before
+    shutil.move(tmp_path / "elsewhere", root / "artifacts" / f"data.{gone}")
+    loading.refresh()
+    assert answers.sql(counts)["rows"] == before
+    assert answers.about()["images"] == about["images"]
+    image = answers.images(ImageSelection([f"set={gone}"]), 1, 0)["images"][0]
+    assert answers.image(image["key"], {})["labels"]
+
+
+def test_refresh_reads_an_image_shard_again_that_was_damaged(root: Path) -> None:
+    index = sorted((root / "artifacts").glob("data.*/*/**/shard-*.parquet"))[0]
+    content = index.read_bytes()
+    index.write_bytes(content[:-9] + b"x" * 9)
+    loading = Loading(Root.of(root))
+    loading.refresh()
+    assert str(index) in loading.progress.damaged
+    index.write_bytes(content)
+    loading.refresh()
+    assert loading.progress.damaged == {}
 
 
 def test_loading_reads_a_root_in_a_bucket_and_rejects_in_it(bucket: str, root: Path) -> None:

@@ -182,7 +182,7 @@ def test_explain_remote_errors_passes_on_missing_existing_and_full_disk(error: O
 
 def test_explain_remote_errors_names_the_class_of_any_other_error() -> None:
     with (
-        pytest.raises(DataError, match=r"^s3://b/x: the storage refused \(KeyError: 'odd'\)$"),
+        pytest.raises(ConfigError, match=r"^s3://b/x: the storage refused \(KeyError: 'odd'\)\. Finished files"),
         explain_remote_errors("s3://b/x"),
     ):
         raise KeyError("odd")
@@ -225,6 +225,22 @@ def test_explain_remote_errors_names_the_missing_setting(error: Exception, line:
         pytest.raises(ConfigError, match=rf"^s3://b/x: .*{line}.*see docs/how-to/remote.md\.$"),
         explain_remote_errors("s3://b/x"),
     ):
+        raise error
+
+
+class ServiceRequestError(Exception):
+    """As Azure's storage raises it without an answer."""
+
+
+class HttpError(Exception):
+    """As Google's storage raises it."""
+
+    code = 503
+
+
+@pytest.mark.parametrize("error", [ServiceRequestError("no route"), HttpError("backend error")])
+def test_explain_remote_errors_takes_those_of_other_clouds_for_no_damage(error: Exception) -> None:
+    with pytest.raises(ConfigError, match="Finished files are kept"), explain_remote_errors("gs://b/x"):
         raise error
 
 
