@@ -35,7 +35,8 @@ def run(
     `root` is a folder's path or a URL.
     `runtime` may hold `progress` and `stop` of `pipeline.steps.runtime.Runtime`.
 
-    Raises ConfigError, DataError, Stopped or Interrupted of `pipeline.errors`, or MustError itself if Prefect fails.
+    Raises ConfigError, DataError, Shortage, Stopped or Interrupted of `pipeline.errors`, or MustError itself if Prefect
+    fails.
     """
     from flows.execute import execute_recipe
     from flows.plan.selection import WHOLE_RECIPE

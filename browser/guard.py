@@ -1,4 +1,4 @@
-"""Who may ask the page's server: this machine, or whoever has a secret token; and no page of another site."""
+"""Let this machine ask the page's server, or with a secret token whoever shows it, and no page of another site."""
 
 from __future__ import annotations
 

@@ -87,8 +87,11 @@ def _check(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
     if kinds != [duckdb.StatementType.SELECT]:
         given = ", ".join(str(kind).rpartition(".")[2] for kind in kinds) or "nothing"
         raise Refused(f"Only one SELECT is answered, not {given}: the tables are read-only.")
-    [[tree]] = connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchall()
-    for node in _nodes(json.loads(tree)):
+    [[text]] = connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchall()
+    tree = json.loads(text)
+    if tree["error"]:
+        raise Refused(f"The query can't be checked: {tree.get('error_message', '')}")
+    for node in _nodes(tree):
         kind = str(node.get("type"))
         name = str(node["function"]["function_name"]) if kind == "TABLE_FUNCTION" else ""
         if name and name not in TABLE_FUNCTIONS:

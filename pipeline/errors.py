@@ -1,4 +1,4 @@
-"""The exceptions of this project, who can fix each, and the command's exit code.
+"""The exceptions that users meet, who can fix each, and the command's exit code.
 
 MustError
 ├── ConfigError   2   the recipe, an option or the environment: edit it and run again
@@ -24,6 +24,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 """The root folder of this project, which is installed from there."""
 MOST_NAMES = 40
 """The most names that an error message lists."""
+# fsspec's `github://owner:repository@commit` has no password
 PASSWORD = re.compile(r"(?<!git)(?<!github)(://[^/\s:@]*):(?!\$\{)[^/\s]+@")
 LONE_TOKEN = re.compile(r"(://)[^/\s:@$]{20,}@")
 SECRET_PARAMETER = re.compile(

@@ -31,7 +31,7 @@ CROWD: dict[str | None, bool] = {
 
 
 def as_id(value: object) -> int | str | None:
-    """Return a whole number for a number in any writing, other text as it is, None for what is no id."""
+    """Return a whole number for a number or the digits of one, other text as it is, None for what is no id."""
     if isinstance(value, str):
         return int(value) if CANONICAL.fullmatch(value) else value
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:

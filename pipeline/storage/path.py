@@ -158,7 +158,7 @@ class StoragePath:
                 raise DataError(f"{self}: is no file, but a folder, pipe or device")
             data = self._cat(start, size)
         if size is not None and len(data) != size:
-            raise DataError(f"{self}: ends {size - len(data)} bytes before the end of an image in it")
+            raise DataError(f"{self}: ends {size - len(data)} bytes before the end of what is to be read from it")
         return data
 
     def read_if_exists(self) -> bytes | None:

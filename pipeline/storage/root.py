@@ -69,7 +69,7 @@ class StoredFile:
             return reader(file)
 
     def read(self, start: int, size: int) -> bytes:
-        """Return `size` bytes from `start`, fewer at the end.
+        """Return `size` bytes from `start`; of a local file fewer at its end, where a remote one raises DataError.
 
         Of a remote file that is not in the cache, only these bytes are fetched.
         Raises OSError, or DataError for a remote file.
@@ -162,7 +162,7 @@ class Root:
             self.cache.add(self.file(path, entry)._cache_key, self.local_path(path))
 
     def download(self, path: str) -> Path:
-        """Copy a file of the root to `local_path(path)` and return that. Raises DataError if the root has none."""
+        """Copy a file of a remote root to `local_path(path)`, and return that. Raises DataError if there is none."""
         if not self.local:
             self.local_path(path).parent.mkdir(parents=True, exist_ok=True)
             (self / path).download(self.local_path(path))

@@ -2,7 +2,7 @@
 
 <root>/labels/rejected.parquet      a row per rejection; no file while nothing is rejected
 
-The file is read, changed and written under a lock, so that no writer on any machine undoes the change of another.
+The file is read, changed and written under a lock, so that writers on all machines take turns.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ kill    a run gets SIGKILL when one of its processes is about to make its n-th f
         again or not, and must come to the artifacts of an undisturbed run, with nothing left behind after `gc`
 runners the same with the runners `process` and `ray`
 s3      the same with the root on an S3 server
-short   from its n-th fsync or rename on, a process is told that the disk is full, or that memory or open files are
+short   from its n-th fsync or rename on, these fail in a process as if the disk were full, or memory or open files
         short: the run ends with exit code 4 and a sentence, and the next one comes to the same artifacts
 damage  fifty sets of some format are read, each with one file damaged: an image is read or refused by an error of ours
 page    the page gets a hundred requests and a query that nobody should make: no error of the server, nothing of a file
