@@ -135,7 +135,7 @@ def _is_missing(error: Exception) -> bool:
 def _status(error: Exception) -> int:
     """Return the status that a server answered with, 0 if there is none: aiohttp, Azure and Google name it apart."""
     found = (getattr(error, name, None) for name in ("status", "status_code", "code"))
-    return next((int(each) for each in found if str(each).isdecimal()), 0)
+    return next((int(str(each)) for each in found if str(each).isdecimal()), 0)
 
 
 def _names(error: Exception) -> set[str]:
