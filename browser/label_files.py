@@ -5,16 +5,15 @@ task's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar, get_args
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 import tasks
 from browser.tables import TYPES, Store
-from pipeline.errors import DataError
 from pipeline.storage.root import StoredFile
-from pipeline.stores.labels import Label, Row, Status, Value, explain_label_errors, open_labels
+from pipeline.stores.labels import Label, Row, Value, check_statuses, explain_label_errors, open_labels
 
 T = TypeVar("T")
 
@@ -28,9 +27,7 @@ def read_scalars(file: StoredFile) -> tuple[Label, pa.Table]:
         return label, parquet.read(names)
 
     label, table = _open(file, read)
-    others = set(table.column("status").unique().to_pylist()) - set(get_args(Status))
-    if others:
-        raise DataError(f"{file}: has the status {min(others)!r:.40}, which is none of {get_args(Status)}.")
+    check_statuses(table, file)
     return label, table
 
 

@@ -15,7 +15,7 @@ from browser.loading import Loading
 from browser.tables import Store
 from pipeline.data.decode import decode_image
 from pipeline.errors import DataError
-from pipeline.storage.root import StoredFile, hash_if_exists
+from pipeline.storage.root import StoredFile
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import Row, Value
 from tasks.drawing import caption, thumbnail
@@ -52,7 +52,7 @@ class Pictures:
         if file is None:
             return None
         if file.sha256 and str(file) not in self._checked:
-            check_hash(file)
+            file.check()
             self._checked.add(str(file))
         _, row = self.loading.locate(image)
         return self._read(file, row)
@@ -101,15 +101,6 @@ class Pictures:
             caption(pale, "damaged")
             return pale, False
         return (store.label.draw(picture, value), True) if value else (pale, False)
-
-
-def check_hash(file: StoredFile) -> None:
-    """Raise DataError if a local file's bytes do not match their hash, where it is known.
-
-    Files elsewhere are checked when they are downloaded.
-    """
-    if file.sha256 and file.path.local and hash_if_exists(file.path) != file.sha256:
-        raise DataError(f"{file}: its bytes changed since it was made. `must artifacts verify --repair` takes it out.")
 
 
 def as_jpeg(image: Image.Image) -> bytes:

@@ -8,7 +8,6 @@ from typing import Any
 from browser.answers import Answers
 from browser.filters import ImageSelection
 from browser.label_files import decode_row, read_rows
-from browser.pictures import check_hash
 from browser.query_process import as_json
 from browser.tables import Store, quoted
 from pipeline.errors import MustError
@@ -70,7 +69,7 @@ def damaged(answers: Answers) -> Iterator[tuple[str, str]]:
 
 def _error(store: Store, file: StoredFile) -> str | None:
     try:
-        check_hash(file)
+        file.check()
         for row in read_rows(file):
             if row["status"] == "ok":
                 decode_row(store, row, 0.0)

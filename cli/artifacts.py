@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.options import JsonOption, RootOption, print_json
+from pipeline.errors import ConfigError
 from pipeline.storage import DEFAULT_ROOT
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def _read_artifacts(path: str, with_users: bool = True) -> tuple[Root, list[Stor
     from pipeline.storage.root import Root
 
     root = Root.of(path)
+    if not root.path.exists():
+        raise ConfigError(f"--root: there is no folder {root}.")
     sizes = inventory.list_files(root, "artifacts")
     return root, inventory.list_artifacts(root, inventory.list_runs(root) if with_users else [], sizes)
 

@@ -64,10 +64,15 @@ def _check_library(name: str) -> Finding:
 
 
 def _check_disk(root: Path) -> Finding:
-    existing = next(folder for folder in (root, *root.parents) if folder.exists())
+    try:
+        existing = next(folder for folder in (root, *root.parents) if folder.exists())
+    except OSError as error:
+        return False, "root", f"{root}: {error.strerror}"
+    if not existing.is_dir():
+        return False, "root", f"{root}: {existing} is no folder; name a folder"
     writable = os.access(existing, os.W_OK)
     free = shutil.disk_usage(existing).free / 2**30
-    return writable and free > 1, "root", f"{root}: {'' if writable else 'not '}writable, {free:.0f} GiB free"
+    return writable and free > 1, "root", f"{root}: {'' if writable else 'not '}writable, {free:.1f} GiB free"
 
 
 def _check_storage(root: str) -> Finding:

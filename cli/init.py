@@ -97,6 +97,7 @@ def write_recipe(folders: Sequence[Path], to: Path) -> list[str]:
         teachers=teachers or "  {}  # none of the folders has labels: add a pretrained teacher\n",
         pool=", ".join(detected),
     )
+    to.parent.mkdir(parents=True, exist_ok=True)
     to.write_text(text, encoding="utf-8")
     lines = [_described(entry, tasks) for entry, tasks in detected.values()]
     if not teachers:

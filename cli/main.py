@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import sys
 import threading
 from pathlib import Path
@@ -15,7 +17,7 @@ from cli.export import commands as export_commands
 from cli.options import JsonOption, OverrideOptions, RecipeArgument, RootOption, print_json
 from cli.store import commands as store_commands
 from must import plan, run
-from pipeline.errors import ConfigError, MustError, require_one_of
+from pipeline.errors import ConfigError, MustError, Shortage, require_one_of
 from pipeline.steps import ranks
 from pipeline.storage import DEFAULT_ROOT
 
@@ -251,15 +253,31 @@ def browse_command(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; exit with 0, 2 (configuration), 3 (data), 4 (shortage), 75 (stopped) or 1 (anything else)."""
+    from cli.output import Output
     from flows.run.process_setup import set_up_process
+    from pipeline.storage.shortage import shortage_of
 
+    _check_current_folder()
     set_up_process()
     _allow_any_text()
     try:
-        app(arguments)
+        with contextlib.redirect_stdout(Output(sys.stdout)) if sys.stdout else contextlib.nullcontext():
+            app(arguments)
     except MustError as error:
         print(f"must: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"must: {error.filename or 'the system'}: {error.strerror or error}.", file=sys.stderr)
+        sys.exit(Shortage.exit_code if shortage_of(error) else 1)
+
+
+def _check_current_folder() -> None:
+    """End the command if the current folder is gone: libraries fail in odd ways then."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        print("must: the current folder has been deleted: change to another one.", file=sys.stderr)
+        sys.exit(ConfigError.exit_code)
 
 
 def _allow_any_text() -> None:

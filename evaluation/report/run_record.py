@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from pipeline.steps.artifact import LOG, Artifact, of_kind, parse_json, parse_lines, read_json
+from pipeline.steps.events import parse_events
 from pipeline.storage.path import StoragePath
 from tasks.teacher import Teacher
 
@@ -71,7 +72,7 @@ class RunRecord:
 
     def events(self) -> list[dict[str, Any]]:
         """Return the lines of events.jsonl."""
-        return list(parse_lines(self._text("events.jsonl") or b""))
+        return parse_events(self._text("events.jsonl") or b"")
 
     def began(self) -> datetime.datetime | None:
         """Return when the run began, UTC; None if it has no events."""

@@ -14,7 +14,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from flows.run.naming import RUN_NAME, run_order
 from pipeline.errors import ConfigError, DataError, first_line, require_one_of
 from pipeline.recipe.comparison import COMPARE
-from pipeline.steps.artifact import EXTERNAL_FILES, MANIFEST, Artifact, parse_lines, parse_manifest, verify
+from pipeline.steps.artifact import EXTERNAL_FILES, MANIFEST, Artifact, parse_manifest, verify
+from pipeline.steps.events import parse_events
 from pipeline.steps.workspace import Workspace, busy
 from pipeline.storage.atomic import PART_SUFFIX
 from pipeline.storage.lock import LOCKS, hold_lock, lock_holders
@@ -148,14 +149,7 @@ def _read_run(run: StoragePath) -> tuple[list[dict[str, Any]], list[dict[str, An
         raise DataError(
             f"{file}: damaged ({first_line(error)}). Delete the run's folder; its artifacts stay."
         ) from error
-    events = parse_lines(run.child("events.jsonl").read_if_exists() or b"")
-    return rows, [event for event in events if _is_event(event)]
-
-
-def _is_event(line: Mapping[str, Any]) -> bool:
-    """Return True for a line with the name of an event, and with the step of an artifact."""
-    names = [line.get("event"), *((line["artifact"], line.get("step")) if line.get("artifact") else ())]
-    return all(isinstance(name, str) for name in names)
+    return rows, parse_events(run.child("events.jsonl").read_if_exists() or b"")
 
 
 def list_files(root: Root, *folders: str) -> dict[str, int]:

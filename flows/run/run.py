@@ -32,7 +32,8 @@ from flows.run.processes import open_private
 from pipeline.errors import ConfigError, Stopped, mask_credentials
 from pipeline.recipe.reader import as_written
 from pipeline.recipe.recipe import Recipe
-from pipeline.steps.artifact import Artifact, Inputs, Step, as_json, masked, parse_lines, read_json
+from pipeline.steps.artifact import Artifact, Inputs, Step, as_json, masked, read_json
+from pipeline.steps.events import parse_events
 from pipeline.steps.runtime import Runtime, stopped_in
 from pipeline.storage.lock import IsHeld, hold_lock
 from pipeline.storage.path import StoragePath
@@ -216,7 +217,7 @@ def _find_report(root: Root, measured: Mapping[str, Artifact]) -> StoragePath | 
     reports = [posixpath.dirname(name) for name in runs.files() if posixpath.basename(name) == "report.html"]
     for name in sorted(reports, key=run_order, reverse=True):
         folder = runs.child(name)
-        events = parse_lines(folder.child("events.jsonl").read())
-        if wanted <= {(event.get("step"), event.get("artifact")) for event in events}:
+        events = parse_events(folder.child("events.jsonl").read_if_exists() or b"")
+        if wanted <= {(event.get("step"), event.get("artifact")) for event in events if "artifact" in event}:
             return folder
     return None

@@ -157,11 +157,14 @@ def _pair_names(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source
 
 
 def _check_kinds(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:
-    """Raise ConfigError if integers stand for a floating-point tensor of the model, or the reverse.
+    """Raise ConfigError if integers stand for a floating-point tensor of the model, or the reverse, or one has no data.
 
     Counters are exempt: files that were converted as a whole to half precision have them as floats.
     """
     for name, tensor in weights.items():
+        if tensor.is_meta or tensor.layout != torch.strided:
+            kind = "a meta tensor, without numbers" if tensor.is_meta else f"of the layout {tensor.layout}"
+            raise ConfigError(f"{source}: {name} is {kind}: dense tensors, saved with their numbers, would work.")
         if tensor.is_floating_point() != own[name].is_floating_point() and not _is_counter(name, own[name]):
             raise ConfigError(
                 f"{source}: {name} is of {tensor.dtype}, and the model's of {own[name].dtype}: weights that are not "

@@ -40,6 +40,9 @@ INHERITED_FILES = "adopted"
 """Key of what a step returns beside its counts: files of `Inputs.previous` that it reuses as they are, {path in its
 folder: path in the previous artifact}."""
 
+CHECKED_BYTES = 1 << 20
+"""Local files of at most this size are compared with their hash before they are read, which takes a millisecond."""
+
 T = TypeVar("T")
 StepFunction = Callable[[Mapping[str, Any], "Inputs", Path], Mapping[str, Any]]
 
@@ -163,8 +166,11 @@ class Artifact:
         return self.root.file(f"{self.path}/{name}", self.manifest["files"][name])
 
     def load(self, name: str, reader: Callable[[Path], T]) -> T:
-        """Return `reader(path)` for a local copy of one of its files."""
-        return self.file(name).load(reader)
+        """Return `reader(path)` for a local copy of one of its files. Raises DataError if a small one has changed."""
+        file = self.file(name)
+        if file.size <= CHECKED_BYTES:
+            file.check()
+        return file.load(reader)
 
     def load_all(self, reader: Callable[[Path], T]) -> T:
         """Return `reader(folder)` for a local folder with all of its files but the log."""

@@ -239,6 +239,8 @@ def _acquire(folder: StoragePath, own: _Lease, on_wait: OnWait) -> int:
             continue  # its holder released it, and then ended
         elif _file(folder, number + 1).create(own.to_bytes()) and _confirm(folder, number, lease):
             return number + 1
+        elif _file(folder, number + 1).is_folder():
+            raise DataError(f"{_file(folder, number + 1)}: is a folder, and no lease. Delete it while nothing runs.")
 
 
 def _confirm(folder: StoragePath, number: int, dead: _Lease | None) -> bool:

@@ -23,6 +23,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.storage.atomic import PART_SUFFIX
 from pipeline.storage.cache import Cache, CacheKey, cache_folder
 from pipeline.storage.errors import explain_read_errors
+from pipeline.storage.parquet import REPAIR
 from pipeline.storage.path import StoragePath
 from pipeline.storage.remote_file import RemoteFile, open_file
 
@@ -60,6 +61,14 @@ class StoredFile:
             return reader(Path(self.path))
         with self.cache.open(self._cache_key, self._fetch) as copy, path_in_errors(copy, str(self)):
             return reader(copy)
+
+    def check(self) -> None:
+        """Raise DataError if a local file's bytes do not match its hash, where that is known.
+
+        Files elsewhere are checked when they are downloaded whole.
+        """
+        if self.sha256 and self.path.local and hash_if_exists(self.path) != self.sha256:
+            raise DataError(f"{self}: its bytes changed since it was made. {REPAIR}")
 
     def scan(self, reader: Callable[[PathOrFile], T]) -> T:
         """Load as `load` does, but a remote file that is not in the cache as an open file, fetching what is read."""
@@ -244,8 +253,8 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def hash_file(path: Path) -> str:
-    """Return the sha256 (hex) of a local file, read in pieces."""
-    with open(path, "rb") as file:
+    """Return the sha256 (hex) of a local file, read in pieces. Raises DataError if it can't be read."""
+    with explain_read_errors(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -6,6 +6,7 @@ times as long to write for the same maps, and higher levels save a few per cent.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,11 @@ def pack(array: NDArray[Any]) -> bytes:
 
 def unpack(blob: bytes, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
     """Return the packed array, new and writable. Raises ValueError if the blob is damaged or the sizes disagree."""
+    wanted = math.prod(shape) * np.dtype(dtype).itemsize
     try:
+        stated = zstandard.frame_content_size(blob)
+        if min(shape, default=0) < 0 or stated != wanted:  # before memory is taken for them
+            raise ValueError(f"{stated} bytes for an array of {' x '.join(map(str, shape))}")
         raw = zstandard.decompress(blob)
     except zstandard.ZstdError as error:
         raise ValueError(f"not a whole Zstandard frame: {error}") from error

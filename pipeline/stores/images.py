@@ -48,6 +48,9 @@ NAMES = {
     "suffix": (r"^[a-z0-9]{1,5}\z", "a few letters"),
 }
 """The form of the columns that names of files are made of."""
+KEY_DIGITS = 16
+LIMITS = {"offset": 1 << 50, "length": 1 << 31}
+"""Places in a tar that no image has: an index with larger ones is damaged."""
 REMEDY = "Delete its artifact's folder, and run again: the set is then ingested again."
 
 
@@ -138,7 +141,23 @@ def read_index(path: Path, columns: list[str] | None = None) -> pa.Table:
     }:
         raise DataError(f"{path}: has the columns {table.schema.names}, and not those of an image index. {REMEDY}")
     _check_names(path, table)
+    _check_rows(path, table)
     return table
+
+
+def _check_rows(path: Path, table: pa.Table) -> None:
+    """Raise DataError unless each key is there once, of the image's hash, and images have a place in a tar."""
+    columns = set(table.column_names)
+    if "key" in columns and len(table["key"].unique()) != len(table):
+        raise DataError(f"{path}: has a key twice. {REMEDY}")
+    if {"key", "sha256"} <= columns and not table["key"].equals(
+        pc.utf8_slice_codeunits(table["sha256"], 0, KEY_DIGITS)
+    ):
+        raise DataError(f"{path}: keys are not the first {KEY_DIGITS} digits of the images' sha256. {REMEDY}")
+    for name in sorted(LIMITS.keys() & columns):
+        ends = pc.min_max(table[name]).as_py()
+        if len(table) and not 0 <= ends["min"] <= ends["max"] < LIMITS[name]:
+            raise DataError(f"{path}: {name} goes from {ends['min']} to {ends['max']}. {REMEDY}")
 
 
 def _check_names(path: Path, table: pa.Table) -> None:

@@ -14,7 +14,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -281,6 +281,7 @@ class LabelShard:
         self.metadata = read_metadata(self.table.schema, file)
         self.label = label.calibrated_as(self.metadata)
         check_columns(self.table.schema, label, file)
+        check_statuses(self.table, file)
 
     @property
     def keys(self) -> list[str]:
@@ -356,6 +357,13 @@ def check_columns(schema: pa.Schema, label: Label, file: object) -> None:
         found = schema.field(field.name) if field.name in schema.names else None
         if found is None or not found.equals(field):
             raise DataError(f"{file}: its column {field.name!r} is {found and found.type}, not {field.type}. {REMEDY}")
+
+
+def check_statuses(table: pa.Table, file: object) -> None:
+    """Raise DataError unless each row's status is one of `Status`."""
+    others = set(table.column("status").unique().to_pylist()) - set(get_args(Status))
+    if others:
+        raise DataError(f"{file}: has the status {min(others)!r:.40}, which is none of {get_args(Status)}. {REMEDY}")
 
 
 @contextlib.contextmanager

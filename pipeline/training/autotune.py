@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import DataError
 from pipeline.steps.artifact import as_json, hash_json, parse_json
 from pipeline.steps.runtime import Runtime
 from pipeline.training.device import find_device, processor_name
@@ -78,7 +79,7 @@ def autotune(
     memo = runtime.root / f"machine/{hash_json([key, *machine, formats])[:16]}.json"
     known = memo.read_if_exists()
     if known is not None:
-        return ComputeConfig(**parse_json(known, str(memo)))
+        return _parse_choice(known, device, str(memo))
     candidates = [ComputeConfig(device, form, layout, {}) for form in formats for layout in (False, True)]
     times = {f"{c.precision}{' channels_last' if c.channels_last else ''}": _time(c, model, call) for c in candidates}
     fastest = min(reversed(range(len(candidates))), key=list(times.values()).__getitem__)
@@ -86,7 +87,16 @@ def autotune(
     chosen = dataclasses.replace(candidates[fastest], measured_ms=measured)
     if memo.create(as_json(chosen.describe()).encode()):
         return chosen
-    return ComputeConfig(**parse_json(memo.read(), str(memo)))  # another process was first, and may have chosen another
+    return _parse_choice(memo.read(), device, str(memo))  # another process was first, and may have chosen another
+
+
+def _parse_choice(text: bytes, device: str, origin: str) -> ComputeConfig:
+    """Return what was chosen on this device. Raises DataError, beginning with `origin`, if the text does not tell."""
+    match parse_json(text, origin):
+        case {"device": stated, "precision": "32" | "bf16" as precision, "channels_last": bool(layout), **others}:
+            if stated == device:
+                return ComputeConfig(device, precision, layout, dict(others.get("measured_ms") or {}))
+    raise DataError(f"{origin}: holds {text!r:.60}, and no choice for {device}. Delete it: then it is measured again.")
 
 
 def autotune_inference(runtime: Runtime, key: Any, model: nn.Module, images: Tensor) -> ComputeConfig:

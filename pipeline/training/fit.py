@@ -29,7 +29,8 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from pipeline.data.stream import LocalBatch
-from pipeline.errors import ConfigError, MustError
+from pipeline.errors import ConfigError, DataError, MustError, first_line
+from pipeline.models.weight_loading import non_finite_weights
 from pipeline.steps import ranks
 from pipeline.steps.runtime import Runtime
 from pipeline.training.autotune import ComputeConfig
@@ -38,7 +39,7 @@ from pipeline.training.microbatch import OUT_OF_MEMORY_ADVICE, TOTAL, Microbatch
 from pipeline.training.objective import TrainingJob
 from pipeline.training.optimizer import build_optimizer, lr_factor, match_memory_format, set_weight_decay, weight_decay
 from pipeline.training.process_group import ProcessGroup
-from pipeline.training.state import TrainingFiles
+from pipeline.training.state import TrainingFiles, state_path
 from pipeline.training.validation import Validator
 
 
@@ -128,7 +129,15 @@ class _Trainer:
         """Go on from the state on disk, if there is one; all processes begin with what the first has."""
         state = self.group.broadcast_result(self._initial_state)
         if state:
-            self._load_state_dict(state)
+            try:
+                self._load_state_dict(state)
+            except torch.OutOfMemoryError:
+                raise
+            except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+                raise DataError(
+                    f"{state_path(self.job.out)}: not a state of this training ({type(error).__name__}: "
+                    f"{first_line(error)}). Delete it to start {self.job.name} over."
+                ) from error
         self._lower_limit(self.group.broadcast_result(self.microbatches.saved_limit))
 
     def _initial_state(self) -> dict[str, Any] | None:
@@ -151,6 +160,11 @@ class _Trainer:
         }
 
     def _load_state_dict(self, state: dict[str, Any]) -> None:
+        if type(state["step"]) is not int or not 0 <= state["step"] <= self.job.steps:
+            raise ValueError(f"step {state['step']!r:.40} of {self.job.steps}")
+        bad = non_finite_weights(state["model"].items())
+        if bad:
+            raise ValueError(f"{bad[0]} is not finite")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         match_memory_format(self.optimizer)
@@ -159,8 +173,10 @@ class _Trainer:
             self.ema.load_state_dict(state["ema"])
         if self.validator:
             self.validator.load_state_dict(state["validation"])
+        if any(pieces < 1 or images < 1 for _, pieces, images in state["cuts"]):
+            raise ValueError(f"microbatches {state['cuts']!r:.40}")
         self.step, self.limits = state["step"], [MicrobatchLimit(*limit) for limit in state["cuts"]]
-        self.seconds = self.earlier = state.get("seconds", 0.0)  # older states don't know theirs
+        self.seconds = self.earlier = float(state.get("seconds", 0.0))  # older states don't know theirs
 
     def _lower_limit(self, limit: int) -> None:
         """Put at most `limit` images into a microbatch, from the next step on."""

@@ -180,7 +180,13 @@ class MicrobatchRunner:
     def saved_limit(self) -> int:
         """Return the images in a microbatch, as configured or as an earlier attempt saved them when memory ran out."""
         path = self.job.out / WORK / LIMIT_FILE
-        return min(self.limit, read_json(path)["images"]) if path.exists() else self.limit
+        if not path.exists():
+            return self.limit
+        match read_json(path):
+            case {"images": int(images)} if images > 0:
+                return min(self.limit, images)
+            case other:
+                raise DataError(f"{path}: holds {other!r:.40}, and no number of images. Delete it.")
 
 
 def sum_by_key(mappings: Iterable[Mapping[str, float]]) -> dict[str, float]:

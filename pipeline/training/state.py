@@ -18,9 +18,14 @@ from pipeline.steps.artifact import LOG, WORK, parse_lines, write_atomically
 STATE = "state.safetensors"
 
 
+def state_path(out: Path) -> Path:
+    """Return the file with the state of the training in the folder `out`."""
+    return out / WORK / STATE
+
+
 def has_state(out: Path) -> bool:
     """Return True if the training in the folder `out` has a state to go on from."""
-    return (out / WORK / STATE).exists()
+    return state_path(out).exists()
 
 
 class TrainingFiles:
@@ -29,7 +34,7 @@ class TrainingFiles:
     def __init__(self, name: str, out: Path) -> None:
         for folder in (WORK, LOG):
             (out / folder).mkdir(parents=True, exist_ok=True)
-        self.name, self._state_path, self._log_path = name, out / WORK / STATE, out / LOG / "train.jsonl"
+        self.name, self._state_path, self._log_path = name, state_path(out), out / LOG / "train.jsonl"
         self._log = self._open_log()
 
     @property
@@ -46,11 +51,14 @@ class TrainingFiles:
             state = load_state(self._state_path) if self._state_path.exists() else None
         except DataError as error:
             raise DataError(f"{error} Delete it to start {self.name} over.") from error
-        self._truncate_log(state["step"] if state else 0)
+        step = state.get("step") if state else 0
+        if isinstance(step, int):  # else the training refuses the state
+            self._truncate_log(step)
         return state
 
     def _truncate_log(self, step: int) -> None:
-        kept = [line for line in parse_lines(self._log_path.read_bytes()) if line["step"] <= step]
+        lines = parse_lines(self._log_path.read_bytes())
+        kept = [line for line in lines if isinstance(line.get("step"), int) and line["step"] <= step]
         self._log.close()
         write_atomically(self._log_path, "".join(f"{json.dumps(line)}\n" for line in kept))
         self._log = self._open_log()

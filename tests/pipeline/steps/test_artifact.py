@@ -158,6 +158,17 @@ def test_artifact_digest_is_of_the_results_alone(any_root: Root) -> None:
     assert make(any_root, step("abd")).digest != quiet.digest
 
 
+def test_artifact_load_refuses_a_small_file_that_has_changed(tmp_path: Path) -> None:
+    """Of the same size, so that the artifact counts as complete."""
+    workspace = Workspace(Root.of(tmp_path / "root"))
+    step = make_step("made", f"{__name__}:write_result", {"text": "abc"})
+    made = workspace.make(step, Inputs({}, Runtime(workspace.root)))
+    assert made.load("result.txt", Path.read_text) == "abc"
+    Path(made.file("result.txt").path).write_text("abd")
+    with pytest.raises(DataError, match=r"result\.txt: its bytes changed since it was made.*verify --repair"):
+        made.load("result.txt", Path.read_text)
+
+
 @pytest.mark.parametrize("change", [{"text": "abd"}, {"more": 1}])
 def test_fingerprint_follows_the_configuration(change: dict[str, Any]) -> None:
     assert fingerprint(step(), {}) != fingerprint(step(**change), {})

@@ -38,10 +38,17 @@ def test_unpack_returns_a_new_array() -> None:
 
 def test_unpack_to_another_size_raises() -> None:
     blob = codecs.pack(np.zeros((3, 4), np.uint8))
-    with pytest.raises(ValueError, match="reshape"):
+    with pytest.raises(ValueError, match="12 bytes for an array of 3 x 5"):
         codecs.unpack(blob, np.uint8, (3, 5))
-    with pytest.raises(ValueError, match="size"):
+    with pytest.raises(ValueError, match="3 bytes for an array of 2"):
         codecs.unpack(codecs.pack(np.zeros(3, np.uint8)), np.uint16, (2,))
+
+
+def test_unpack_takes_no_memory_for_sizes_that_disagree() -> None:
+    blob = codecs.pack(np.zeros(1 << 30, np.uint8))
+    for shape in ((8, 8), (-3, 8), (-1,)):
+        with pytest.raises(ValueError, match="1073741824 bytes for an array of"):
+            codecs.unpack(blob, np.uint8, shape)
 
 
 @pytest.mark.parametrize("blob", [b"", b"no frame", codecs.pack(np.arange(100))[:-4]])

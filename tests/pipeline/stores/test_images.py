@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -119,6 +120,26 @@ def test_image_shard_read_of_a_missing_tar_is_a_data_error(tmp_path: Path) -> No
     path.unlink()
     with pytest.raises(DataError, match=rf"shard-000000\.tar: .*No such file.*{shard.keys[2]}"):
         shard.read(2)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("key", ["0" * 16] * 3, "has a key twice"),
+        ("key", [f"{number:016x}" for number in range(3)], "are not the first 16 digits"),
+        ("length", [5, 1 << 40, 5], "length goes from 5 to 1099511627776"),
+        ("offset", [-1, 5, 5], "offset goes from -1 to 5"),
+    ],
+)
+def test_read_index_refuses_rows_that_are_those_of_no_image(
+    column: str, values: list[Any], said: str, tmp_path: Path
+) -> None:
+    index = write(tmp_path, blobs()[:3]).with_suffix(".parquet")
+    table = pq.read_table(index)
+    place, field = table.schema.get_field_index(column), table.schema.field(column)
+    pq.write_table(table.set_column(place, field, pa.array(values, field.type)), index)
+    with pytest.raises(DataError, match=said):
+        read_index(index)
 
 
 def test_read_index_damaged_missing_or_of_another_version_is_a_data_error(tmp_path: Path) -> None:

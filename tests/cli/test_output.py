@@ -1,0 +1,81 @@
+"""What the command says where its output, its files or its folder can't be used."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from cli.main import main
+from cli.output import Output
+from pipeline.errors import Shortage
+
+
+class FullDisk(io.StringIO):
+    """A stream to a disk that is full."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+class ClosedPipe(io.StringIO):
+    """A stream whose reader has ended."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def test_output_writes_to_its_stream() -> None:
+    stream = io.StringIO()
+    output = Output(stream)
+    print("a line", file=output)  # type: ignore[call-overload]
+    output.flush()
+    assert (stream.getvalue(), output.isatty()) == ("a line\n", False)
+
+
+def test_output_names_a_full_disk_and_leaves_a_closed_pipe_to_others() -> None:
+    for write in (lambda: Output(FullDisk()).write("x"), Output(FullDisk()).flush):
+        with pytest.raises(Shortage, match="the disk that standard output goes to is full"):
+            write()
+    with pytest.raises(BrokenPipeError):
+        Output(ClosedPipe()).write("x")
+
+
+def test_main_tells_a_full_disk_of_the_output_from_one_of_files(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout", FullDisk())
+    with pytest.raises(SystemExit) as end:
+        main(["schema"])
+    assert end.value.code == 4
+    assert "must: the disk that standard output goes to is full" in capsys.readouterr().err
+
+
+def test_main_tells_errors_of_the_system_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SystemExit) as end:
+        main(["init", str(tmp_path / "a"), "--to", str(tmp_path / "file" / "mine.yaml")])
+    assert end.value.code != 0
+    said = capsys.readouterr().err
+    assert said.startswith("must: ")
+    assert said.count("\n") == 1
+
+
+def test_main_says_that_the_current_folder_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    os.rmdir(gone)
+    with pytest.raises(SystemExit) as end:
+        main(["plan", "mine.yaml"])
+    assert end.value.code == 2
+    assert "the current folder has been deleted" in capsys.readouterr().err
