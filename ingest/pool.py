@@ -88,7 +88,11 @@ class _Pool(NamedTuple):
         rejected = read_copy(inputs[REJECTED_IMAGES]) if REJECTED_IMAGES in inputs.artifacts else NO_REJECTED_IMAGES
         reasons = _reasons(images, held_out, rejected)
         if not reasons.null_count:
-            raise DataError(f"The pool ({', '.join(names)}) holds no image that is neither held out nor rejected.")
+            found = pc.value_counts(reasons).to_pylist()
+            why = ", ".join(f"{each['counts']:,} {each['values']}" for each in found) or "there are none"
+            raise DataError(
+                f"The pool ({', '.join(names)}) has no image to use: {why}. Add images, or hold out fewer of them."
+            )
         return cls(images, reasons, rejected)
 
     @property
@@ -156,9 +160,9 @@ def _reasons(images: pa.Table, held_out: pa.Table, rejected: pa.Table) -> pa.Arr
 
 
 def read_pool(pool: Artifact, columns: list[str] | None = None) -> pa.Table:
-    """Return the rows of the images that are used, or some columns, `used` among them."""
-    table = pool.load(FILE, lambda path: read_parquet(path, columns))
-    return table.filter(table["used"])
+    """Return the rows of the images that are used, or some columns of them."""
+    table = pool.load(FILE, lambda path: read_parquet(path, columns and [*columns, "used"]))
+    return table.filter(table["used"]).select(columns or table.column_names)
 
 
 def pool_keys(pool: Artifact, share: float, seed: int) -> set[str]:

@@ -53,12 +53,17 @@ class StoredFile:
     def load(self, reader: Callable[[Path], T]) -> T:
         """Return `reader(path)` for the file itself, or for a complete local copy that exists while it reads.
 
-        Errors name the file, not its copy.
+        Errors name the file, not its copy. If the reader raises DataError, and the file has changed since it was made,
+        the error says so.
 
         >>> table = file.load(pq.read_table)
         """
         if self.path.local:
-            return reader(Path(self.path))
+            try:
+                return reader(Path(self.path))
+            except DataError:
+                self.check()
+                raise
         with self.cache.open(self._cache_key, self._fetch) as copy, path_in_errors(copy, str(self)):
             return reader(copy)
 

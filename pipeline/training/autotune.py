@@ -95,7 +95,8 @@ def _parse_choice(text: bytes, device: str, origin: str) -> ComputeConfig:
     match parse_json(text, origin):
         case {"device": stated, "precision": "32" | "bf16" as precision, "channels_last": bool(layout), **others}:
             if stated == device:
-                return ComputeConfig(device, precision, layout, dict(others.get("measured_ms") or {}))
+                measured = others.get("measured_ms")
+                return ComputeConfig(device, precision, layout, measured if isinstance(measured, dict) else {})
     raise DataError(f"{origin}: holds {text!r:.60}, and no choice for {device}. Delete it: then it is measured again.")
 
 

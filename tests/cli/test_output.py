@@ -34,7 +34,7 @@ class ClosedPipe(io.StringIO):
 def test_output_writes_to_its_stream() -> None:
     stream = io.StringIO()
     output = Output(stream)
-    print("a line", file=output)  # type: ignore[call-overload]
+    print("a line", file=output)
     output.flush()
     assert (stream.getvalue(), output.isatty()) == ("a line\n", False)
 

@@ -147,7 +147,7 @@ def test_pool_counts_rejections_of_unknown_images(make_set: MakeSet, runtime: Ru
 def test_pool_refuses_to_be_all_rejected(make_set: MakeSet, runtime: Runtime) -> None:
     sets = {"wild": make_set("wild", {"all": [1, 2]})}
     reject(runtime.root, keys_of(sets["wild"]), None, "blurred")
-    with pytest.raises(DataError, match=r"The pool \(wild\) holds no image that is neither held out nor rejected"):
+    with pytest.raises(DataError, match=r"The pool \(wild\) has no image to use: 2 rejected: blurred\. Add images"):
         make_pool(sets, ["wild"], runtime)
 
 
@@ -249,7 +249,7 @@ def test_pool_shards_come_with_rows_to_use(make_set: MakeSet, runtime: Runtime) 
 
 def test_pool_refuses_to_be_all_held_out(make_set: MakeSet, runtime: Runtime) -> None:
     sets = {"wild": make_set("wild", {"all": [1]}), "kinds": make_set("kinds", {"train/a": [2], "test/a": [1]})}
-    with pytest.raises(DataError, match=r"The pool \(wild\) holds no image"):
+    with pytest.raises(DataError, match=r"The pool \(wild\) has no image to use: 1 held out in kinds"):
         make_pool(sets, ["wild"], runtime)
 
 
