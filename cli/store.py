@@ -38,6 +38,11 @@ def _answers(root: str) -> Answers:
     return Answers(loading)
 
 
+def _named(file: str, problem: str) -> str:
+    """Return a problem behind the file that it is about, once."""
+    return problem if problem.startswith(file) else f"{file}: {problem}"
+
+
 @commands.command("ls")
 def ls_command(root: RootOrStoreOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """List label stores: teacher, task, number of labels."""
@@ -59,7 +64,7 @@ def ls_command(root: RootOrStoreOption = DEFAULT_ROOT, as_json: JsonOption = Fal
     ]
     _print_table(columns, rows)
     for file, problem in about["damaged"].items():
-        print(f"{file}: {problem}")
+        print(_named(file, problem))
     return None
 
 
@@ -153,7 +158,7 @@ def verify_command(root: RootOrStoreOption = DEFAULT_ROOT) -> None:
     count = 0
     for file, problem in damaged(answers):
         count += 1
-        print(f"{file}: {problem}", flush=True)
+        print(_named(file, problem), flush=True)
     files = sum(len(store.files) for store in answers.loading.catalogue.stores)
     print(f"{files:,} label files, {count or 'no'} damaged.")
     if count:

@@ -167,7 +167,7 @@ def read_pool(pool: Artifact, columns: list[str] | None = None) -> pa.Table:
 
 def pool_keys(pool: Artifact, share: float, seed: int) -> set[str]:
     """Return the keys of a random share of a pool's images; of one seed, smaller shares are parts of larger ones."""
-    keys = read_pool(pool, ["key", "used"]).column("key").to_pylist()
+    keys = read_pool(pool, ["key"]).column("key").to_pylist()
     return {keys[row] for row in random_order(keys, seed)[: round(share * len(keys))]}
 
 
@@ -176,7 +176,7 @@ def pool_shards(pool: Artifact, sets: Mapping[str, Artifact]) -> Iterator[tuple[
 
     No reference to a yielded shard is kept, so that what it caches can be freed.
     """
-    table = read_pool(pool, ["set", "shard", "row", "used"])
+    table = read_pool(pool, ["set", "shard", "row"])
     shards = table.group_by(["set", "shard"], use_threads=False).aggregate([("row", "list")])
     opened = {
         name: {shard.name: shard for shard in IngestedSet(sets[name]).images("train").shards}

@@ -32,6 +32,8 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(text: str, origin: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe from YAML text; errors begin with `origin`."""
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides are a list of texts, as [{overrides!r}], and no text.")
     data = parse_yaml(text, origin)
     if not isinstance(data, dict):
         raise ConfigError(f"{origin}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}.")

@@ -19,6 +19,7 @@ What is trained, an `Objective`, computes its losses. The loop owns the rest:
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Generator, Sequence
@@ -162,7 +163,8 @@ class _Trainer:
     def _load_state_dict(self, state: dict[str, Any]) -> None:
         if type(state["step"]) is not int or not 0 <= state["step"] <= self.job.steps:
             raise ValueError(f"step {state['step']!r:.40} of {self.job.steps}")
-        bad = non_finite_weights(state["model"].items())
+        weights = (state["model"], state["ema"], state["validation"].get("weights", {}))
+        bad = non_finite_weights(itertools.chain.from_iterable(each.items() for each in weights))
         if bad:
             raise ValueError(f"{bad[0]} is not finite")
         self.model.load_state_dict(state["model"])

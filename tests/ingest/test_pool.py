@@ -216,10 +216,10 @@ def test_gather_for_stage_draws_long_tail(make_set: MakeSet, runtime: Runtime) -
 
     made = images(0)
     _, classes = train_classes({"kinds": IngestedSet(sets["kinds"])})
-    drawn = read_pool(made, ["key", "used"]).column("key").to_pylist()
+    drawn = read_pool(made, ["key"]).column("key").to_pylist()
     assert Counter(classes[key] for key in drawn) == {0: 18, 1: 4, 2: 1}, "n r^(c / (C - 1)) of 20 images"
     assert made.counts == {"images": 23, "left_out": {"held out in kinds": 2, "long tail": 37}}
-    assert read_pool(images(1), ["key", "used"]).column("key").to_pylist() != drawn
+    assert read_pool(images(1), ["key"]).column("key").to_pylist() != drawn
 
 
 def test_gather_for_stage_refuses_long_tail_of_several_class_lists(make_set: MakeSet, runtime: Runtime) -> None:

@@ -365,3 +365,8 @@ def test_plugin_files_are_found_as_kinds() -> None:
     assert modules("teachers")["supervised"] == "teachers.supervised"
     assert "labelling" not in modules("teachers")  # a package, not a kind
     assert "errors" not in modules("pipeline.sources")
+
+
+def test_parse_recipe_refuses_overrides_that_are_one_text() -> None:
+    with pytest.raises(ConfigError, match=r"overrides are a list of texts, as \['seed=1'\], and no text"):
+        parse_recipe("name: x", "x.yaml", "seed=1")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline.errors import DataError, Stopped
 from pipeline.models.checkpoint import load_state, save_state
@@ -26,6 +27,7 @@ WRONG_STATES: dict[str, Callable[[dict[str, Any]], None]] = {
     "no images in a pass": lambda state: state.update(cuts=[[1, 0, 0]]),
     "a word for seconds": lambda state: state.update(seconds="x"),
     "a weight that is no number": lambda state: next(iter(state["model"].values())).fill_(math.nan),
+    "an average that is no number": lambda state: state.update(ema={"weight": torch.tensor(math.inf)}),
     "another shape": lambda state: state["model"].update({name: w[None] for name, w in state["model"].items()}),
 }
 
