@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
+import itertools
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from ingest.dataset import IngestedSet
 from pipeline.errors import ConfigError
@@ -59,6 +62,15 @@ class Catalogue:
     images: list[CataloguedShard]
     stores: list[CataloguedStore]
     sets: dict[str, Artifact]
+    manifests: Mapping[str, ReadManifest]
+    """By the path in the root of each artifact."""
+
+
+class ReadManifest(NamedTuple):
+    """The hash of a manifest's text, and the artifact that it describes."""
+
+    digest: bytes
+    artifact: Artifact
 
 
 def root_above(path: StoragePath) -> tuple[Root, str]:
@@ -83,28 +95,39 @@ def _is_root(folder: StoragePath) -> bool:
     return "artifacts" in below or any(NAME.fullmatch(store.name) for store in stores)
 
 
-def read_catalogue(root: Root) -> Catalogue:
-    """List what a root holds now. Raises ConfigError if it has nothing to show."""
-    artifacts = _read_artifacts(root)
+def read_catalogue(root: Root, earlier: Catalogue | None = None) -> Catalogue:
+    """List what a root holds now. Raises ConfigError if it has nothing to show.
+
+    Manifests that are as they were in an `earlier` catalogue are not parsed again: those of labels can be large.
+    """
+    manifests = _read_manifests(root, earlier.manifests if earlier else {})
+    artifacts = [read.artifact for read in manifests.values()]
     oldest_first = sorted(artifacts, key=lambda artifact: artifact.manifest["began"])
     sets = {artifact.manifest["section"][-1]: artifact for artifact in oldest_first if artifact.kind == "data"}
-    images = [shard for name in sorted(sets) for shard in _image_shards(name, IngestedSet(sets[name]))]
-    stores = [*_pseudo_label_stores(root, artifacts), *_true_label_stores(sets)]
+    ingested = {name: IngestedSet(sets[name]) for name in sorted(sets)}
+    shards = {name: list(_image_shards(name, ingested[name])) for name in ingested}
+    true_labels = (store for name in ingested for store in _true_label_stores(name, ingested[name], shards[name]))
+    images, stores = list(itertools.chain(*shards.values())), [*_pseudo_label_stores(root, artifacts), *true_labels]
     if not images and not stores:
         raise ConfigError(f"There are no stores in {root}: looked for {EXPECTED_PATHS}.")
-    return Catalogue(images, stores, sets)
+    return Catalogue(images, stores, sets, manifests)
 
 
-def _read_artifacts(root: Root) -> list[Artifact]:
-    """Return the artifacts of sets, teachers, the student and labels."""
+def _read_manifests(root: Root, known: Mapping[str, ReadManifest]) -> dict[str, ReadManifest]:
+    """Return the artifacts of sets, teachers, the student and labels, by their paths in the root."""
     steps = [step for step in (root / "artifacts").folders() if step.name.startswith(STEP_PREFIXES)]
     folders = [folder for below in in_parallel(StoragePath.folders, steps) for folder in below]
     texts = in_parallel(lambda folder: folder.child(MANIFEST).read_if_exists(), folders)
-    return [
-        Artifact(root, folder.relative_to(root.path), parse_manifest(text, str(folder.child(MANIFEST))))
-        for folder, text in zip(folders, texts, strict=True)
-        if text is not None
-    ]
+    found = {}
+    for folder, text in zip(folders, texts, strict=True):
+        if text is not None:
+            path, digest = folder.relative_to(root.path), hashlib.sha256(text).digest()
+            if path in known and known[path].digest == digest:
+                found[path] = known[path]
+            else:
+                artifact = Artifact(root, path, parse_manifest(text, str(folder.child(MANIFEST))))
+                found[path] = ReadManifest(digest, artifact)
+    return found
 
 
 def _image_shards(name: str, ingested: IngestedSet) -> Iterator[CataloguedShard]:
@@ -135,13 +158,13 @@ def _order(store: CataloguedStore) -> tuple[str, bool, float, str]:
     return teacher_of(store.maker), is_student(store.maker), -store.made, store.name
 
 
-def _true_label_stores(sets: Mapping[str, Artifact]) -> Iterator[CataloguedStore]:
-    """Yield the true labels of the sets."""
-    for name, artifact in sorted(sets.items()):
-        ingested = IngestedSet(artifact)
-        files: dict[str, dict[str, StoredFile]] = {task: {} for task in ingested.spaces}
-        for images in _image_shards(name, ingested):
-            for task in ingested.spaces:
-                files[task][images.shard.address] = ingested.true_labels(task, images.split, images.shard.name)
-        for task, by_shard in files.items():
-            yield CataloguedStore(f"true-{name}-{task}", name, True, artifact.manifest["began"], by_shard)
+def _true_label_stores(
+    name: str, ingested: IngestedSet, shards: Iterable[CataloguedShard]
+) -> Iterator[CataloguedStore]:
+    """Yield the true labels of a set, whose image shards are `shards`."""
+    files: dict[str, dict[str, StoredFile]] = {task: {} for task in ingested.spaces}
+    for images in shards:
+        for task in ingested.spaces:
+            files[task][images.shard.address] = ingested.true_labels(task, images.split, images.shard.name)
+    for task, by_shard in files.items():
+        yield CataloguedStore(f"true-{name}-{task}", name, True, ingested.artifact.manifest["began"], by_shard)

@@ -59,7 +59,7 @@ class Loading:
 
     def refresh(self) -> None:
         """Load what is new in the root, and drop what is gone."""
-        self.catalogue = read_catalogue(self.root)
+        self.catalogue = read_catalogue(self.root, self.catalogue)
         new_shards = [shard for shard in self.catalogue.images if self._key(shard) not in self._images]
         self.progress.found = len(self.catalogue.images) + sum(len(store.files) for store in self.catalogue.stores)
         for shard in itertools.takewhile(self._is_open, new_shards):
