@@ -13,7 +13,7 @@ from flows.run.step_runner import InProcess, Subprocess, in_order
 from pipeline.errors import ConfigError
 from pipeline.recipe.recipe import Recipe
 from pipeline.steps import ranks
-from pipeline.steps.artifact import Artifact, Inputs, Step, as_json
+from pipeline.steps.artifact import Artifact, Inputs, Step, dump_json
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.path import StoragePath
 from pipeline.storage.shortage import explain_shortage
@@ -76,5 +76,5 @@ def _write_results(folder: StoragePath, artifacts: Mapping[str, Artifact], runti
         folder.child("metrics.json").write(artifacts["evaluate"].load("metrics.json", Path.read_bytes))
     records = measurements_json(artifacts)
     if records:
-        folder.child("measured.json").write(as_json(records).encode())
+        folder.child("measured.json").write(dump_json(records).encode())
     write_report(folder, artifacts)

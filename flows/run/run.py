@@ -32,7 +32,7 @@ from flows.run.processes import open_private
 from pipeline.errors import ConfigError, Stopped, mask_credentials
 from pipeline.recipe.reader import as_written
 from pipeline.recipe.recipe import Recipe
-from pipeline.steps.artifact import Artifact, Inputs, Step, as_json, masked, read_json
+from pipeline.steps.artifact import Artifact, Inputs, Step, dump_json, masked, read_json
 from pipeline.steps.events import parse_events
 from pipeline.steps.runtime import Runtime, stopped_in
 from pipeline.storage.lock import IsHeld, hold_lock
@@ -86,7 +86,7 @@ class Run:
             }
             for each in self.planned
         ]
-        self.folder.child("plan.json").write(as_json(masked(rows)).encode())
+        self.folder.child("plan.json").write(dump_json(masked(rows)).encode())
 
     def record(self, event: str, /, **facts: Any) -> None:
         """Append an event to events.jsonl."""

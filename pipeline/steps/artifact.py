@@ -252,14 +252,14 @@ def write_atomically(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def as_json(value: Any) -> str:
+def dump_json(value: Any) -> str:
     """Return indented JSON."""
     return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically."""
-    write_atomically(path, as_json(value))
+    write_atomically(path, dump_json(value))
 
 
 def parse_json(text: bytes, origin: str) -> Any:

@@ -22,8 +22,8 @@ from pipeline.steps.artifact import (
     Artifact,
     Inputs,
     Step,
-    as_json,
     contents,
+    dump_json,
     hash_json,
     masked,
     parse_manifest,
@@ -148,7 +148,7 @@ class Workspace:
         _check_lock(step.name, is_held)
         self.root.publish_all(path, manifest["files"], inherited=inherited.keys())
         _check_lock(step.name, is_held)
-        (self.root / f"{path}/{MANIFEST}").write(as_json(manifest).encode())
+        (self.root / f"{path}/{MANIFEST}").write(dump_json(manifest).encode())
         # last, so that an attempt that is killed before can resume from `work`
         self.root.cleanup(path, {*manifest["files"], MANIFEST}, WORK)
         return Artifact(self.root, path, manifest)

@@ -20,7 +20,7 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{PART_SUFFIX}")
 
 
-def publish(temporary: Path, path: Path) -> None:
+def commit(temporary: Path, path: Path) -> None:
     """Sync a finished file to disk and rename it to `path`."""
     fsync(temporary)
     os.replace(temporary, path)
@@ -42,7 +42,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = temporary_path(path)
     try:
         yield temporary
-        publish(temporary, path)
+        commit(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -31,7 +31,7 @@ LOCKS = "claims"
 """The folder of a root that holds the leases, a folder per lock."""
 RENEW_S = 10.0
 POLL_S = 0.5
-LEASE_S = 60.0
+DEAD_AFTER_S = 60.0
 """A holder on another machine counts as dead after polls for this long that found no renewal, ..."""
 PATIENCE = 6
 """... or for this many times as long as its slowest renewal took, if that is longer."""
@@ -96,7 +96,7 @@ class _Watch:
         else:
             self.unchanged += 1
         self.token, self.renewal = lease.token, renewal
-        return self.unchanged * POLL_S > max(LEASE_S, PATIENCE * self.slowest_renewal * POLL_S)
+        return self.unchanged * POLL_S > max(DEAD_AFTER_S, PATIENCE * self.slowest_renewal * POLL_S)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
-from pipeline.storage.atomic import atomic_write, publish, temporary_path
+from pipeline.storage.atomic import atomic_write, temporary_path
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.root import StoredFile, local_file
 from pipeline.storage.shortage import raise_shortage
@@ -116,7 +116,7 @@ class ShardWriter:
         """Publish the index and then the tar, so that every tar has its index."""
         self._tar.close()
         write_table(self.index_path, pa.Table.from_pylist([vars(row) for row in self._rows], schema=INDEX))
-        publish(self._temporary, self.tar_path)
+        commit(self._temporary, self.tar_path)
 
     def discard(self) -> None:
         """Delete the unfinished shard."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pipeline.errors import DataError
-from pipeline.storage.atomic import publish, temporary_path
+from pipeline.storage.atomic import commit, temporary_path
 from pipeline.storage.json_text import load_json
 from pipeline.storage.parquet import explain_parquet_errors
 from pipeline.storage.root import PathOrFile, StoredFile
@@ -259,7 +259,7 @@ class LabelWriter:
         """Write the remaining rows, sync, and rename the file to its final name."""
         self._flush()
         self._writer.close()
-        publish(self._temporary, self.path)
+        commit(self._temporary, self.path)
 
     def discard(self) -> None:
         """Delete an unfinished file. Does nothing after `close`."""

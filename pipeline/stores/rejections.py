@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.storage.lock import LEASE_S, LOCKS, IsHeld, OnWait, hold_lock
+from pipeline.storage.lock import DEAD_AFTER_S, LOCKS, IsHeld, OnWait, hold_lock
 from pipeline.storage.parquet import explain_parquet_errors
 from pipeline.storage.path import StoragePath
 from pipeline.storage.process_id import ProcessId
@@ -44,7 +44,7 @@ PATH = "labels/rejected.parquet"
 LOCK = f"{LOCKS}/rejected"
 REPAIR = "Put back an intact copy, or delete it: then nothing is rejected."
 KEY = "^[0-9a-f]{16}$"
-WAIT_S = 2 * LEASE_S
+WAIT_S = 2 * DEAD_AFTER_S
 """Longest wait for other writers: longer than it takes to notice that one on another machine was killed."""
 
 

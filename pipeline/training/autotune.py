@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import DataError
-from pipeline.steps.artifact import as_json, hash_json, parse_json
+from pipeline.steps.artifact import dump_json, hash_json, parse_json
 from pipeline.steps.runtime import Runtime
 from pipeline.training.device import find_device, processor_name
 
@@ -85,7 +85,7 @@ def autotune(
     fastest = min(reversed(range(len(candidates))), key=list(times.values()).__getitem__)
     measured = {name: round(ms, 2) for name, ms in times.items() if ms < math.inf}
     chosen = dataclasses.replace(candidates[fastest], measured_ms=measured)
-    if memo.create(as_json(chosen.describe()).encode()):
+    if memo.create(dump_json(chosen.describe()).encode()):
         return chosen
     return _parse_choice(memo.read(), device, str(memo))  # another process was first, and may have chosen another
 

@@ -171,7 +171,7 @@ def test_hold_lock_takes_over_from_a_holder_whose_pid_was_reused(folder: Storage
 
 
 def test_hold_lock_waits_while_a_remote_holder_renews(folder: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "LEASE_S", 0.2)
+    monkeypatch.setattr(lock, "DEAD_AFTER_S", 0.2)
     elsewhere = ProcessId("another machine", 1, "1")
     write_lease(folder, 0, elsewhere)
     renewed = 0
@@ -191,7 +191,7 @@ def test_hold_lock_waits_while_a_remote_holder_renews(folder: StoragePath, monke
 def test_hold_lock_waits_for_a_living_local_holder_that_does_not_renew(
     folder: StoragePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "LEASE_S", 3 * lock.POLL_S)
+    monkeypatch.setattr(lock, "DEAD_AFTER_S", 3 * lock.POLL_S)
     write_lease(folder, 0, ProcessId.from_pid(os.getppid()))
     polls = itertools.count()
 
@@ -219,7 +219,7 @@ def test_hold_lock_ignores_clocks_that_jump(folder: StoragePath, monkeypatch: py
 def test_hold_lock_counts_a_slow_poll_once(folder: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
     """A storage that hangs keeps the holder from renewing as well."""
     write_lease(folder, 0, ProcessId("another machine", 1, "1"))
-    moments = itertools.count(0.0, 2 * lock.LEASE_S)
+    moments = itertools.count(0.0, 2 * lock.DEAD_AFTER_S)
     monkeypatch.setattr(time, "monotonic", lambda: next(moments))
     told = 0
 
@@ -236,7 +236,7 @@ def test_hold_lock_counts_a_slow_poll_once(folder: StoragePath, monkeypatch: pyt
 def test_hold_lock_is_patient_with_a_remote_holder_that_was_slow_before(
     folder: StoragePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "LEASE_S", 5 * lock.POLL_S)
+    monkeypatch.setattr(lock, "DEAD_AFTER_S", 5 * lock.POLL_S)
     elsewhere = ProcessId("another machine", 1, "1")
     write_lease(folder, 0, elsewhere)
     polls = 0
