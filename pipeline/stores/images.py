@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
-from pipeline.storage.atomic import atomic_write, temporary_path
+from pipeline.storage.atomic import atomic_write, commit, temporary_path
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.root import StoredFile, local_file
 from pipeline.storage.shortage import raise_shortage
