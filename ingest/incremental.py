@@ -57,7 +57,7 @@ class SourceIndex:
         self._folder, self._flush_every = out / PARTS_FOLDER, flush_every
         self._folder.mkdir(parents=True, exist_ok=True)
         parts = sorted(self._folder.glob("*.parquet"))
-        tables = [previous.load(SOURCES_FILE, _read)] if previous and previous.has(SOURCES_FILE) else []
+        tables = [_read_index(previous)] if previous and previous.has(SOURCES_FILE) else []
         self._earlier = pa.concat_tables([SCHEMA.empty_table(), *tables, *map(_read, parts)]).combine_chunks()
         self._rows = {name: row for row, name in enumerate(self._earlier.column("source").to_pylist())}
         self._stamps = np.stack([self._earlier.column(name).to_numpy() for name in ("size", "mtime")], axis=1)
@@ -93,6 +93,13 @@ class SourceIndex:
         self._flush()
         (out / LOG).mkdir(exist_ok=True)
         write_table(out / SOURCES_FILE, pa.concat_tables([self._earlier.filter(self._unchanged), *self._new_tables]))
+
+
+def _read_index(previous: Artifact) -> pa.Table:
+    try:
+        return previous.load(SOURCES_FILE, _read)
+    except DataError:  # it has changed
+        return SCHEMA.empty_table()
 
 
 def _read(path: Path) -> pa.Table:

@@ -26,6 +26,12 @@ def named(step: str, made: Artifact) -> Artifact:
     return dataclasses.replace(made, manifest={**made.manifest, "kind": section[0], "section": section})
 
 
+def resealed(made: Artifact) -> Artifact:
+    """The artifact with the files as they are in its folder now, some of which a test has changed."""
+    files = {**made.manifest["files"], **contents(folder_of(made))["files"]}
+    return dataclasses.replace(made, manifest={**made.manifest, "files": files})
+
+
 def stored(path: Path) -> StoredFile:
     """A file of this machine, whether it is there or not."""
     facts = {"size": path.stat().st_size, "sha256": hash_file(path)} if path.exists() else {"size": 0, "sha256": ""}

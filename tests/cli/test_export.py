@@ -145,7 +145,7 @@ def test_export_labels_names_a_damaged_shard(finished_root: Path, recipe: Path, 
         assert_exit_code(3, recipe, out, "--to", "coco", "--root", finished_root)
     finally:
         shard.write_bytes(before)
-    assert f"{shard}: not a readable label shard" in capsys.readouterr().err
+    assert f"{shard}: its bytes changed since it was made" in capsys.readouterr().err
     assert_empty(out.parent)
 
 

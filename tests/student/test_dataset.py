@@ -26,7 +26,7 @@ from pipeline.stores.naming import store_name
 from pipeline.stores.rejections import read_rejections, reject, rejected_labels
 from student.dataset import count_rejected, heads_of, student_dataset
 from student.threshold_report import count_kept
-from tests.disk import folder_of
+from tests.disk import folder_of, resealed
 from tests.steps import make_step
 
 if TYPE_CHECKING:
@@ -122,9 +122,9 @@ def test_student_dataset_names_shard_without_labels(elsewhere: Inputs) -> None:
     entries = read_json(index)
     gone = next(entry for entry in entries if entry["teacher"] == "depth")
     write_json(index, [entry for entry in entries if entry is not gone])
-    heads = heads_of(CONFIG, elsewhere)
+    inputs = dataclasses.replace(elsewhere, artifacts={**elsewhere.artifacts, "label": resealed(elsewhere["label"])})
     with pytest.raises(DataError, match=rf"No labels by teacher 'depth' for {gone['set']}/{gone['shard']}"):
-        student_dataset(CONFIG, heads, elsewhere)
+        student_dataset(CONFIG, heads_of(CONFIG, inputs), inputs)
 
 
 def test_student_dataset_refuses_labels_of_other_images(elsewhere: Inputs) -> None:

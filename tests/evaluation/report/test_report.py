@@ -20,7 +20,7 @@ from evaluation.report.report import write_report
 from evaluation.report.results import MAX_CLASSES
 from pipeline.steps.artifact import Artifact, read_json, write_json
 from pipeline.storage.path import StoragePath
-from tests.disk import folder_of
+from tests.disk import folder_of, resealed
 
 if TYPE_CHECKING:
     from tests.conftest import World
@@ -225,8 +225,8 @@ def test_write_report_shows_hostile_names_as_text(folder: Path, artifacts: dict[
     (folder / "recipe.yaml").write_text(json.dumps({"name": HOSTILE}), encoding="utf-8")
     changed = {
         **artifacts,
-        "data.truth": with_counts(data, quarantined=1, duplicates=1, notes=1),
-        "student": with_counts(student, warnings=[HOSTILE]),
+        "data.truth": with_counts(resealed(data), quarantined=1, duplicates=1, notes=1),
+        "student": with_counts(resealed(student), warnings=[HOSTILE]),
     }
     page = report(folder, {**changed, "evaluate": artifacts["evaluate"]})
     read = Reader(page)
@@ -252,8 +252,8 @@ def test_head_has_every_warning(folder: Path, artifacts: dict[str, Artifact], tm
     write_json(folder / "metrics.json", metrics)
     changed = {
         **artifacts,
-        "label": label,
-        "data.truth": with_counts(data, quarantined=2),
+        "label": resealed(label),
+        "data.truth": with_counts(resealed(data), quarantined=2),
         "student": with_counts(artifacts["student"], warnings=["boxes: the threshold keeps nothing"]),
         "pool": with_counts(artifacts["pool"], left_out={"held out in truth": 4, "already in the pool from pool": 9}),
     }
@@ -280,7 +280,7 @@ def test_kept_labels_show_the_most_frequent_classes_and_count_the_rest(
     names = [f"class-{number}-" for number in range(1000)]
     kept["kinds"] |= {"classes": names, "held": held, "kept": [n // 2 for n in held], "threshold": 0.3, "images": 5}
     write_json(folder_of(student) / "kept.json", kept)
-    text = Reader(report(folder, {**artifacts, "student": student})).text
+    text = Reader(report(folder, {**artifacts, "student": resealed(student)})).text
     shown = [number for number in range(1000) if f"class-{number}-" in text]
     assert shown == list(range(880, 900))
     assert "The 20 most frequent of 1,000 classes; 879 more hold" in text
