@@ -82,7 +82,7 @@ def test_loading_names_damaged_label_file(maker: str, damage: Callable[[pa.Table
     [store] = root.glob(f"labels/{maker}-*")
     file = sorted(store.glob("*.parquet"))[0]
     content, table = file.read_bytes(), pq.read_table(file)
-    for column in table.column_names:
+    for column in table.column_names[:: 3 if damage in (without, as_text) else 1]:  # those are found in one way
         try:
             pq.write_table(damage(table, column), file)
             loading = Loading(Root.of(root))
