@@ -8,6 +8,7 @@ import os
 import random
 import runpy
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -25,7 +26,7 @@ from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 from tests import s3
 from tests.flows.tiny import RECIPE, Digests, processes_of
-from tests.forked import run_must
+from tests.forked import run_must, unblock_signals
 
 FAULT_INJECTION = Path(__file__).parent / "fault_injection"
 SHORTAGES = ("space", "memory", "open files")
@@ -38,6 +39,8 @@ LONGEST_RUN_S = 600
 SHORTAGE_CODE = 4
 CONTEXT = multiprocessing.get_context("forkserver")
 """Runs are forked from a process that has torch loaded, which takes longer than they do."""
+FORKED = {"runtime.runner=inline", "runtime.runner=threads", "gc"}
+"""Arguments of the commands that can be forked; Prefect's processes and Ray need a Python of their own."""
 
 
 class RunRoot(NamedTuple):
@@ -145,7 +148,8 @@ class Runs:
             shim = {"PYTHONPATH": str(FAULT_INJECTION), "FAULT": fault, "FAULT_AT": str(at), "FAULT_MARK": str(mark)}
             environ |= shim
         with tempfile.NamedTemporaryFile("r", dir=self.folder) as errors:
-            running = CONTEXT.Process(target=_run, args=(environ, command, errors.name))
+            run = _run_anew if FORKED.isdisjoint(command) else _run
+            running = CONTEXT.Process(target=run, args=(environ, command, errors.name))
             running.start()
             killer = threading.Timer(after, _kill_one, [running.pid, random.Random(after), mark])
             if fault == "kill at a moment":
@@ -191,15 +195,27 @@ def root_on_s3(environ: Mapping[str, str]) -> Iterator[RunRoot]:
 
 
 def _run(environ: Mapping[str, str], command: Sequence[str], errors: str) -> None:
-    """Run `must` in this process, which then leads a group of its own; the errors go to a file."""
-    os.setsid()
-    with open(os.devnull, "wb") as nowhere, open(errors, "ab") as file:
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    """Run `must` in this process."""
+    _lead_group(errors)
     os.environ.update(environ)
     if "FAULT" in environ:
         runpy.run_path(str(FAULT_INJECTION / "sitecustomize.py"))
     run_must({}, command)
+
+
+def _run_anew(environ: Mapping[str, str], command: Sequence[str], errors: str) -> None:
+    """Make this process a new Python that runs `must`."""
+    _lead_group(errors)
+    unblock_signals()
+    os.execve(sys.executable, [sys.executable, "-m", "cli", *command], dict(environ))
+
+
+def _lead_group(errors: str) -> None:
+    """Let this process lead a group of its own, and write its errors to a file."""
+    os.setsid()
+    with open(os.devnull, "wb") as nowhere, open(errors, "ab") as file:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(file.fileno(), 2)
 
 
 def _kill_one(pid: int, rng: random.Random, mark: Path) -> None:
