@@ -151,15 +151,17 @@ class Runs:
             run = _run_anew if FORKED.isdisjoint(command) else _run
             running = CONTEXT.Process(target=run, args=(environ, command, errors.name))
             running.start()
+            assert running.pid is not None, "it was started"
             killer = threading.Timer(after, _kill_one, [running.pid, random.Random(after), mark])
             if fault == "kill at a moment":
                 killer.start()
             running.join(LONGEST_RUN_S)
             killer.cancel()
             if running.is_alive():
-                os.killpg(running.pid or 0, signal.SIGKILL)
+                os.killpg(running.pid, signal.SIGKILL)
                 running.join()
-            return RunResult(running.exitcode or 0, errors.read(), mark.exists())
+            assert running.exitcode is not None, "it has ended"
+            return RunResult(running.exitcode, errors.read(), mark.exists())
 
     def _end_orphans(self) -> None:
         """Kill what outlived its run in a session of its own, such as Ray's processes."""
