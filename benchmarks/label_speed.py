@@ -58,10 +58,10 @@ def measure_labelling(inputs: Inputs, batch: int, images: int = 0) -> dict[str, 
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".bench-") as folder:
         scratch_root = Root.of(folder)
-        teachers = label_makers(inputs)
+        teachers = label_makers({}, inputs)
         for teacher in teachers:
             teacher.folders = {head: LabelFolder(scratch_root, head) for head in teacher.folders}
-        shards = [shard for _, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))]
+        shards = [(name, shard) for name, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))]
         bench = _LabelBenchmark(teachers, shards, batch, runtime, device)
         windows = take_turns(bench.measures(images or BATCHES_PER_CORE * batch * runtime.threads), WINDOWS)
         stages = medians({name: [costs[name] for costs in bench.stage_costs[1:]] for name in bench.stage_costs[0]})
@@ -93,7 +93,8 @@ class _LabelBenchmark:
     """Times the stages alone, the labeller, and the plain loops."""
 
     teachers: list[LabelMaker]
-    shards: list[ImageShard]
+    shards: list[tuple[str, ImageShard]]
+    """Each with the name of its set."""
     batch: int
     runtime: Runtime
     device: str
@@ -116,7 +117,8 @@ class _LabelBenchmark:
         batches = -(-images // batch)
         count = min(batches, len(self.shards))
         chosen = [self.shards[number * len(self.shards) // count] for number in range(count)]
-        return [ShardJob(first_images(shard, batch * -(-batches // count)), self.teachers) for shard in chosen]
+        most = batch * -(-batches // count)
+        return [ShardJob(name, first_images(shard, most), self.teachers) for name, shard in chosen]
 
     def _time_stages(self, jobs: Sequence[ShardJob]) -> float:
         """Add each stage's cost to `stage_costs`, and return the seconds per image of all stages together."""

@@ -24,8 +24,9 @@ from pipeline.errors import PROJECT
 from pipeline.training.device import find_device
 
 QUICKSTART = PROJECT / "recipes" / "quickstart.yaml"
-SHORT = [f"teachers.{name}.epochs=0.2" for name in ("shapes", "things", "parts", "depth", "normals")]
-SHORT += ["student.epochs=0.05", "teachers.parts.require={}"]
+TRAINED = ("shapes", "things", "parts", "depth", "normals")
+SHORT = [change for name in TRAINED for change in (f"teachers.{name}.epochs=0.2", f"teachers.{name}.require=none")]
+SHORT += ["student.epochs=0.05"]
 SHARD = 8
 SHARDS_RECIPE = """
 name: shards

@@ -16,7 +16,7 @@ from browser.label_files import read_scalars
 from browser.tables import Store, Tables
 from pipeline.errors import DataError, MustError
 from pipeline.storage.root import Root, StoredFile
-from pipeline.stores.labels import REMEDY, Label
+from pipeline.stores.labels import APPLICABILITY, REMEDY, Label
 from pipeline.stores.rejections import NO_REJECTIONS, read_rejections
 from pipeline.stores.rejections import PATH as REJECTIONS_PATH
 
@@ -131,8 +131,10 @@ class Loading:
         self._files[found.name][address] = file
         try:
             label, labels = read_scalars(file)
-            store = self.stores.get(found.name) or self.tables.add_store(found.name, label)
-            self.stores[found.name] = store
+            if found.name not in self.stores:
+                has_applicability = APPLICABILITY.name in labels.column_names
+                self.stores[found.name] = self.tables.add_store(Store(found.name, label, has_applicability))
+            store = self.stores[found.name]
             shards = self._by_address[address]
             _check_fits(file, label, len(labels), store, len(shards[0]))
             self.tables.add_labels(store, shards, labels)

@@ -1,8 +1,8 @@
 """DuckDB tables of all small columns of images and labels, which the page filters by.
 
 images      a row per image: its set, split, shard and row, key, size, source
-<store>     a row per image that a label store covers: status, confidence and the task's scalar columns, and `classes`
-            with how much of each the label holds (`amounts`)
+<store>     a row per image that a label store covers: status, confidence, applicability where it is known, the task's
+            scalar columns, and `classes` with how much of each the label holds (`amounts`)
 failures    why images have no label
 rejected    images and labels that were rejected by hand
 
@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from browser.catalogue import CataloguedShard
-from pipeline.stores.labels import Label, explain_label_errors
+from pipeline.stores.labels import APPLICABILITY, Label, explain_label_errors
 
 MEMORY = "150MB"
 BATCH_ROWS = 20_000
@@ -62,6 +62,8 @@ class Store:
 
     name: str
     label: Label
+    has_applicability: bool = False
+    """True if its labels tell whether an image is of the kind that the teacher knows."""
 
     @property
     def columns(self) -> dict[str, str]:
@@ -69,7 +71,8 @@ class Store:
         fields = [field for field in self.label.columns() if field.type in TYPES]
         scalars = {field.name: TYPES[field.type] for field in fields}
         classes = {"classes": f"{self.class_type}[]", "amounts": "FLOAT[]"} if self.label.amount_columns else {}
-        return {"status": "status", "confidence": "FLOAT", **scalars, **classes}
+        applicability = {APPLICABILITY.name: "FLOAT"} if self.has_applicability else {}
+        return {"status": "status", "confidence": "FLOAT", **applicability, **scalars, **classes}
 
     @functools.cached_property
     def class_names(self) -> list[str]:
@@ -153,9 +156,8 @@ class Tables:
         self._next_image, self._next_shard = ids.stop, shard + 1
         return ids
 
-    def add_store(self, name: str, label: Label) -> Store:
-        """Create the table of a label store."""
-        store = Store(name, label)
+    def add_store(self, store: Store) -> Store:
+        """Create the table of a label store, and return the store."""
         names = ", ".join(literal(class_name) for class_name in store.class_names or ["none"])
         with self._lock:
             self._database.execute(f"CREATE TYPE {store.class_type} AS ENUM ({names})")

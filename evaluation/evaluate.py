@@ -13,9 +13,8 @@ from pipeline.data.dataset import ImageDataset
 from pipeline.errors import error_context
 from pipeline.steps.artifact import Artifact, Inputs, write_json
 from pipeline.steps.runtime import Runtime
-from pipeline.stores.labels import Value
 from tasks.prediction import Predictor, load_network
-from tasks.scoring import measure_head, predict_all, undefined_reason
+from tasks.scoring import measure_constant, measure_head, predict_all, undefined_reason
 from tasks.task import Metric, Task
 from tasks.teacher import Teacher, load_teacher
 
@@ -136,7 +135,7 @@ def _against_truth(
     metrics = {model: _score(model, predictor, dataset, trial, runtime) for model, predictor in models.items()}
     if trial.trained_on:
         train = true_label_dataset(trial.trained_on, "train", {head: task}, held_out_keys(trial.trained_on))
-        metrics["baseline"] = _score_constant(teacher.heads[head], head, train, dataset)
+        metrics["baseline"] = measure_constant(teacher.heads[head], head, train, dataset)
     return metrics, len(dataset)
 
 
@@ -160,12 +159,3 @@ def _against_teacher(
         metric.update(values[head], truth[index])
         constant.update(guess, truth[index])
     return {"student": metric, "baseline": constant}, len(dataset)
-
-
-def _score_constant(task: Task, head: str, train: ImageDataset, dataset: ImageDataset) -> Metric:
-    """Return the metric of the best constant label."""
-    guess: Value = task.constant_label(train.values(index)[head] for index in range(len(train)))
-    metric = task.metrics()
-    for index in range(len(dataset)):
-        metric.update(guess, dataset.values(index)[head])
-    return metric

@@ -31,6 +31,10 @@ class LabelledHead(Protocol):
     def threshold(self) -> float:
         """The smallest probability of a pseudo label that is kept; without a calibration, the smallest score."""
 
+    @property
+    def applicability(self) -> float:
+        """The smallest applicability of a pseudo label that is kept."""
+
 
 class RankedSource(NamedTuple):
     """A label source, and the set that its true labels are from; None for pseudo labels."""
@@ -65,6 +69,11 @@ class LabelPrecedence:
         self._rejected = rejected_rows(artifacts)
         self._true_labels: dict[str, TrueLabelIndex] = {}
 
+    def expects_labels(self, teacher: str, dataset: str) -> bool:
+        """Return True if a teacher's pseudo labels of a set are used, so that they have to be there."""
+        sets = self.artifacts["label"].manifest["config"].get("labels", {}) if self.labels != "true_only" else {}
+        return self.labels != "true_only" and dataset in sets.get(teacher, (dataset,))
+
     def sources(self, head: LabelledHead, dataset: str, shard: ImageShard) -> list[RankedSource]:
         """Return the label sources for a training shard of the set `dataset`, the one that wins first.
 
@@ -78,7 +87,8 @@ class LabelPrecedence:
         place = (dataset, shard.name, head.teacher)
         if self.labels != "true_only" and place in self._pseudo:
             file, without = self.artifacts["label"].external_file(self._pseudo[place]), self._rejected.get(place)
-            source = LabelSource(file, tasks.label(head.space), head.threshold, excluded=without or frozenset())
+            label, excluded = tasks.label(head.space), without or frozenset()
+            source = LabelSource(file, label, head.threshold, head.applicability, excluded=excluded)
             found.append(RankedSource(source, None))
         return found
 

@@ -14,12 +14,12 @@ from ingest.pool import pool_shards, rejected_rows
 from ingest.rejections import REJECTED_LABELS
 from ingest.true_labels import drop_unlabelled
 from pipeline.data.dataset import DatasetShard, ImageDataset
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.student import StudentConfig
 from pipeline.steps.artifact import Inputs
 from pipeline.storage.root import in_parallel
 from pipeline.stores.labels import LabelSpace
-from tasks.teacher import Teacher, TeacherSchedule
+from tasks.teacher import APPLICABILITY_FILE, Teacher, TeacherSchedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +34,26 @@ class StudentHead:
     """Batch and learning rate of the teacher's training; None if it was not trained here."""
     threshold: float
     """Smallest probability of a pseudo label that is kept, in [0, 1]; without a calibration, smallest score."""
+    applicability: float = 0.0
+    """Smallest applicability of a pseudo label that is kept, in [0, 1]."""
 
 
 def heads_of(config: StudentConfig, inputs: Inputs) -> dict[str, StudentHead]:
-    """Return the heads by teacher, one for each teacher whose loss weight is not 0."""
+    """Return the heads by teacher, one for each teacher whose loss weight is not 0.
+
+    Raises ConfigError if one of `config.applicability` has none.
+    """
     heads = {}
     for name, artifact in inputs.of_kind("teacher").items():
         if config.loss_weights.get(name) == 0:
             continue
         teacher = Teacher.load(artifact)
         threshold = threshold_for(config, name, teacher.space)
-        heads[name] = StudentHead(name, teacher.space, teacher.data, teacher.schedule, threshold)
+        least = config.applicability.get(name, 0.0)
+        if least and not artifact.has(APPLICABILITY_FILE):
+            why = artifact.counts["applicability"]["why"]
+            raise ConfigError(f"student.applicability names {name!r}, whose labels have none: {why}.")
+        heads[name] = StudentHead(name, teacher.space, teacher.data, teacher.schedule, threshold, least)
     return heads
 
 
@@ -71,7 +80,7 @@ def student_shards(config: StudentConfig, heads: Mapping[str, StudentHead], inpu
         label_sources = {}
         for head in heads.values():
             sources = precedence.sources(head, name, shard)
-            if config.labels != "true_only" and all(ranked.truth for ranked in sources):
+            if precedence.expects_labels(head.teacher, name) and all(ranked.truth for ranked in sources):
                 raise DataError(
                     f"No labels by teacher {head.teacher!r} for {name}/{shard.name}: `must run` with --force label "
                     "makes them again."

@@ -11,7 +11,7 @@ import tasks
 from ingest.pool import pool_shards, rejected_rows
 from pipeline.steps.artifact import Inputs, read_json
 from pipeline.storage.root import StoredFile
-from pipeline.stores.labels import Label, LabelShard, explain_label_errors
+from pipeline.stores.labels import Label, LabelShard, explain_label_errors, is_applicable
 from student.dataset import StudentHead
 
 MAX_IMAGES = 5000
@@ -33,7 +33,8 @@ def count_kept(heads: Mapping[str, StudentHead], inputs: Inputs) -> dict[str, di
 
     def label_files(teacher: str) -> list[tuple[StoredFile, set[int]]]:
         keys = [((dataset, shard.name, teacher), rows) for dataset, shard, rows in counted]
-        return [(files[key], set(rows.tolist()) - rejected.get(key, frozenset())) for key, rows in keys]
+        labelled = [(key, rows) for key, rows in keys if key in files]
+        return [(files[key], set(rows.tolist()) - rejected.get(key, frozenset())) for key, rows in labelled]
 
     return {name: _count(head, label_files(name)) for name, head in heads.items()}
 
@@ -42,7 +43,7 @@ def _count(head: StudentHead, files: list[tuple[StoredFile, set[int]]]) -> dict[
     """Count a teacher's labels in these files, in the given rows: those in the pool and not rejected."""
     classes = list(head.space.classes) or [head.space.task]
     held, kept = np.zeros(len(classes)), np.zeros(len(classes))
-    images, label = 0, tasks.label(head.space)
+    images, inapplicable, label = 0, 0, tasks.label(head.space)
     for file, rows in files:
         shard = LabelShard(file, label)
         label = shard.label
@@ -50,13 +51,19 @@ def _count(head: StudentHead, files: list[tuple[StoredFile, set[int]]]) -> dict[
             if number in rows and row["status"] == "ok":
                 with explain_label_errors(file, row["key"]):
                     row_held, row_kept = label.count(row, head.threshold)
-                held, kept, images = held + row_held, kept + row_kept, images + 1
+                held, images = held + row_held, images + 1
+                if is_applicable(row, head.applicability):
+                    kept += row_kept
+                else:
+                    inapplicable += 1
     warning = skew_warning(classes, held, kept)
     return {
         "task": head.space.task,
         "threshold": head.threshold,
         "calibrated": label.calibration is not None,
         "images": images,
+        "applicability": head.applicability,
+        "inapplicable": inapplicable,
         "classes": classes,
         "held": held.tolist(),
         "kept": kept.tolist(),

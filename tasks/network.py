@@ -6,7 +6,7 @@ globally pooled C5, detection from P3 to P7, and every dense task from the sum o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +135,20 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor, heads: Sequence[str] | None = None) -> dict[str, Any]:
         """Return raw outputs by head, of all heads or those named, for uint8 images (B, 3, S, S)."""
+        return self._outputs(self.features(images), self.tasks if heads is None else heads)
+
+    def forward_with_vector(self, images: Tensor) -> tuple[dict[str, Any], Tensor | None]:
+        """Return raw outputs by head, and the backbone's vectors (B, D)."""
         features = self.features(images)
-        return {name: self.heads[name](features) for name in (self.tasks if heads is None else heads)}
+        return self._outputs(features, self.tasks), features.vector
+
+    def vector(self, images: Tensor) -> Tensor:
+        """Return the backbone's vectors (B, D) of uint8 images (B, 3, S, S)."""
+        vector: Tensor = self.backbone(images)
+        return vector
+
+    def _outputs(self, features: Features, heads: Iterable[str]) -> dict[str, Any]:
+        return {name: self.heads[name](features) for name in heads}
 
     def losses(self, images: Tensor, targets: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the loss of every head that has a target in the batch, a scalar each.

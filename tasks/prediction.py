@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from pipeline.training.autotune import ComputeConfig
 from tasks.network import Network
 from tasks.task import Prediction, Task
 
+T = TypeVar("T")
 AUTOTUNE_IMAGES = 16
 """Images of the forward pass that is timed."""
 
@@ -81,6 +83,17 @@ class Preprocessing:
         return side, side
 
 
+@runtime_checkable
+class VectorNetwork(Protocol):
+    """A network that tells a vector of each image beside its outputs."""
+
+    def forward_with_vector(self, images: Tensor) -> tuple[dict[str, Any], Tensor | None]:
+        """Return raw outputs by head, and vectors (B, D) of uint8 images (B, 3, S, S); None if the model has none."""
+
+    def vector(self, images: Tensor) -> Tensor | None:
+        """Return the vectors (B, D) alone."""
+
+
 class Predictor:
     """A model in eval mode with a task per head. On the CPU in float32 until `setup`.
 
@@ -122,32 +135,61 @@ class Predictor:
                 f"{len(damaged) - 1} more tensors: train it anew, or take another file of weights."
             )
 
-    @torch.inference_mode()
     def predict(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> dict[str, Prediction]:
         """Return predictions by head, as NumPy arrays, of preprocessed images: uint8 (B, 3, S, S).
 
         `sizes`: (width, height) of the images before preprocessing, in pixels. Halves the batch for as long as the
         device's memory does not hold it. Raises ConfigError if one image is too much.
         """
-        valid = [self.preprocessing.valid_size(size) for size in sizes]
+        return self._in_batches(lambda rows: self._predict_batch(images[rows], sizes[rows], False), len(images))[0]
+
+    def predict_with_vectors(
+        self, images: Tensor, sizes: Sequence[tuple[int, int]]
+    ) -> tuple[dict[str, Prediction], NDArray[np.float32] | None]:
+        """Return predictions as `predict` does, and the images' vectors (B, D); None if the model tells none."""
+        with_vectors = isinstance(self.network, VectorNetwork)
+        return self._in_batches(lambda rows: self._predict_batch(images[rows], sizes[rows], with_vectors), len(images))
+
+    def embed(self, images: Tensor) -> NDArray[np.float32] | None:
+        """Return the vectors (B, D) of preprocessed images: uint8 (B, 3, S, S); None if the model tells none."""
+        network = self.network
+        if not isinstance(network, VectorNetwork):
+            return None
+        return self._in_batches(lambda rows: self._embed_batch(network, images[rows]), len(images))
+
+    @torch.inference_mode()
+    def _in_batches(self, compute: Callable[[slice], T], count: int) -> T:
+        """Return `compute(rows)` for all rows, in as many parts as the device's memory asks for, joined."""
         while True:
-            batch = max(1, min(self._max_batch or len(images), len(images)))
-            starts = range(0, max(1, len(images)), batch)
+            batch = max(1, min(self._max_batch or count, count))
             try:
-                parts = [self._predict_batch(images[at : at + batch], valid[at : at + batch]) for at in starts]
-                return join_predictions(parts)
+                return join_predictions([compute(slice(at, at + batch)) for at in range(0, max(1, count), batch)])
             except torch.OutOfMemoryError as error:
                 if batch == 1:
                     message = "The device's memory does not hold one image's prediction: set a smaller image_size."
                     raise ConfigError(message) from error
                 self._max_batch = -(-batch // 2)
 
-    def _predict_batch(self, images: Tensor, valid: Sequence[tuple[int, int]]) -> dict[str, Prediction]:
-        inputs = images.to(self.compute.device, non_blocking=True).contiguous(memory_format=self.compute.memory_format)
+    def _predict_batch(
+        self, images: Tensor, sizes: Sequence[tuple[int, int]], with_vectors: bool
+    ) -> tuple[dict[str, Prediction], NDArray[np.float32] | None]:
+        valid = [self.preprocessing.valid_size(size) for size in sizes]
+        network: Any = self.network
         with self.compute.autocast():
-            outputs = self.network(inputs)
+            inputs = self._to_device(images)
+            outputs, vectors = network.forward_with_vector(inputs) if with_vectors else (network(inputs), None)
             predictions = {name: head.predict(outputs[name], valid) for name, head in self.heads.items()}
-        return {name: to_numpy(prediction) for name, prediction in predictions.items()}
+        found = {name: to_numpy(prediction) for name, prediction in predictions.items()}
+        return found, None if vectors is None else vectors.float().cpu().numpy()
+
+    def _embed_batch(self, network: VectorNetwork, images: Tensor) -> NDArray[np.float32] | None:
+        with self.compute.autocast():
+            vectors = network.vector(self._to_device(images))
+        return None if vectors is None else vectors.float().cpu().numpy()
+
+    def _to_device(self, images: Tensor) -> Tensor:
+        moved = images.to(self.compute.device, non_blocking=True)
+        return moved.contiguous(memory_format=self.compute.memory_format)
 
     def values(self, predictions: Mapping[str, Prediction], index: int, size: tuple[int, int]) -> dict[str, Value]:
         """Return the labels, by head, of image `index` of the batch, an image of `size` = (width, height) pixels."""
@@ -185,12 +227,16 @@ def to_numpy(tree: Any) -> Any:
 
 
 def join_predictions(parts: Sequence[Any]) -> Any:
-    """Concatenate the predictions of parts of a batch: arrays and lists with an entry per image, in nested dicts."""
+    """Concatenate the predictions of parts of a batch: arrays and lists with an entry per image, in nested dicts and
+    tuples; None where all are.
+    """
     first = parts[0]
     if len(parts) == 1:
         return first
     if isinstance(first, Mapping):
         return {name: join_predictions([part[name] for part in parts]) for name in first}
+    if isinstance(first, tuple):
+        return tuple(join_predictions(each) for each in zip(*parts, strict=True))
     if isinstance(first, np.ndarray):
         return np.concatenate(parts)
     return [entry for part in parts for entry in part] if isinstance(first, list) else first

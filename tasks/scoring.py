@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.data.dataset import ImageDataset
 from pipeline.data.decode import decode_image
@@ -32,10 +33,32 @@ def predict_all(
     Images are decoded as for labelling, so that a teacher is measured on what it labels. Raises Stopped after a stop
     signal, and DataError, naming head and image, for a prediction that is not finite: it has no score.
     """
+    with contextlib.closing(_prepared(predictor, dataset, runtime)) as prepared:
+        for rows, inputs in prepared:
+            sizes = [dataset.size(row) for row in rows]
+            predictions = predictor.predict(inputs, sizes)
+            for offset, row in enumerate(rows):
+                values = predictor.values(predictions, offset, sizes[offset])
+                _check_scorable(values, dataset, row)
+                yield row, values
+
+
+def embed_all(predictor: Predictor, dataset: ImageDataset, runtime: Runtime) -> NDArray[np.float32] | None:
+    """Return the vectors (N, D) of all images of a dataset, in order, decoded as `predict_all` does; None if the model
+    tells none. Raises Stopped after a stop signal.
+    """
+    with contextlib.closing(_prepared(predictor, dataset, runtime)) as prepared:
+        vectors = [predictor.embed(inputs) for _, inputs in prepared]
+    found = [each for each in vectors if each is not None]
+    return np.concatenate(found) if found else None
+
+
+def _prepared(predictor: Predictor, dataset: ImageDataset, runtime: Runtime) -> Generator[tuple[range, Tensor]]:
+    """Yield the indices and the preprocessed images, uint8 (B, 3, S, S), of batches of a dataset, in order."""
     preprocess = predictor.preprocessing
 
-    def load(rows: range) -> tuple[range, list[NDArray[np.uint8]]]:
-        return rows, [load_image(row) for row in rows]
+    def load(rows: range) -> tuple[range, Tensor]:
+        return rows, stack_images([load_image(row) for row in rows])
 
     def load_image(row: int) -> NDArray[np.uint8]:
         size = dataset.size(row)
@@ -44,14 +67,9 @@ def predict_all(
     count, threads = len(dataset), runtime.threads
     batches = (range(start, min(start + BATCH, count)) for start in range(0, count, BATCH))
     with contextlib.closing(prefetch(load, batches, threads, BATCHES_AHEAD * threads)) as prepared:
-        for rows, inputs in prepared:
+        for loaded in prepared:
             runtime.check_stop("scoring")
-            sizes = [dataset.size(row) for row in rows]
-            predictions = predictor.predict(stack_images(inputs), sizes)
-            for offset, row in enumerate(rows):
-                values = predictor.values(predictions, offset, sizes[offset])
-                _check_scorable(values, dataset, row)
-                yield row, values
+            yield loaded
 
 
 def _check_scorable(values: Mapping[str, Value], dataset: ImageDataset, row: int) -> None:
@@ -93,6 +111,15 @@ def measure_head(predictor: Predictor, dataset: ImageDataset, head: str, runtime
 def score(predictor: Predictor, dataset: ImageDataset, head: str, runtime: Runtime) -> dict[str, float]:
     """Return the metrics of a head, against the dataset's labels of that name; {} if they define none."""
     return measure_head(predictor, dataset, head, runtime).compute()
+
+
+def measure_constant(task: Task, head: str, train: ImageDataset, dataset: ImageDataset) -> Metric:
+    """Return the metric of the trivial baseline: the constant label that suits the labels of `train` best."""
+    guess = task.constant_label(train.values(index)[head] for index in range(len(train)))
+    metric = task.metrics()
+    for index in range(len(dataset)):
+        metric.update(guess, dataset.values(index)[head])
+    return metric
 
 
 def is_measurable(task: Task, values: Iterable[Value | None]) -> bool:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tasks.prediction import Predictor
 
 FILE = "teacher.json"
+APPLICABILITY_FILE = "applicability.safetensors"
+"""What `tasks.applicability` compares images with, of teachers that have it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,11 @@ class Teacher:
     """The set it was trained on, if any."""
     schedule: TeacherSchedule | None = None
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Metrics on held-out images of that set; empty if there are none."""
+    """Metrics on held-out images of that set, the leading one first; empty if there are none."""
+    baseline: dict[str, float] = dataclasses.field(default_factory=dict)
+    """The same metrics of the trivial baseline, on the same images."""
+    held_out: int = 0
+    """How many images these are."""
     calibration: Calibration | None = None
     """From its scores to probabilities of being right; None if a score is its own probability."""
 
@@ -71,7 +77,8 @@ class Teacher:
         fields = artifact.load(FILE, read_json)
         schedule = TeacherSchedule(**fields["schedule"]) if fields["schedule"] else None
         space, calibration = LabelSpace.from_json(fields["space"]), Calibration.from_json(fields["calibration"])
-        return cls(fields["kind"], space, fields["data"], schedule, fields["scores"], calibration)
+        measured = {name: fields[name] for name in ("data", "scores", "baseline", "held_out")}
+        return cls(fields["kind"], space, schedule=schedule, calibration=calibration, **measured)
 
 
 def open_teacher(artifact: Artifact) -> Predictor:

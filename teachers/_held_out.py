@@ -1,4 +1,6 @@
-"""Measure a teacher on held-out images with true labels: its metrics, and the calibration of its scores. No torch."""
+"""Measure a teacher on held-out images: its metrics and the trivial baseline's, the calibration of its scores, and its
+applicability. No torch.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import ConfigError, first_line
 from pipeline.steps.artifact import Inputs, read_json
 from pipeline.stores.calibration import Calibration
+from teachers._applicability import DOMAIN, fit_applicability
+from teachers._label_checks import training_images
 
 if TYPE_CHECKING:
+    from ingest.dataset import IngestedSet
     from tasks.prediction import Predictor
     from tasks.scoring import Accumulator
+    from tasks.task import Task
 
 CALIBRATE = "calibrate"
 """Key of a teacher's step: the set on whose held-out images it is calibrated; missing if it is not."""
@@ -21,13 +27,30 @@ CALIBRATE = "calibrate"
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutResult:
-    """Metrics and calibration of a teacher from held-out images; `split` is that of the set it was trained on."""
+    """Measurements of a teacher on held-out images; `split` is that of the set it was trained on."""
 
     split: str | None = None
+    images: int = 0
+    """Held-out images of that set with a label."""
+    metric: str | None = None
+    """The task's leading metric."""
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    baseline: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Metrics of the constant label that suits the training labels best."""
     calibration: Calibration | None = None
     shortage: str | None = None
     """Why there is no calibration, although one was asked for."""
+    applicability: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What `fit_applicability` returned."""
+
+    def counts(self) -> dict[str, Any]:
+        """Return what the manifest says of a teacher that was trained here."""
+        measured = {"split": self.split, "held_out": self.images, "metric": self.metric}
+        return {**measured, "scores": self.scores, "baseline": self.baseline, **self.published_counts()}
+
+    def published_counts(self) -> dict[str, Any]:
+        """Return what the manifest says of published weights."""
+        return {"applicability": self.applicability, **self.calibration_counts()}
 
     def calibration_counts(self) -> dict[str, Any]:
         """Return what the manifest says of the calibration; {} if none was asked for."""
@@ -45,9 +68,11 @@ def measure(
 ) -> HeldOutResult:
     """Score a teacher on the held-out images of the set `trained_on`, and calibrate it on those of `config[CALIBRATE]`.
 
-    If these are one set, its images are predicted once. The teacher's `model.json` is in `out`. Raises ConfigError if
-    the labels of the set for calibration do not fit the teacher.
+    If these are one set, its images are predicted once. The teacher's `model.json` is in `out`, and its applicability,
+    by the images of `config[DOMAIN]`, is written there. Raises ConfigError if the labels of the set for calibration do
+    not fit the teacher.
     """
+    from ingest.dataset import IngestedSet
     from tasks.calibration import Calibrator
 
     calibrated_on = config.get(CALIBRATE)
@@ -57,18 +82,38 @@ def measure(
     for data, accumulator in ((trained_on, metric), (calibrated_on, calibrator)):
         if data is not None:
             accumulators.setdefault(data, []).append(accumulator)
-    splits = _predict_held_out(config, inputs, out, predictor, accumulators)
-    scores = metric.compute() if splits.get(trained_on) else {}
+    predictor.setup(inputs.runtime, read_json(out / "model.json"))
+    splits = _predict_held_out(config, inputs, predictor, accumulators)
     shortage = None if calibrated_on is None else calibrator.shortage()
     split = splits.get(calibrated_on)
-    calibration = calibrator.fit(calibrated_on, split) if calibrated_on and split and not shortage else None
-    return HeldOutResult(splits.get(trained_on), scores, calibration, shortage)
+    found = HeldOutResult(
+        calibration=calibrator.fit(calibrated_on, split) if calibrated_on and split and not shortage else None,
+        shortage=shortage,
+        applicability=fit_applicability(config.get(DOMAIN), inputs, out, predictor),
+    )
+    split = splits.get(trained_on)
+    if trained_on is None or split is None:
+        return found
+    images, baseline = _measure_baseline(config["name"], task, IngestedSet(inputs[f"data.{trained_on}"]), split)
+    leading = next(iter(task.better))
+    return dataclasses.replace(
+        found, split=split, images=images, metric=leading, scores=metric.compute(), baseline=baseline
+    )
+
+
+def _measure_baseline(name: str, task: Task, ingested: IngestedSet, split: str) -> tuple[int, dict[str, float]]:
+    """Return how many held-out images there are with a label, and the metrics of the trivial baseline on them."""
+    from ingest.true_labels import true_label_dataset
+    from tasks.scoring import measure_constant
+
+    held_out = true_label_dataset(ingested, split, {name: task.space.task})
+    train = training_images(name, task.space.task, ingested)
+    return len(held_out), measure_constant(task, name, train, held_out).compute()
 
 
 def _predict_held_out(
     config: Mapping[str, Any],
     inputs: Inputs,
-    out: Path,
     predictor: Predictor,
     accumulators: Mapping[str, Sequence[Accumulator]],
 ) -> dict[str | None, str | None]:
@@ -84,7 +129,6 @@ def _predict_held_out(
         check_labels_fit(f"teachers.{name}.{CALIBRATE}", name, space, data, ingested.spaces)
         split = splits[data] = ingested.held_out_split("val", space.task)
         if split:
-            predictor.setup(inputs.runtime, read_json(out / "model.json"))
             dataset = true_label_dataset(ingested, split, {name: space.task})
             update_metrics(predictor, dataset, name, measured, inputs.runtime)
     return splits
@@ -93,13 +137,17 @@ def _predict_held_out(
 def measure_published(
     config: Mapping[str, Any], inputs: Inputs, out: Path, load: Callable[[Path], Predictor]
 ) -> HeldOutResult:
-    """Calibrate a teacher of published weights, whose files are in `out`, if the recipe names a set for that.
+    """Calibrate a teacher of published weights, whose files are in `out`, and fit its applicability.
+
+    Both only if the recipe names a set for it.
 
     Raises ConfigError if the model can't take images of the size that it is to get.
     """
     predictor = load(out)
     _check_image_size(config["name"], predictor)
-    return HeldOutResult() if config.get(CALIBRATE) is None else measure(config, inputs, out, predictor)
+    if config.get(CALIBRATE) is None and config.get(DOMAIN) is None:
+        return HeldOutResult(applicability=fit_applicability(None, inputs, out, predictor))
+    return measure(config, inputs, out, predictor)
 
 
 def _check_image_size(name: str, predictor: Predictor) -> None:

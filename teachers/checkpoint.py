@@ -99,7 +99,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     write_json(out / "head.json", {"head": head, "name": config["name"]})
     found = measure_published(config, inputs, out, load)
     Teacher("checkpoint", space, calibration=found.calibration).write(out)
-    return {"classes": len(space.classes), **found.calibration_counts()}
+    return {"classes": len(space.classes), **found.published_counts()}
 
 
 def load(folder: Path) -> Predictor:

@@ -82,7 +82,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     save_model(out, model.state_dict(), about)
     found = measure_published(config, inputs, out, load)
     Teacher("pretrained", LabelSpace("classification", tuple(names)), calibration=found.calibration).write(out)
-    return {"classes": len(names), **found.calibration_counts()}
+    return {"classes": len(names), **found.published_counts()}
 
 
 def class_names(teacher: Config) -> list[str]:

@@ -34,7 +34,7 @@ class Config(TeacherConfig, TrainingConfig):
     def check(self) -> None:
         """Raise ConfigError if `require` names a metric that the task does not have."""
         better = importlib.import_module(f"tasks.{self.task}.model").TaskModel.better
-        for metric in self.require:
+        for metric in {} if self.require == "none" else self.require:
             require_one_of(metric, better, "require: metric")
 
 
@@ -63,9 +63,9 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     network.cpu().save(out)
     found = measure(config, inputs, out, network_predictor(network), teacher.data)
     schedule = TeacherSchedule(teacher.batch, teacher.lr, teacher.optimizer_name())
-    Teacher("supervised", space, teacher.data, schedule, found.scores, found.calibration).write(out)
-    counts = {"images": len(images), "split": found.split, "scores": found.scores}
-    return {**counts, **found.calibration_counts(), **trained.counts()}
+    measured = found.scores, found.baseline, found.images
+    Teacher("supervised", space, teacher.data, schedule, *measured, found.calibration).write(out)
+    return {"images": len(images), **found.counts(), **trained.counts()}
 
 
 def load(folder: Path) -> Predictor:

@@ -60,7 +60,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     save_model(out, model.state_dict(), {**about, "classes": outputs})
     found = measure_published(config, inputs, out, load)
     Teacher("torchvision", space, calibration=found.calibration).write(out)
-    return {"classes": len(space.classes), **found.calibration_counts()}
+    return {"classes": len(space.classes), **found.published_counts()}
 
 
 def load(folder: Path) -> Predictor:

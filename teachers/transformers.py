@@ -64,7 +64,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     write_json(out / "model.json", about)
     found = measure_published(config, inputs, out, load)
     Teacher("transformers", space, calibration=found.calibration).write(out)
-    return {"classes": len(space.classes), **found.calibration_counts()}
+    return {"classes": len(space.classes), **found.published_counts()}
 
 
 def load(folder: Path) -> Predictor:

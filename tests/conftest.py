@@ -62,13 +62,13 @@ data:
 shard_images: 4
 teachers:
   kinds: {kind: supervised, task: classification, data: truth, backbone: test_resnet, image_size: 32, width: 16,
-    steps: 1, batch: 4}
+    steps: 1, batch: 4, require: none}
   masks: {kind: supervised, task: segmentation, data: truth, backbone: test_resnet, image_size: 32, width: 16,
-    steps: 1, batch: 4}
+    steps: 1, batch: 4, require: none}
   boxes: {kind: supervised, task: detection, data: truth, backbone: test_resnet, image_size: 32, width: 16,
-    proposals: 16, steps: 1, batch: 4}
+    proposals: 16, steps: 1, batch: 4, require: none}
   depth: {kind: supervised, task: depth, data: truth, backbone: test_resnet, image_size: 32, width: 16,
-    steps: 1, batch: 4, lr: 0.002}
+    steps: 1, batch: 4, require: none, lr: 0.002}
   gabor: {kind: analytic, image_size: 32, wavelengths: [4.0]}
 pool: [pool, truth]
 student: {backbone: test_resnet, image_size: 32, width: 16, proposals: 16, steps: 2, batch: 4, loss_weights: {gabor: 1}}

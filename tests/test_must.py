@@ -21,7 +21,7 @@ data:
   world: {kind: scenes, count: 4, test: 2, seed: 1, size: 32, tasks: [segmentation]}
 teachers:
   masks: {kind: supervised, task: segmentation, data: world, backbone: test_resnet, image_size: 32, width: 16,
-    proposals: 8, steps: 1, batch: 2}
+    proposals: 8, steps: 1, batch: 2, require: none}
 pool: [world]
 student: {backbone: test_resnet, image_size: 32, width: 16, proposals: 8, steps: 1, batch: 2}
 """

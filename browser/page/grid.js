@@ -7,14 +7,17 @@ import { link, navigate, readState, thresholdParams } from "./state.js";
 
 const PAGE_SIZE = 60;
 const SIDE = 256;
+// Applicability below which an image is marked as of another kind than the teacher's.
+const INAPPLICABLE = 0.05;
 
 // Show the images; return the server's answer and a function that adds the histograms.
 export async function show(main, about, chosen, other) {
   const state = readState();
   const pair = other ? `${chosen.name}:${other.name}.differ` : null;
   const column = pair ?? (chosen ? `${chosen.name}.${scoreColumn(chosen)}` : null);
-  const answer = await request("/api/images", { f: state.f, order: state.order, t: thresholdParams(state), limit: PAGE_SIZE, offset: state.page * PAGE_SIZE, show: column });
-  const tiles = answer.images.map((image) => tile(image, chosen, other, column, state));
+  const applicability = chosen?.columns.includes("applicability") ? `${chosen.name}.applicability` : null;
+  const answer = await request("/api/images", { f: state.f, order: state.order, t: thresholdParams(state), limit: PAGE_SIZE, offset: state.page * PAGE_SIZE, show: [column, applicability].filter(Boolean) });
+  const tiles = answer.images.map((image) => tile(image, chosen, other, column, applicability, state));
   const compared = other ? about.compared.find((pair) => pair.name === `${chosen.name}:${other.name}`) ?? { done: 0, total: about.images } : null;
   const isComparing = compared && compared.done < compared.total;
   const progress = isComparing ? make("p", { class: "note", role: "status" }, `${formatNumber(compared.done)} of ${formatNumber(compared.total)} images compared so far`) : null;
@@ -25,12 +28,14 @@ export async function show(main, about, chosen, other) {
   return { answer, addHistograms: () => histograms(aside, chosen, pair, state) };
 }
 
-function tile(image, chosen, other, column, state) {
+function tile(image, chosen, other, column, applicability, state) {
   const source = `${image.set}/${image.split}: ${image.source}`;
   const shown = [chosen, ...(other ? [other] : [])].map((store) => make("img", { src: pictureUrl(image.key, store?.name, thresholdOf(store, state), SIDE), alt: "", loading: "lazy" }));
   const value = column && image[column] !== null && image[column] !== undefined ? formatNumber(Math.round(100 * image[column]) / 100) : "";
   const rejected = isRejected(image, null) ? " rejected" : isRejected(image, chosen?.name) ? " label rejected" : "";
-  return make("a", { class: rejected ? "tile rejected" : "tile", href: link({ image: image.key }), "data-link": true, "data-key": image.key, title: source }, make("span", { class: "pair" }, shown), make("span", {}, rejected ? make("b", {}, rejected.trim()) : null, ` ${value} ${image.source}`));
+  const foreign = applicability && image[applicability] !== null && image[applicability] < INAPPLICABLE;
+  const unlike = foreign ? make("i", { title: `applicability ${formatNumber(image[applicability])}: unlike the images that ${chosen.maker} knows` }, "unlike") : null;
+  return make("a", { class: `tile${rejected ? " rejected" : ""}${foreign ? " unlike" : ""}`, href: link({ image: image.key }), "data-link": true, "data-key": image.key, title: source }, make("span", { class: "pair" }, shown), make("span", {}, rejected ? make("b", {}, rejected.trim()) : null, unlike, ` ${value} ${image.source}`));
 }
 
 // The column with the score of a whole label, as thresholds see it.

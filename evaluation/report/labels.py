@@ -10,12 +10,13 @@ from markupsafe import Markup
 import tasks
 from evaluation.report.charts import loss_chart, reliability_chart
 from evaluation.report.figures import class_colors
-from evaluation.report.formatting import DASH
-from evaluation.report.html import ReportTable, render
+from evaluation.report.formatting import DASH, percent
+from evaluation.report.html import ReportTable, StyledText, render
 from evaluation.report.predictions import held_out_strips
+from evaluation.report.results import MOST_INAPPLICABLE
 from evaluation.report.run_record import TOTAL, RunRecord, TrainingLog
 from evaluation.report.samples import RunSamples, pool_strips
-from pipeline.stores.labels import LabelSpace
+from pipeline.stores.labels import INAPPLICABLE, LabelSpace
 
 MAX_CLASSES = 20
 """Classes of a teacher that are listed."""
@@ -128,6 +129,40 @@ def calibration(run: RunRecord) -> Markup:
         errors=ReportTable(head, rows, range(2, 6)) if rows else None,
         reasons=reasons,
     )
+
+
+def applicability(run: RunRecord) -> Markup:
+    """Render by teacher and set of the pool the share of images that are of another kind than the teacher's."""
+    made = run.of_kind("teacher")
+    known = {name: each.counts["applicability"] for name, each in made.items() if each.counts.get("applicability")}
+    told = {name: about for name, about in known.items() if "dataset" in about}
+    reasons = {name: about["why"] for name, about in known.items() if "why" in about}
+    label = run.artifacts.get("label")
+    if label is None or not known:
+        return Markup()
+    shares = label.counts["inapplicable"]
+    sets = list(dict.fromkeys(name for by_set in shares.values() for name in by_set))
+    rows = [
+        [
+            teacher,
+            f"{about['dataset']} ({about['held_out']:,})",
+            *(_share(shares.get(teacher, {}), name) for name in sets),
+        ]
+        for teacher, about in told.items()
+    ]
+    return render(
+        "applicability.html",
+        shares=ReportTable(["Teacher", "Knows", *sets], rows, range(2, 2 + len(sets))) if rows else None,
+        reasons=reasons,
+        limit=INAPPLICABLE,
+    )
+
+
+def _share(shares: Mapping[str, float], name: str) -> StyledText | str:
+    """Return a share in percent, marked where it is most of a set; a dash for a set that is not labelled."""
+    if name not in shares:
+        return DASH
+    return StyledText(percent(shares[name]), "warn" if shares[name] > MOST_INAPPLICABLE else "")
 
 
 def kept_labels(run: RunRecord) -> Markup:

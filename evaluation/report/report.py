@@ -21,6 +21,7 @@ SECTIONS: dict[str, Callable[[RunRecord], Markup]] = {
     "Held-out images": labels.held_out,
     "Training": labels.curves,
     "Calibration": labels.calibration,
+    "Applicability": labels.applicability,
     "Kept labels": labels.kept_labels,
     "Steps": steps.steps,
     "Data": steps.data,

@@ -23,14 +23,17 @@ from evaluation.metric_table import (
     weak_models,
 )
 from evaluation.report.charts import standing
-from evaluation.report.formatting import DASH, duration, plural
+from evaluation.report.formatting import DASH, duration, percent, plural
 from evaluation.report.html import ReportTable, StyledText, render
 from evaluation.report.run_record import RunRecord
 from pipeline.steps.artifact import read_json
 from pipeline.storage.parquet import read_parquet
+from pipeline.stores.labels import INAPPLICABLE
 
 MAX_CLASSES = 200
 """Classes that a table shows at most, the weakest."""
+MOST_INAPPLICABLE = 0.5
+"""Share of a set's images of another kind than a teacher's above which there is a warning."""
 
 
 class ReportWarning(NamedTuple):
@@ -115,13 +118,32 @@ def _milliseconds(choice: Mapping[str, Any], name: str) -> StyledText | str:
 def warnings(run: RunRecord) -> list[ReportWarning]:
     """Return what was dropped, kept out, skewed, failed or came out worse than it should, a sentence each."""
     lines, _ = read_lines(run.metrics())
-    sentences = [*not_measured(run.metrics(), run.artifacts), *weak_models(lines), *_skewed(run), *_collapsed(run)]
+    sentences = [
+        *not_measured(run.metrics(), run.artifacts),
+        *weak_models(lines),
+        *_foreign(run),
+        *_skewed(run),
+        *_collapsed(run),
+    ]
     return [
         *map(ReportWarning, sentences),
         *_unusable(run),
         *_conflicts(run),
         *map(ReportWarning, [*_held_out(run), *_failed(run)]),
     ]
+
+
+def _foreign(run: RunRecord) -> Iterator[str]:
+    """Yield a sentence for each teacher and set of the pool most of whose images are of another kind."""
+    made = run.artifacts.get("label")
+    for teacher, shares in (made.counts["inapplicable"] if made else {}).items():
+        for name, share in shares.items():
+            if share > MOST_INAPPLICABLE:
+                yield (
+                    f"Teacher {teacher} labelled {name}, {percent(share)} of whose images are unlike those it knows "
+                    f"(applicability below {INAPPLICABLE:g}): name the sets that it is to label as "
+                    f"teachers.{teacher}.labels, or give student.applicability.{teacher}."
+                )
 
 
 def _skewed(run: RunRecord) -> list[str]:

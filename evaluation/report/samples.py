@@ -38,6 +38,8 @@ class SampleHead:
     data: str | None
     is_learned: bool
     """True if the student learned from it."""
+    applicability: float = 0.0
+    """Labels of less applicability are not used."""
 
     @property
     def space(self) -> LabelSpace:
@@ -86,8 +88,9 @@ class RunSamples:
         kept = self.run.kept()
         for name, teacher in self.run.teachers().items():
             label = teacher.label
-            threshold = kept.get(name, {}).get("threshold", label.default_threshold)
-            yield SampleHead(name, label, threshold, teacher.data, name in kept or not kept)
+            read = kept.get(name, {"threshold": label.default_threshold, "applicability": 0.0})
+            is_learned = name in kept or not kept
+            yield SampleHead(name, label, read["threshold"], teacher.data, is_learned, read["applicability"])
 
     @functools.cached_property
     def precedence(self) -> LabelPrecedence:
@@ -98,11 +101,11 @@ class RunSamples:
             config.get("labels", "true_first"), config.get("truths", {}), self.sets, self.run.artifacts
         )
 
-    def read_label(self, file: StoredFile, head: SampleHead, row: int, threshold: float) -> Value | None:
-        """Return the label in a row of a label shard, None if it has none."""
+    def read_label(self, file: StoredFile, head: SampleHead, row: int, *least: float) -> Value | None:
+        """Return the label in a row of a label shard, None if it has none; `least` is as for `LabelShard.value`."""
         if file.sha256 not in self._opened:
             self._opened[file.sha256] = LabelShard(file, head.label)
-        return self._opened[file.sha256].value(row, threshold)
+        return self._opened[file.sha256].value(row, *least)
 
     def has_true_labels(self, head: SampleHead, dataset: str) -> bool:
         """Return True if a set has true labels that mean the same as the head's."""
@@ -113,7 +116,7 @@ class RunSamples:
         if not self.has_true_labels(head, image.dataset):
             return None
         file = self.sets[image.dataset].true_labels(head.label.task, image.split, image.shard.name)
-        return self.read_label(file, head, image.row, 0.0)
+        return self.read_label(file, head, image.row)
 
     def draw(self, image: Image.Image, head: SampleHead, value: Value | None, title: str, note: str = "") -> Picture:
         """Return a thumbnail with a label on it. Without a label the image is pale."""
@@ -160,7 +163,7 @@ def learned_label(samples: RunSamples, head: SampleHead, image: StoredImage) -> 
     reason = "no label"
     for source, truth in samples.precedence.sources(head, image.dataset, image.shard):
         row = source.label_row(image.row)
-        value = None if row < 0 else samples.read_label(source.file, head, row, source.threshold)
+        value = None if row < 0 else samples.read_label(source.file, head, row, source.threshold, source.applicability)
         if value is None:
             reason = REJECTED if image.row in source.excluded else reason
         elif truth is not None:

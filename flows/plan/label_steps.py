@@ -14,9 +14,9 @@ POOL = StepKind("pool", "ingest.pool:gather_pool")
 LABEL = StepKind(
     "label",
     "teachers.labelling.labeller:label_pool",
-    version=2,
+    version=3,
     parts="teachers.labelling.partition",
-    incremental_keys=("max_failed", "batch", "require"),
+    incremental_keys=("max_failed", "batch", "require", "labels"),
 )
 
 
@@ -25,7 +25,9 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
     recipe = resolved.recipe
     yield Step("pool", POOL, ("pool",), {"pool": recipe.pool}, resolved.image_steps)
     require = {name: teacher.require for name, teacher in recipe.teachers.items() if teacher.require}
-    yield label_step(LABEL_STEP, recipe, require, ("pool", *pooled_steps(recipe), *resolved.teacher_steps))
+    labels = {name: sorted(teacher.labels) for name, teacher in recipe.teachers.items() if teacher.labels}
+    config = {"require": require, **({"labels": labels} if labels else {})}
+    yield label_step(LABEL_STEP, recipe, config, ("pool", *pooled_steps(recipe), *resolved.teacher_steps))
 
 
 def pooled_steps(recipe: Recipe) -> tuple[str, ...]:
@@ -33,7 +35,7 @@ def pooled_steps(recipe: Recipe) -> tuple[str, ...]:
     return tuple(f"data.{name}" for name in recipe.pool)
 
 
-def label_step(name: str, recipe: Recipe, require: Mapping[str, Any], inputs: tuple[str, ...]) -> Step:
+def label_step(name: str, recipe: Recipe, config: Mapping[str, Any], inputs: tuple[str, ...]) -> Step:
     """Return a step in which the teachers, or the student, among the inputs label the pool."""
-    config = {"max_failed": recipe.labelling.max_failed, "batch": recipe.labelling.batch, "require": require}
-    return Step(name, LABEL, ("labelling",), config, inputs)
+    common = {"max_failed": recipe.labelling.max_failed, "batch": recipe.labelling.batch}
+    return Step(name, LABEL, ("labelling",), {**common, **config}, inputs)

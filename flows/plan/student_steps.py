@@ -43,7 +43,7 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
     kind = dataclasses.replace(STUDENT, label_check=check if "learned" in config or "true_sets" in config else None)
     yield Step("student", kind, ("student",), config, inputs)
     if recipe.labelling.student:
-        yield label_step(STUDENT_LABEL_STEP, recipe, {}, ("pool", *pooled, "student"))
+        yield label_step(STUDENT_LABEL_STEP, recipe, {"require": {}}, ("pool", *pooled, "student"))
 
 
 def _learned(recipe: Recipe) -> Iterator[tuple[str, str, str]]:

@@ -15,7 +15,7 @@ from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import LabelCheck, Step, StepKind
 from pipeline.stores.labels import LabelSpace
 
-TEACHER = StepKind("teacher", "teachers.supervised:make", version=5)
+TEACHER = StepKind("teacher", "teachers.supervised:make", version=6)
 """The kind of all teachers. Plans replace `run` by the `make` of the teacher's own file; `trains` if it is trained."""
 
 
@@ -27,17 +27,20 @@ def label_needs(config: Mapping[str, Any]) -> list[Any]:
 
 def check_function(teacher: TeacherConfig) -> str:
     """Return the function that checks that a teacher that is trained has the labels it needs."""
-    return f"teachers._label_checks:check_{'required_' if teacher.require else ''}labels"
+    requires = teacher.require not in ("none", {})
+    return f"teachers._label_checks:check_{'required_' if requires else ''}labels"
 
 
 def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
     """Yield a step for each teacher."""
     for name, teacher in resolved.recipe.teachers.items():
         # `require` is a gate on the result, not a part of it
-        settings = teacher.model_dump(mode="json", exclude={"require", "calibrate"})
-        more = {**weights_of(teacher, f"teachers.{name}"), **_calibrated_on(teacher)}
+        settings = teacher.model_dump(mode="json", exclude={"require", "calibrate", "domain", "labels"})
+        domain = {"domain": teacher.domain_set} if teacher.domain_set else {}
+        more = {**weights_of(teacher, f"teachers.{name}"), **_calibrated_on(teacher), **domain}
         config = {"name": name, "teacher": settings, "seed": resolved.recipe.seed, **more}
-        sets = dict.fromkeys(each for each in (teacher.training_set, more.get("calibrate")) if each is not None)
+        named = (teacher.training_set, more.get("calibrate"), teacher.domain_set)
+        sets = dict.fromkeys(each for each in named if each is not None)
         inputs = tuple(f"data.{each}" for each in sets)
         kind = dataclasses.replace(TEACHER, run=f"teachers.{teacher.kind}:make", trains=isinstance(teacher, FitConfig))
         if isinstance(teacher, FitConfig) and teacher.training_set is not None:

@@ -54,7 +54,12 @@ def _check_teachers(recipe: Recipe, spaces: Spaces) -> None:
         require_one_of(teacher.task, tasks.names(), f"teachers.{name}.task")
         if teacher.training_set is not None:
             teacher_space(name, teacher.task, teacher.training_set, spaces[teacher.training_set])
-        if teacher.require and not isinstance(teacher, FitConfig):
+        if name in recipe.student.applicability and teacher.domain_set is None:
+            raise ConfigError(
+                f"student.applicability names {name!r}, but nothing says which images it knows: name a set of such "
+                f"images as teachers.{name}.domain."
+            )
+        if teacher.require and teacher.require != "none" and not isinstance(teacher, FitConfig):
             raise ConfigError(
                 f"teachers.{name}.require is {teacher.require!r}, but only teachers that are trained here are measured "
                 f"before they label; leave it out for kind {teacher.kind!r}."

@@ -145,7 +145,7 @@ class Run:
             with self._lock:
                 self.made += 1
             self.record("made", step=step.name, artifact=fingerprint, seconds=round(seconds, 2), counts=artifact.counts)
-            runtime.progress(step.name, 1.0, f"made in {seconds:.0f} s{_unusable_files(artifact)}")
+            runtime.progress(step.name, 1.0, f"made in {seconds:.0f} s{_unusable_files(artifact)}{_scores(artifact)}")
         else:
             self._record_reuse(step.name, artifact)
         self._check_after_last_early_step(step.name, artifact)
@@ -159,6 +159,18 @@ class Run:
             self._early[step] = artifact
             early = dict(self._early)
         self.plan.check(early, self.runtime)
+
+
+def _scores(artifact: Artifact) -> str:
+    """Return the end of a progress line that says how good a teacher is; "" if it was not measured."""
+    counts = artifact.counts
+    name = counts.get("metric")
+    if artifact.kind != "teacher" or name is None:
+        return ""
+    if name not in counts["scores"] or name not in counts["baseline"]:
+        return "; its held-out labels define no metric"
+    value, constant = counts["scores"][name], counts["baseline"][name]
+    return f"; {name} {value:.3f}, trivial baseline {constant:.3f}, {plural(counts['held_out'], 'held-out image')}"
 
 
 def _unusable_files(artifact: Artifact) -> str:

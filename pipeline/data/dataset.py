@@ -20,10 +20,11 @@ from pipeline.data.augment import (
     valid_size,
 )
 from pipeline.data.decode import decode_image
+from pipeline.errors import DataError
 from pipeline.recipe.augment import AugmentConfig, Resize
 from pipeline.storage.root import StoredFile
 from pipeline.stores.images import ImageShard
-from pipeline.stores.labels import Label, LabelShard, Value, check_joined, read_labels
+from pipeline.stores.labels import APPLICABILITY, Label, LabelShard, Value, read_labels
 
 SHUFFLE_WINDOW = 64
 """Shards that are shuffled together, and whose labels are in memory; fewer shards are shuffled as a whole."""
@@ -38,6 +39,8 @@ class LabelSource:
     file: StoredFile
     label: Label
     threshold: float = 0.0
+    applicability: float = 0.0
+    """Labels of less applicability are not used."""
     label_rows: tuple[int, ...] | None = None
     """For each image of the shard its row in the file, -1 for none; None if the file has the same keys in order."""
     excluded: frozenset[int] = frozenset()
@@ -59,10 +62,26 @@ class LabelSource:
 
     def has_label(self, images: ImageShard) -> NDArray[np.bool_]:
         """Return a mask of the shard's images that have a label here. Raises DataError if the file does not fit."""
-        table = read_labels(self.file, ["key", "status"])
+        filtered = [APPLICABILITY.name] if self.applicability else []
+        table = read_labels(self.file, ["key", "status", *filtered])
         self.check(images, table.column("key").to_pylist())
-        is_ok = np.append(table.column("status").to_numpy() == "ok", False)  # the last one is row -1
+        usable = table.column("status").to_numpy() == "ok"
+        for name in filtered:  # null, which is NaN here, is no reason
+            usable &= ~(table.column(name).to_numpy() < self.applicability)
+        is_ok = np.append(usable, False)  # the last one is row -1
         return np.asarray(is_ok[[self.label_row(row) for row in range(len(images))]])
+
+
+def check_joined(images: Sequence[str], labels: Sequence[str], shard: str, path: object) -> None:
+    """Raise DataError with shard and key unless the keys of images and labels are equal and in the same order."""
+    for position, (left, right) in enumerate(zip(images, labels, strict=False)):
+        if left != right:
+            raise DataError(f"{path}: row {position} holds key {right!r} where shard {shard} has {left!r}.")
+    if len(images) != len(labels):
+        first = (images[len(labels) :] or labels[len(images) :])[0]
+        raise DataError(
+            f"{path}: {len(labels)} rows for the {len(images)} images of shard {shard}; first unmatched key {first!r}."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +135,7 @@ class ImageDataset:
         for head, label_sources in self._open(number).items():
             for labels, source in label_sources:
                 label_row = source.label_row(row)
-                value = None if label_row < 0 else labels.value(label_row, source.threshold)
+                value = None if label_row < 0 else labels.value(label_row, source.threshold, source.applicability)
                 if value is not None:
                     values[head] = value
                     break

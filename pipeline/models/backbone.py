@@ -6,6 +6,7 @@ The whole timm model is kept, without its classifier, so that `timm.create_model
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,16 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return {self.head: self.model((images - self.mean) / self.std).float()}
+
+    def forward_with_vector(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the logits, and the vectors (B, D) that the model's last layer makes them of."""
+        model: Any = self.model
+        features = model.forward_features((images - self.mean) / self.std)
+        return {self.head: model.forward_head(features).float()}, model.forward_head(features, pre_logits=True)
+
+    def vector(self, images: Tensor) -> Tensor:
+        """Return the vectors (B, D)."""
+        return self.forward_with_vector(images)[1]
 
 
 def register_statistics(module: nn.Module, statistics: Statistics) -> None:

@@ -45,7 +45,8 @@ class Recipe(BaseConfig):
     teachers: dict[Name, Annotated[TeacherConfig, KindOf(*CHOSEN["teachers"])]] = Field(min_length=1)
     """Teachers by name."""
     pool: Annotated[list[str], UniqueItems] = Field(min_length=1)
-    """Sets whose training images all teachers label and the student learns from, in order."""
+    """Sets whose training images the student learns from, in order; all teachers label them, or those that name them
+    under `labels`."""
     labelling: LabellingConfig = LabellingConfig()
     """How the pool is labelled."""
     student: StudentConfig
@@ -78,9 +79,12 @@ class Recipe(BaseConfig):
             _require_known(f"teachers.{name}.data", wanted, "data", self.data)
             named = [teacher.calibrate.data] if teacher.calibrate and teacher.calibrate.data else []
             _require_known(f"teachers.{name}.calibrate.data", named, "data", self.data)
+            _require_known(f"teachers.{name}.domain", [teacher.domain] if teacher.domain else [], "data", self.data)
+            _require_known(f"teachers.{name}.labels", teacher.labels or (), "pool", self.pool)
         for key in ("sets", "probe_sets", "finetune"):
             _require_known(f"evaluate.{key}", getattr(self.evaluate, key) or (), "data", self.data)
-        _require_known("student.loss_weights", self.student.loss_weights, "teachers", self.teachers)
+        for key in ("loss_weights", "applicability"):
+            _require_known(f"student.{key}", getattr(self.student, key), "teachers", self.teachers)
         _require_known("student.truths", self.student.truths, "teachers", self.teachers)
         for name, names in self.student.truths.items():
             _require_known(f"student.truths.{name}", names, "data", self.data)

@@ -25,6 +25,9 @@ class StudentConfig(TrainingConfig):
     """Smallest probability that is kept, by teacher or task; 0.5 for detection and segmentation, else 0. Of teachers
     that are not calibrated, it is the smallest score. Of several classes per image, t keeps the classes of at least t
     and those of at most 1 - t."""
+    applicability: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
+    """By teacher, the applicability below which its labels are not used, as in {things: 0.05}: the share of the
+    teacher's held-out images that are at least as unlike its training images as this image is."""
     labels: Literal["true_first", "pseudo_only", "true_only"] = "true_first"
     """Prefer true labels to pseudo labels, or use only one kind."""
     truths: dict[str, Annotated[list[str], UniqueItems]] = {}

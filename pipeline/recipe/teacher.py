@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pipeline.recipe.augment import AugmentConfig, Resize
-from pipeline.recipe.base import BaseConfig, FitConfig, NamedBackbone
+from pipeline.recipe.base import BaseConfig, FitConfig, NamedBackbone, UniqueItems
 from pipeline.stores.labels import LabelSpace
 
 
@@ -58,9 +59,15 @@ class TeacherConfig(BaseConfig):
     """Kind of teacher: the name of a file in `teachers/`."""
     task: str
     """Task: the name of a folder in `tasks/`."""
-    require: dict[str, float] = {}
-    """Metrics to reach on its held-out images (`val`, or else `test`) before it may label, as {miou: 0.3}; for teachers
-    that are trained here."""
+    require: Literal["none"] | dict[str, float] = {}
+    """Metrics to reach on its held-out images (`val`, or else `test`) before it may label, as {miou: 0.3}, besides that
+    it has to be better than the trivial baseline; `none` lets it label in any case. For teachers that are trained
+    here."""
+    labels: Annotated[list[str], UniqueItems, Field(min_length=1)] | None = None
+    """Sets of the pool that it labels; null for all."""
+    domain: str | None = None
+    """A set of images of the kind that it knows, labelled or not, by which the applicability of its labels is told: the
+    one that it is trained on, or else calibrated on, if not given."""
     calibrate: CalibrateConfig | None = None
     """Calibrate its scores, as in {data: street}; null for scores as they come."""
 
@@ -68,6 +75,11 @@ class TeacherConfig(BaseConfig):
     def calibration_set(self) -> str | None:
         """The set on whose held-out images its scores are calibrated, if they are."""
         return (self.calibrate.data or self.training_set) if self.calibrate else None
+
+    @property
+    def domain_set(self) -> str | None:
+        """The set of images of the kind that it knows, if one is known."""
+        return self.domain or self.training_set or self.calibration_set
 
     @property
     def training_set(self) -> str | None:

@@ -39,6 +39,14 @@ PROBABILITY = pa.field(
     "probability", pa.float32(), metadata={"about": "confidence, calibrated where that was possible"}
 )
 """The column of tasks whose scores can be calibrated: the score of the whole label as a probability."""
+APPLICABILITY = pa.field(
+    "applicability",
+    pa.float32(),
+    metadata={"about": "share of the teacher's held-out images that are at least as unlike its training images"},
+)
+"""A column of labels that a teacher gave: in [0, 1], near 0 for images of another kind; null where it is not known."""
+INAPPLICABLE = 0.05
+"""Applicability below which an image counts as one of another kind, in warnings."""
 REMEDY = "Delete it and run again."
 PRESENT = 0.5
 """The least probability of a class that counts as present in a multi-label image."""
@@ -227,14 +235,16 @@ def store_metadata(label: Label, maker: str, image_shard: str) -> dict[str, Any]
 class LabelWriter:
     """Writes one label shard, row by row in the order of the image shard; the file appears when it is complete.
 
+    `more`: columns besides those of all labels and the task's own.
+
     >>> writer = LabelWriter(path, label, store_metadata(label, maker, shard.sha256))
     >>> writer.add(key, label.encode(value))  # for every key of the shard, then writer.close()
     """
 
-    def __init__(self, path: Path, label: Label, metadata: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, label: Label, metadata: Mapping[str, Any], more: Sequence[pa.Field] = ()) -> None:
         self.path, self.label = path, label
         self._temporary = temporary_path(path)
-        schema = pa.schema([*COMMON, *label.columns()])
+        schema = pa.schema([*COMMON, *more, *label.columns()])
         self._schema = schema.with_metadata({"must": json.dumps(metadata, sort_keys=True)})
         path.parent.mkdir(parents=True, exist_ok=True)
         self._rows: list[Row] = []
@@ -292,13 +302,14 @@ class LabelShard:
         row: Row = self.table.slice(index, 1).to_pylist()[0]
         return row if row["status"] == "ok" else None
 
-    def value(self, index: int, threshold: float = 0.0) -> Value | None:
-        """Return the label of row `index` with `threshold` applied; None if the image has no label.
+    def value(self, index: int, threshold: float = 0.0, applicability: float = 0.0) -> Value | None:
+        """Return the label of row `index` with `threshold` applied; None if the image has no label, or one of less
+        `applicability`.
 
         Raises DataError, with file and key, if the label is damaged.
         """
         row = self.row(index)
-        if row is None:
+        if row is None or not is_applicable(row, applicability):
             return None
         with explain_label_errors(self.file, row["key"]):
             return self.label.decode(row, threshold)
@@ -307,6 +318,12 @@ class LabelShard:
         """Yield all rows in order, with one row group of them as Python objects at a time."""
         for batch in self.table.to_batches(max_chunksize=ROW_GROUP):
             yield from batch.to_pylist()
+
+
+def is_applicable(row: Row, least: float) -> bool:
+    """Return True unless a label's applicability is known and below `least`."""
+    known = row.get(APPLICABILITY.name)
+    return known is None or known >= least
 
 
 def read_labels(file: StoredFile, columns: list[str] | None = None) -> pa.Table:
@@ -374,15 +391,3 @@ def explain_label_errors(file: object, key: str | None = None) -> Iterator[None]
     except (ValueError, TypeError, IndexError, OverflowError) as error:  # TypeError: an entry that is null
         damaged = f"the label of {key} is" if key else "its labels are"
         raise DataError(f"{file}: {damaged} damaged ({error}). {REMEDY}") from error
-
-
-def check_joined(images: Sequence[str], labels: Sequence[str], shard: str, path: object) -> None:
-    """Raise DataError with shard and key unless the keys of images and labels are equal and in the same order."""
-    for position, (left, right) in enumerate(zip(images, labels, strict=False)):
-        if left != right:
-            raise DataError(f"{path}: row {position} holds key {right!r} where shard {shard} has {left!r}.")
-    if len(images) != len(labels):
-        first = (images[len(labels) :] or labels[len(images) :])[0]
-        raise DataError(
-            f"{path}: {len(labels)} rows for the {len(images)} images of shard {shard}; first unmatched key {first!r}."
-        )

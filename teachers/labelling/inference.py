@@ -23,8 +23,9 @@ from pipeline.data.prefetch import map_ahead, prefetch
 from pipeline.errors import DataError
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.images import ImageShard
-from pipeline.stores.labels import Label, Row
+from pipeline.stores.labels import APPLICABILITY, Label, Row
 from pipeline.training.device import find_device, single_threaded
+from tasks.applicability import Applicability
 from tasks.prediction import Predictor, Preprocessing, check_finite_label
 from tasks.task import Prediction
 
@@ -46,6 +47,8 @@ class ShardRows:
     """Inputs (B, S, S, 3) by preprocessing; black for images that can't be labelled."""
     predictions: dict[str, dict[str, Prediction]] = dataclasses.field(default_factory=dict)
     """Predictions by teacher and head."""
+    applicability: dict[str, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
+    """Applicability (B,) in [0, 1] by teacher, of those that can tell."""
     labels: dict[str, list[Row | None]] = dataclasses.field(default_factory=dict)
     """Encoded labels by head; None for images that can't be labelled."""
     failures: dict[str, dict[int, str]] = dataclasses.field(default_factory=dict)
@@ -63,6 +66,8 @@ class ShardInference:
     shard: ImageShard
     predictors: Mapping[str, Predictor]
     labels: Mapping[str, Label]
+    applicability: Mapping[str, Applicability] = dataclasses.field(default_factory=dict)
+    """By teacher, for those that can tell."""
 
     @functools.cached_property
     def _suffixes(self) -> list[str]:
@@ -108,11 +113,17 @@ class ShardInference:
         """Run one teacher on the batch."""
         predictor = self.predictors[teacher]
         images = torch.from_numpy(batch.inputs[predictor.preprocessing]).permute(0, 3, 1, 2)
-        batch.predictions[teacher] = predictor.predict(images, batch.sizes)
+        if teacher not in self.applicability:
+            batch.predictions[teacher] = predictor.predict(images, batch.sizes)
+            return
+        batch.predictions[teacher], vectors = predictor.predict_with_vectors(images, batch.sizes)
+        assert vectors is not None, "applicability was fitted on the vectors of this model"
+        batch.applicability[teacher] = self.applicability[teacher](vectors)
 
     def encode(self, batch: ShardRows, teacher: str) -> None:
         """Encode one teacher's predictions as rows of its label stores; note those that are not finite."""
         predictor, predictions = self.predictors[teacher], batch.predictions.pop(teacher)
+        known = batch.applicability.get(teacher)
         batch.labels |= {head: [None] * len(batch.rows) for head in predictions}
         batch.failures |= {head: {} for head in predictions}
         for position, size in enumerate(batch.sizes):
@@ -120,7 +131,8 @@ class ShardInference:
                 for head, value in predictor.values(predictions, position, size).items():
                     try:
                         check_finite_label(value)
-                        batch.labels[head][position] = self.labels[head].encode(value)
+                        told = {} if known is None else {APPLICABILITY.name: float(known[position])}
+                        batch.labels[head][position] = {**self.labels[head].encode(value), **told}
                     except DataError as error:
                         batch.failures[head][position] = str(error)
 

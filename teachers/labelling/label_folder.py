@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import tasks
@@ -14,14 +16,18 @@ from pipeline.errors import DataError
 from pipeline.storage.parquet import explain_parquet_errors
 from pipeline.storage.root import Root, hash_file, in_parallel
 from pipeline.stores.images import ImageShard
+from pipeline.stores.labels import APPLICABILITY, INAPPLICABLE
 
 
 class ShardFacts(TypedDict):
-    """A label shard's size in bytes, its sha256, and how many of its images could not be labelled."""
+    """A label shard's size in bytes, its sha256, how many of its images could not be labelled, and of how many the
+    applicability is below INAPPLICABLE; None where it is not known.
+    """
 
     size: int
     sha256: str
     failed: int
+    inapplicable: int | None
 
 
 @dataclasses.dataclass
@@ -79,10 +85,19 @@ def read_facts(path: Path, rows: int) -> ShardFacts | None:
     try:
         with explain_parquet_errors(path, "label shard", ""), pq.ParquetFile(path) as parquet:
             tasks.label_of_file(parquet.schema_arrow, path)
-            table = parquet.read(["status"])
+            table = parquet.read(["status", APPLICABILITY.name])
     except DataError:
         return None
-    status = table.column("status").to_pylist()
-    if len(status) != rows:
+    if len(table) != rows or APPLICABILITY.name not in table.column_names:
         return None
-    return {"size": path.stat().st_size, "sha256": hash_file(path), "failed": status.count("failed")}
+    return {
+        "size": path.stat().st_size,
+        "sha256": hash_file(path),
+        "failed": table.column("status").to_pylist().count("failed"),
+        "inapplicable": _count_inapplicable(table.column(APPLICABILITY.name)),
+    }
+
+
+def _count_inapplicable(applicability: pa.ChunkedArray) -> int | None:
+    known = applicability.drop_null()
+    return pc.sum(pc.less(known, INAPPLICABLE)).as_py() if len(known) else None

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ from pipeline.steps.workspace import waiting
 from pipeline.storage.lock import LOCKS, hold_lock
 from pipeline.storage.root import in_parallel
 from pipeline.stores.images import ImageShard
-from pipeline.stores.labels import Label, LabelSpace, LabelWriter, store_metadata
+from pipeline.stores.labels import APPLICABILITY, Label, LabelSpace, LabelWriter, store_metadata
 from pipeline.stores.naming import LABEL_STEP, STUDENT_LABEL_STEP, store_name, student_maker
+from tasks.applicability import Applicability
 from tasks.prediction import Predictor, load_network
 from tasks.teacher import Teacher, load_teacher
+from teachers.labelling.gate import check_gate
 from teachers.labelling.inference import ShardInference, ShardRows, label_batches
 from teachers.labelling.label_folder import LabelFolder, ShardFacts
 
@@ -46,6 +48,8 @@ class LabelMaker:
     runtime: Runtime
     facts: dict[str, ShardFacts]
     """Facts of label shards that need not be read from them, by their paths in the root."""
+    sets: Collection[str] | None = None
+    """The sets of the pool that it labels; None for all."""
 
     @property
     def is_student(self) -> bool:
@@ -59,6 +63,15 @@ class LabelMaker:
             return {self.name: Teacher.load(self.artifact).label}
         heads = self.artifact.load("model.json", read_json)["heads"]
         return {head: tasks.label(LabelSpace.from_json(space)) for head, space in heads.items()}
+
+    def labels_set(self, name: str) -> bool:
+        """Return True if it labels the images of this set."""
+        return self.sets is None or name in self.sets
+
+    @functools.cached_property
+    def applicability(self) -> Applicability | None:
+        """The measure of how far an image is of the teacher's kind; None if that is not known."""
+        return None if self.is_student else Applicability.load(self.artifact)
 
     def label_name(self, head: str) -> str:
         """Return the name of a head's labels: in the index, and in the folder's name."""
@@ -87,20 +100,24 @@ class LabelMaker:
         """Yield each head with a writer of its label shard."""
         for head, folder in self.folders.items():
             metadata = store_metadata(self.labels[head], self.artifact.digest, shard.sha256)
-            yield head, LabelWriter(folder.root.local_path(folder.path_of(shard)), self.labels[head], metadata)
+            path = folder.root.local_path(folder.path_of(shard))
+            yield head, LabelWriter(path, self.labels[head], metadata, (APPLICABILITY,))
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardJob:
-    """An image shard, and the label makers that have not labelled it."""
+    """An image shard of a set, and the label makers that have not labelled it."""
 
+    set_name: str
     shard: ImageShard
     makers: list[LabelMaker]
 
     def inference(self) -> ShardInference:
+        """Return the inference of the makers' models on the shard."""
         predictors = {maker.name: maker.predictor for maker in self.makers}
         labels = {head: label for maker in self.makers for head, label in maker.labels.items()}
-        return ShardInference(self.shard, predictors, labels)
+        applicability = {maker.name: maker.applicability for maker in self.makers if maker.applicability}
+        return ShardInference(self.shard, predictors, labels, applicability)
 
     @contextlib.contextmanager
     def open_writers(self) -> Iterator[dict[str, LabelWriter]]:
@@ -122,39 +139,52 @@ def exclusive(inputs: Inputs) -> Iterator[None]:
     """Hold the locks of all label folders: another run with these teachers would write the same label shards."""
     runtime, step = inputs.runtime, STUDENT_LABEL_STEP if STUDENT in inputs.artifacts else LABEL_STEP
     with contextlib.ExitStack() as locks:
-        for path in sorted(folder.path for maker in label_makers(inputs) for folder in maker.folders.values()):
+        for path in sorted(folder.path for maker in label_makers({}, inputs) for folder in maker.folders.values()):
             lock = runtime.root / LOCKS / path
             locks.enter_context(hold_lock(lock, waiting(step, runtime), on_lost=runtime.stop.set))
         yield
 
 
-def label_makers(inputs: Inputs) -> list[LabelMaker]:
-    """Return the student if it is among the inputs, else the teachers.
+def label_makers(config: Mapping[str, Any], inputs: Inputs) -> list[LabelMaker]:
+    """Return the student if it is among the inputs, else the teachers, with the sets that `config["labels"]` states.
 
     They know the facts of the label shards of the previous artifact and of finished parts.
     """
     facts: dict[str, ShardFacts] = {}
     for entry in inputs.previous.load(INDEX, read_json) if inputs.previous else []:
-        facts[entry["path"]] = {"size": entry["size"], "sha256": entry["sha256"], "failed": entry["failed"]}
+        facts[entry["path"]] = {
+            "size": entry["size"],
+            "sha256": entry["sha256"],
+            "failed": entry["failed"],
+            "inapplicable": entry["inapplicable"],
+        }
     for part in inputs.parts:
         facts |= part["facts"]
     artifacts = {STUDENT: inputs[STUDENT]} if STUDENT in inputs.artifacts else inputs.of_kind("teacher")
-    return [LabelMaker(name, artifact, inputs.runtime, facts) for name, artifact in artifacts.items()]
+    sets = config.get("labels", {})
+    return [LabelMaker(name, artifact, inputs.runtime, facts, sets.get(name)) for name, artifact in artifacts.items()]
 
 
 def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """Label what is missing, and write the index of the pool's label shards by these teachers, or by the student.
 
-    `config`: `require`, metrics that teachers must reach; `batch`; `max_failed`, the share of labels that may fail.
-    Raises DataError if a teacher misses a metric, or if more labels failed.
+    `config`: `require`, metrics that teachers must reach; `labels`, the sets of teachers that don't label all of them;
+    `batch`; `max_failed`, the share of labels that may fail. Raises DataError if a teacher may not label, as
+    `check_gate` does, or if more labels failed.
     """
-    check_required(config["require"], inputs.of_kind("teacher"))
-    makers = label_makers(inputs)
-    shards = list(pool_shards(inputs["pool"], inputs.of_kind("data")))
+    check_gate(config["require"], inputs.of_kind("teacher"))
+    makers = label_makers(config, inputs)
+    shards = [(name, shard) for name, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))]
     with exclusive(inputs):
-        jobs = pending_jobs(makers, [shard for _, shard, _ in shards], inputs.force and not inputs.parts)
+        jobs = pending_jobs(makers, shards, inputs.force and not inputs.parts)
         label_shards(jobs, config["batch"], inputs.runtime)
-    entries = [entry for name, shard, _ in shards for maker in makers for entry in _entries(name, shard, maker)]
+    entries = [
+        entry
+        for name, shard in shards
+        for maker in makers
+        if maker.labels_set(name)
+        for entry in _entries(name, shard, maker)
+    ]
     write_json(out / INDEX, entries)
     _check_failed(entries, config["max_failed"])
     done = [*inputs.parts, summarize(jobs)]
@@ -163,18 +193,40 @@ def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[
         "labelled_now": sum(part["images"] for part in done),
         "failed": sum(entry["failed"] for entry in entries),
         "choices": {name: choice for part in done for name, choice in part["choices"].items()},
+        "inapplicable": inapplicable_shares(entries),
         **({"worker_seconds": sum(part["seconds"] for part in inputs.parts)} if inputs.parts else {}),
         EXTERNAL_FILES: {entry["path"]: {"size": entry["size"], "sha256": entry["sha256"]} for entry in entries},
     }
 
 
-def pending_jobs(makers: Sequence[LabelMaker], shards: Sequence[ImageShard], force: bool = False) -> list[ShardJob]:
-    """Return the jobs that are still to do; with `force`, all of them."""
-    in_parallel(len, shards)  # loads their indexes, which would be fetched one by one from a remote root
-    for folder in (folder for maker in makers for folder in maker.folders.values()):
-        folder.refresh([] if force else shards)
-    jobs = [ShardJob(shard, [maker for maker in makers if force or not maker.has(shard)]) for shard in shards]
+def pending_jobs(
+    makers: Sequence[LabelMaker], shards: Sequence[tuple[str, ImageShard]], force: bool = False
+) -> list[ShardJob]:
+    """Return the jobs that are still to do on these (set, image shard); with `force`, all of them."""
+    in_parallel(len, [shard for _, shard in shards])  # loads indexes, which a remote root would give one by one
+    for maker in makers:
+        wanted = [] if force else [shard for name, shard in shards if maker.labels_set(name)]
+        for folder in maker.folders.values():
+            folder.refresh(wanted)
+    jobs = [
+        ShardJob(name, shard, [maker for maker in makers if maker.labels_set(name) and (force or not maker.has(shard))])
+        for name, shard in shards
+    ]
     return [job for job in jobs if job.makers]
+
+
+def inapplicable_shares(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return by maker and set the share of labelled images with an applicability below INAPPLICABLE, where known."""
+    counts: dict[tuple[str, str], list[int]] = {}
+    for entry in entries:
+        if entry["inapplicable"] is not None:
+            counted = counts.setdefault((entry["teacher"], entry["set"]), [0, 0])
+            counted[0] += entry["inapplicable"]
+            counted[1] += entry["rows"] - entry["failed"]
+    shares: dict[str, dict[str, float]] = {}
+    for (maker, name), (below, rows) in counts.items():
+        shares.setdefault(maker, {})[name] = below / max(rows, 1)
+    return shares
 
 
 def summarize(jobs: Sequence[ShardJob]) -> dict[str, Any]:
@@ -233,25 +285,3 @@ def _check_failed(entries: list[dict[str, Any]], most: float) -> None:
             f"{failed} of {rows} labels failed, more than labelling.max_failed = {most:g} allows; most in "
             f"{worst['set']}/{worst['shard']} by {worst['teacher']}. See the `reason` column of {worst['path']}."
         )
-
-
-def check_required(required: Mapping[str, Mapping[str, float]], teachers: Mapping[str, Artifact]) -> None:
-    """Raise DataError if a teacher misses a metric that the recipe requires on its held-out images."""
-    for name, metrics in required.items():
-        teacher = Teacher.load(teachers[name])
-        better = tasks.model(teacher.space).better
-        for metric, limit in metrics.items():
-            if metric not in teacher.scores:
-                known = ", ".join(teacher.scores) or (
-                    f"none, as no held-out image of set {teacher.data!r} has a label for {teacher.space.task!r} that "
-                    "tells anything: add such images, or leave require out"
-                )
-                raise DataError(f"teachers.{name}.require names {metric!r}; it was measured by: {known}.")
-            value = teacher.scores[metric]
-            higher = better[metric] == "higher"
-            if value < limit if higher else value > limit:
-                raise DataError(
-                    f"Teacher {name!r} may not label: {metric} is {value:.3f} on its held-out images, "
-                    f"required {limit:g}. Train it longer, on more data, or {'lower' if higher else 'raise'} "
-                    f"teachers.{name}.require.{metric}."
-                )

@@ -8,9 +8,9 @@ from typing import Any
 
 from ingest.pool import pool_shards
 from pipeline.steps.artifact import Inputs
+from teachers.labelling.gate import check_gate
 from teachers.labelling.labeller import (
     LabelMaker,
-    check_required,
     exclusive,
     label_makers,
     label_shards,
@@ -25,17 +25,16 @@ MAX_PARTS = 64
 def remaining_parts(config: Mapping[str, Any], inputs: Inputs) -> list[dict[str, Any]]:
     """Divide the shards that some teacher has not labelled into parts of about equal size.
 
-    Raises DataError if a teacher misses a metric that it must reach.
+    Raises DataError if a teacher may not label, as `check_gate` does.
     """
-    check_required(config["require"], inputs.of_kind("teacher"))
-    teachers = label_makers(inputs)
-    by_content = {shard.sha256: (name, shard) for name, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))}
-    jobs = pending_jobs(teachers, [shard for _, shard in by_content.values()], inputs.force)
+    check_gate(config["require"], inputs.of_kind("teacher"))
+    shards = [(name, shard) for name, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))]
+    jobs = pending_jobs(label_makers(config, inputs), shards, inputs.force)
     count = min(len(jobs), MAX_PARTS)
     parts: list[dict[str, Any]] = [{"shards": [], "images": 0} for _ in range(count)]
     for number, job in enumerate(jobs):
         part = parts[number * count // len(jobs)]
-        part["shards"].append([by_content[job.shard.sha256][0], job.shard.name])
+        part["shards"].append([job.set_name, job.shard.name])
         part["images"] += len(job.shard)
     return parts
 
@@ -45,8 +44,8 @@ def do_part(config: Mapping[str, Any], inputs: Inputs, part: Mapping[str, Any]) 
     began = time.monotonic()
     chosen = {(name, shard) for name, shard in part["shards"]}
     pool = pool_shards(inputs["pool"], inputs.of_kind("data"))
-    shards = [shard for name, shard, _ in pool if (name, shard.name) in chosen]
-    jobs = pending_jobs(_open_cached(inputs), shards, inputs.force)
+    shards = [(name, shard) for name, shard, _ in pool if (name, shard.name) in chosen]
+    jobs = pending_jobs(_open_cached(config, inputs), shards, inputs.force)
     label_shards(jobs, config["batch"], inputs.runtime)
     return {**summarize(jobs), "seconds": time.monotonic() - began}
 
@@ -55,9 +54,9 @@ _opened: dict[str, list[LabelMaker]] = {}
 """The label makers of the last part in this process, whose models are loaded."""
 
 
-def _open_cached(inputs: Inputs) -> list[LabelMaker]:
-    runtime, makers = inputs.runtime, label_makers(inputs)
-    digests = {maker.name: maker.artifact.digest for maker in makers}
+def _open_cached(config: Mapping[str, Any], inputs: Inputs) -> list[LabelMaker]:
+    runtime, makers = inputs.runtime, label_makers(config, inputs)
+    digests = {maker.name: (maker.artifact.digest, maker.sets) for maker in makers}
     key = repr((str(runtime.root), runtime.device, runtime.precision, runtime.workers, digests))
     if key not in _opened:
         _opened.clear()

@@ -22,6 +22,7 @@ from tasks.detection.model import MAX_BOXES, MIN_SCORE
 from tasks.detection.model import TaskModel as Detection
 from tasks.prediction import Predictor, Preprocessing
 from tasks.task import Prediction
+from teachers.models.trunk import catch_trunk, pool_features, tap_trunk
 
 PUBLISHED = "torchvision"
 """Value of `weights` for those that torchvision downloads."""
@@ -45,9 +46,20 @@ class Adapter(nn.Module):
         super().__init__()
         self.model, self.head = model, head
         register_statistics(self, statistics)
+        tap_trunk(model)
 
     def forward(self, images: Tensor) -> dict[str, Any]:
         return {self.head: self.run((images - self.mean) / self.std)}
+
+    def forward_with_vector(self, images: Tensor) -> tuple[dict[str, Any], Tensor | None]:
+        """Return the raw output by head, and vectors (B, D) of what the model's trunk returns, None if it has none."""
+        with catch_trunk() as caught:
+            outputs = self(images)
+        return outputs, pool_features(caught[-1]) if caught else None
+
+    def vector(self, images: Tensor) -> Tensor | None:
+        """Return the vectors (B, D), None if the model has no trunk."""
+        return self.forward_with_vector(images)[1]
 
     def run(self, inputs: Tensor) -> Any:
         """Return for normalized images (B, 3, S, S) what the task's own head would give."""

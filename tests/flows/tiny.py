@@ -20,7 +20,7 @@ data:
 shard_images: 4
 teachers:
   masks: {kind: supervised, task: segmentation, data: world, backbone: test_resnet, image_size: 32, width: 16,
-    proposals: 8, steps: 60, batch: 4}
+    proposals: 8, steps: 60, batch: 4, require: none}
   gabor: {kind: analytic, image_size: 32, wavelengths: [4.0]}
 pool: [pool, world]
 labelling: {batch: 2}

@@ -35,7 +35,7 @@ data:
   world: {kind: scenes, count: 6, seed: 2, size: 48, val: 14, tasks: [segmentation, depth]}
 teachers:
   masks: &teacher {kind: supervised, task: segmentation, data: world, backbone: test_resnet, image_size: 32, width: 16,
-    steps: 30, batch: 4, lr: 0.003}
+    steps: 30, batch: 4, lr: 0.003, require: none}
   raw: {<<: *teacher, calibrate: null}
   small: {<<: *teacher, data: few}
   helped: {<<: *teacher, data: few, calibrate: {data: world}}

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.data import dataset as datasets
-from pipeline.data.dataset import DatasetShard, ImageDataset, LabelSource
+from pipeline.data.dataset import DatasetShard, ImageDataset, LabelSource, check_joined
 from pipeline.errors import DataError
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import LabelWriter, store_metadata
@@ -126,3 +126,22 @@ def test_subset_has_its_images_and_labels_in_their_order(dataset: ImageDataset) 
         assert all(np.array_equal(found[head][name], wanted[head][name]) for head in found for name in found[head])
     assert len(dataset.subset([])) == 0
     assert len(dataset.subset(range(len(dataset)))) == len(dataset)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a", "c", "b"], r"row 1 holds key 'c' where shard shard-7 has 'b'"),
+        (["a", "b"], r"2 rows for the 3 images of shard shard-7; first unmatched key 'c'"),
+        (["a", "b", "c", "d"], r"4 rows for the 3 images of shard shard-7; first unmatched key 'd'"),
+        (["b", "c"], r"row 0 holds key 'b' where shard shard-7 has 'a'"),
+        ([], r"0 rows for the 3 images of shard shard-7; first unmatched key 'a'"),
+    ],
+)
+def test_check_joined_names_shard_and_key(labels: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=rf"x\.parquet: {message}"):
+        check_joined(["a", "b", "c"], labels, "shard-7", Path("x.parquet"))
+
+
+def test_check_joined_accepts_equal_keys() -> None:
+    check_joined(["a", "b"], ["a", "b"], "shard-7", Path("x.parquet"))

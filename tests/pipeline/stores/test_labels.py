@@ -18,7 +18,6 @@ from pipeline.stores.labels import (
     LabelSpace,
     LabelWriter,
     Value,
-    check_joined,
     read_metadata,
     store_metadata,
 )
@@ -185,22 +184,3 @@ def test_label_shard_value_names_file_and_key_of_a_damaged_label(tmp_path: Path)
     assert shard.value(0) is not None
     with pytest.raises(DataError, match=r"s\.parquet: the label of hurt is damaged"):
         shard.value(1)
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (["a", "c", "b"], r"row 1 holds key 'c' where shard shard-7 has 'b'"),
-        (["a", "b"], r"2 rows for the 3 images of shard shard-7; first unmatched key 'c'"),
-        (["a", "b", "c", "d"], r"4 rows for the 3 images of shard shard-7; first unmatched key 'd'"),
-        (["b", "c"], r"row 0 holds key 'b' where shard shard-7 has 'a'"),
-        ([], r"0 rows for the 3 images of shard shard-7; first unmatched key 'a'"),
-    ],
-)
-def test_check_joined_names_shard_and_key(labels: list[str], message: str) -> None:
-    with pytest.raises(DataError, match=rf"x\.parquet: {message}"):
-        check_joined(["a", "b", "c"], labels, "shard-7", Path("x.parquet"))
-
-
-def test_check_joined_accepts_equal_keys() -> None:
-    check_joined(["a", "b"], ["a", "b"], "shard-7", Path("x.parquet"))

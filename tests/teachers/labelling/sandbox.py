@@ -12,7 +12,11 @@ from pipeline.steps.artifact import Inputs
 from pipeline.stores.images import ImageShard
 from teachers.labelling.labeller import label_pool
 
-CONFIG: dict[str, Any] = {"max_failed": 0.0, "batch": 3, "require": {}}
+CONFIG: dict[str, Any] = {
+    "max_failed": 0.0,
+    "batch": 3,
+    "require": dict.fromkeys(("kinds", "masks", "boxes", "depth"), "none"),
+}
 LabelProgress = Callable[[str, float, str], None]
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import tasks
 from pipeline.storage.root import Root, hash_file
 from pipeline.stores.images import ImageShard
-from pipeline.stores.labels import COMMON, SCHEMA_VERSION, LabelSpace
+from pipeline.stores.labels import APPLICABILITY, COMMON, SCHEMA_VERSION, LabelSpace
 from teachers.labelling import label_folder
 from teachers.labelling.label_folder import LabelFolder
 from tests.s3 import listening
@@ -41,7 +41,9 @@ def label(
     path.parent.mkdir(parents=True, exist_ok=True)
     space = LabelSpace("depth")
     rows = [{"key": key, "status": status} for key, status in zip(shard.keys, statuses, strict=False)]
-    schema = pa.schema([field for field in (*COMMON, *tasks.label(space).columns()) if field.name != without])
+    schema = pa.schema(
+        [field for field in (*COMMON, APPLICABILITY, *tasks.label(space).columns()) if field.name != without]
+    )
     metadata = {"schema_version": version, "space": space.to_json(), "calibration": None}
     pq.write_table(pa.Table.from_pylist(rows, schema.with_metadata({"must": json.dumps(metadata)})), path)
 

@@ -21,7 +21,7 @@ from ingest.pool import pool_shards
 from pipeline.data.decode import decode_image
 from pipeline.data.loader import stack_images
 from pipeline.errors import DataError, Stopped
-from pipeline.steps.artifact import Artifact, Inputs
+from pipeline.steps.artifact import Artifact, Inputs, read_json
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root, local_file
@@ -203,9 +203,9 @@ def test_label_pool_again_labels_only_missing_shards(make_sandbox: MakeSandbox) 
 
 def test_label_makers_reads_no_shards_known_to_previous_artifact(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = dataclasses.replace(world.inputs("label"), previous=world.artifacts["label"])
-    shards = [shard for _, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))]
+    shards = [(name, shard) for name, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))]
     monkeypatch.setattr(label_folder, "read_facts", lambda *_: pytest.fail("it was read"))
-    assert labeller.pending_jobs(labeller.label_makers(inputs), shards) == []
+    assert labeller.pending_jobs(labeller.label_makers({}, inputs), shards) == []
 
 
 def test_label_pool_with_new_teacher_keeps_other_label_shards(make_sandbox: MakeSandbox) -> None:
@@ -314,24 +314,23 @@ def test_label_batches_bounds_work_in_flight(
     assert taken == len(begun) == total
 
 
-@pytest.mark.parametrize(
-    ("limit", "message"),
-    [
-        (
-            {"abs_rel": 0.0},
-            r"'depth' may not label: abs_rel is .* required 0\. .*, or raise teachers\.depth\.require\.abs_rel",
-        ),
-        (
-            {"delta_1.25": 1.5},
-            r"'depth' may not label: delta_1\.25 is .* or lower teachers\.depth\.require\.delta_1\.25",
-        ),
-        ({"miou": 0.5}, r"measured by: abs_rel, delta_1.25"),
-    ],
-)
-def test_check_required_refuses_teacher_below_metric(
-    make_sandbox: MakeSandbox, limit: dict[str, float], message: str
-) -> None:
+def test_label_pool_writes_nothing_if_a_teacher_may_not_label(make_sandbox: MakeSandbox) -> None:
     sandbox = make_sandbox()
-    with pytest.raises(DataError, match=message):
-        sandbox.label(require={"depth": limit})
+    with pytest.raises(DataError, match="'depth' may not label"):
+        sandbox.label(require={**CONFIG["require"], "depth": {"delta_1.25": 1.5}})
     assert sandbox.files() == {}
+
+
+def test_label_pool_labels_only_the_sets_of_a_teacher(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox()
+    sandbox.label(labels={"depth": ["truth"]})
+    entries = read_json(sandbox.root / "index" / "labels.json")
+    sets = {teacher: {each["set"] for each in entries if each["teacher"] == teacher} for teacher in ("depth", "masks")}
+    assert sets == {"depth": {"truth"}, "masks": {"pool", "truth"}}
+    shards = [
+        shard
+        for name, shard, _ in pool_shards(sandbox.inputs["pool"], sandbox.inputs.of_kind("data"))
+        if name == "truth"
+    ]
+    depth = {Path(name).stem for name in sandbox.files() if name.startswith("depth-")}
+    assert depth == {shard.address for shard in shards}

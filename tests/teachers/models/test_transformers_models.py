@@ -56,7 +56,19 @@ def make(folder: Path, task: str, **settings: Any) -> Predictor:
     teacher = {"kind": "transformers", "task": task, "weights": str(folder), **settings}
     kind.make({"name": "mine", "teacher": teacher, "seed": 0}, Inputs({}, Runtime(Root.of(out))), out)
     folder.rename(folder.parent / "gone")
-    return kind.load(out)
+    predictor = kind.load(out)
+    check_vectors(predictor)
+    return predictor
+
+
+def check_vectors(predictor: Predictor) -> None:
+    """Check that the model tells a vector of each image, the same beside predictions."""
+    images = pictures(predictor.preprocessing.size)
+    vectors = predictor.embed(images)
+    assert vectors is not None
+    assert vectors.ndim == 2
+    assert not np.allclose(vectors[0], vectors[1])
+    np.testing.assert_allclose(predictor.predict_with_vectors(images, SIZES)[1], vectors, atol=1e-5)
 
 
 SIZES = [(128, 64)] * 2
