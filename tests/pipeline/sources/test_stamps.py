@@ -52,6 +52,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "parquet": {"hold_out": 0},
     "csv": {},
     "webdataset": {"hold_out": 0},
+    "yolo": {"path": "images", "classes": ["x"]},
+    "voc": {"path": "images", "classes": ["x"]},
     "scenes": {"count": 2, "seed": 0},
     "photographs": {"count": 2, "seed": 0},
 }
