@@ -24,8 +24,8 @@ GENERAL = ("masks", "depth", "imagefolder", "parquet", "webdataset", "csv", "fol
 """Source kinds whose layouts others may have as well, the most specific first. All other kinds are asked before them,
 by name: the first that recognises a folder reads it."""
 HINTS = {
-    ".txt": ". If these are YOLO's labels: convert them to COCO, which `kind: coco` reads",
-    ".xml": ". If these are Pascal VOC's labels: convert them to COCO, which `kind: coco` reads",
+    ".txt": ". If these are YOLO's labels: name their classes in a `data.yaml` or `classes.txt` for `kind: yolo`",
+    ".xml": ". If these are Pascal VOC's labels: `kind: voc` reads them, but none has an <object> with a <bndbox>",
     ".json": ". If these are COCO's: `kind: coco` takes them as `annotations: {train: FILE}`",
 }
 """What to do with label files that no kind reads, by their suffix."""
@@ -127,12 +127,22 @@ class DetectedSource:
         return f"{self.entry['path']}: {how}{self._left_out()}"
 
     def _left_out(self) -> str:
+        for _ in self.source.records():  # fills `skipped` and `problems`
+            pass
         known = {name for name, *_ in self.source.file_stamps()}
         root = StoragePath.of(self.entry["path"])
         unread = collections.Counter(file.suffix for file in walk(root) if file.relative_to(root) not in known)
+        unread |= self.source.skipped
         listing = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in sorted(unread.items()))
         hint = next((hint for suffix, hint in HINTS.items() if suffix in unread and not self.tasks), "")
-        return f"; not read: {listing}{hint}" if listing else ""
+        return (f"; not read: {listing}{hint}" if listing else "") + self._first_problem()
+
+    def _first_problem(self) -> str:
+        if not self.source.problems:
+            return ""
+        name, reason = self.source.problems[0]
+        count = len(self.source.problems)
+        return f"; can't be used: {name}: {reason}{f', and {count - 1:,} more' if count > 1 else ''}"
 
 
 def detect_source(folder: Path) -> DetectedSource:

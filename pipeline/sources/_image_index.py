@@ -22,7 +22,8 @@ class ImageIndex:
     def __init__(self, images: Iterable[StoragePath], root: StoragePath) -> None:
         self.root = root
         self._by_name: dict[str, list[tuple[list[str], StoragePath]]] = collections.defaultdict(list)
-        for image in images:
+        self.images = list(images)
+        for image in self.images:
             path = image.relative_to(root).split("/")
             self._by_name[path[-1]].append((path, image))
 

@@ -87,9 +87,9 @@ class _Marks:
         """Yield the boxes in percent, one for each class of a region."""
         for number, item in enumerate(filter(_is_region, self.items), 1):
             kind, place = str(item.get("type")), f"region {number}"
-            names = _texts(_value(item).get(kind)) or self._labels.get(str(item.get("id")), [])
+            names: Sequence[str | None] = _texts(_value(item).get(kind)) or self._labels.get(str(item.get("id")), [])
             shape = kind.removesuffix(LABELS)
-            for name in names or [None]:
+            for name in names or (None,):
                 if shape not in KEYS:
                     yield BoxShape(place, name, None, f"{kind:.20}, which is no box, dropped")
                 elif item.get("image_rotation"):

@@ -22,6 +22,7 @@ from pipeline.storage.path import StoragePath, require_exists, walk
 from pipeline.stores.labels import LabelSpace
 
 Size = tuple[int, int]
+UNNAMED = "that no file names"
 
 
 class TaskFileConfig(SourceConfig):
@@ -139,6 +140,9 @@ class TaskFileSource(FileSource):
                 name = image.relative_to(self.root)
                 if found.setdefault(name, (image, entry))[1] is not entry:
                     self._leave_out(entry, name, f"listed twice, the second time by {place}")
+        for image in index.images:
+            if image.relative_to(self.root) not in found:
+                self.skipped[f"{image.suffix} {UNNAMED}"] += 1
         splits = self._splits({name: entry for name, (_, entry) in found.items()})
         for name in sorted(found):
             image, entry = found[name]

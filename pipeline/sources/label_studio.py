@@ -80,8 +80,10 @@ class Source(TaskFileSource):
 
     def spaces(self) -> dict[str, LabelSpace]:
         check_distinct(self._choice_classes)
-        of_images = {self._task: LabelSpace(self._task, self._choice_classes)} if self._choice_classes else {}
-        return {**super().spaces(), **of_images}
+        spaces = super().spaces()
+        if self._choice_classes:
+            spaces[self._task] = LabelSpace(self._task, self._choice_classes)
+        return spaces
 
     @functools.cached_property
     def _control(self) -> str | None:

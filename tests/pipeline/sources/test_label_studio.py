@@ -121,12 +121,13 @@ def test_label_studio_source_uses_one_annotation_of_each_image(tmp_path: Path) -
     write_images(tmp_path, "a.jpg")
     one, two = ([mark("rectanglelabels", box(), [name])] for name in ("cat", "dog"))
     given = task(one, two)
-    for changes, expected in (
+    cases: list[tuple[list[dict[str, Any]], list[int]]] = [
         ([{"updated_at": "2024-01-02"}, {"updated_at": "2024-01-01"}], [0]),
         ([{"updated_at": "2024-01-01"}, {"updated_at": "2024-01-02"}], [1]),
         ([{"ground_truth": True}, {"updated_at": "2024-01-02"}], [0]),
         ([{}, {"was_cancelled": True}], [0]),
-    ):
+    ]
+    for changes, expected in cases:
         made = [{**each, **change} for each, change in zip(given["annotations"], changes, strict=True)]
         write(tmp_path, {**given, "annotations": made})
         (record,) = open_source(tmp_path, classes=("cat", "dog")).records()
