@@ -18,7 +18,8 @@ from pipeline.errors import ConfigError, DataError, error_context
 from pipeline.recipe.plugins import modules
 from pipeline.recipe.reader import escape
 from pipeline.sources import BaseSource
-from pipeline.storage.path import StoragePath, walk
+from pipeline.sources._splits import parse_split
+from pipeline.storage.path import StoragePath, subfolders, walk
 
 GENERAL = ("masks", "depth", "imagefolder", "parquet", "webdataset", "csv", "folder")
 """Source kinds whose layouts others may have as well, the most specific first. All other kinds are asked before them,
@@ -134,7 +135,7 @@ class DetectedSource:
         unread = collections.Counter(file.suffix for file in walk(root) if file.relative_to(root) not in known)
         unread |= self.source.skipped
         listing = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in sorted(unread.items()))
-        hint = next((hint for suffix, hint in HINTS.items() if suffix in unread and not self.tasks), "")
+        hint = next((hint for suffix, hint in HINTS.items() if unread[suffix] > 1 and not self.tasks), "")
         return (f"; not read: {listing}{hint}" if listing else "") + self._first_problem()
 
     def _first_problem(self) -> str:
@@ -146,10 +147,30 @@ class DetectedSource:
 
 
 def detect_source(folder: Path) -> DetectedSource:
-    """Open a folder as the first kind that recognises it.
+    """Open a folder as the first kind that recognises it, or where all of it lies in one subfolder, that one.
 
     Raises DataError if none does, and what reading it as this kind raises.
     """
+    inner = _innermost(folder)
+    if inner != folder:
+        found = _detect(inner)
+        if found.entry["kind"] != "folder":
+            return found
+    return _detect(folder)
+
+
+def _innermost(folder: Path) -> Path:
+    """Return the folder at the end of those that hold one folder and nothing else, as archives are unpacked."""
+    while folder.is_dir():
+        here = StoragePath.of(str(folder))
+        inner = subfolders(here)
+        if len(inner) != 1 or parse_split(inner[0].name) or any(file.parent == here for file in walk(here)):
+            break
+        folder = folder / inner[0].name
+    return folder
+
+
+def _detect(folder: Path) -> DetectedSource:
     kinds = _kinds()
     for kind, source_class in kinds.items() if folder.is_dir() else ():
         if (settings := source_class.detect(str(folder))) is not None:

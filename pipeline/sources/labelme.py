@@ -1,15 +1,16 @@
 """Labelme's JSON files, one per image, beside it or in a folder of its own: rectangles, polygons, circles and masks.
 
-The box of a shape is the one around it. Points and lines are no boxes, and count as dropped. An image without a JSON
-file was not labelled. Splits are folders called like them.
+The box of a shape is the one around it, and of the shapes of one class in a group the one around all. Points and lines
+are no boxes, and count as dropped. An image without a JSON file was not labelled. Splits are folders called like them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
@@ -26,6 +27,8 @@ from pipeline.storage.path import StoragePath
 
 AREAS = {"rectangle": 2, "polygon": 3, "mask": 2}
 """Shapes that the box around their points holds, and the least number of these."""
+IGNORED = "__ignore__"
+"""Labelme's class of what is to be left out."""
 MOST_BYTES = 256 << 20
 """Labelme puts the image itself into the file."""
 LOOKED_INTO = 100
@@ -52,6 +55,7 @@ class _Marked:
     label: Any = None
     points: Any = None
     shape_type: Any = "polygon"
+    group_id: Any = None
 
 
 @dataclass
@@ -96,7 +100,7 @@ class Source(LabelFileSource):
         stated = (labels.imageWidth, labels.imageHeight)
         if size and all(isinstance(side, int) and side > 0 for side in stated):
             check_size(stated, size, "it says")
-        return [_box(f"shape {number}", shape) for number, shape in enumerate(labels.shapes, 1)]
+        return list(_boxes(labels.shapes))
 
 
 def _read(file: StoragePath) -> _Labels:
@@ -112,9 +116,26 @@ def _read(file: StoragePath) -> _Labels:
         raise DataError(f"not Labelme's JSON: {error}") from error
 
 
+def _boxes(shapes: Sequence[_Marked]) -> Iterator[BoxShape]:
+    """Yield a box for each shape, and one for all shapes of a class and a group, which are parts of one object."""
+    groups: dict[tuple[str, str], list[BoxShape]] = {}
+    for number, shape in enumerate(shapes, 1):
+        box = _box(f"shape {number}", shape)
+        if shape.group_id is None or box.corners is None or box.label is None:
+            yield box
+        else:
+            groups.setdefault((repr(shape.group_id), str(box.label)), []).append(box)
+    for parts in groups.values():
+        corners = [part.corners for part in parts if part.corners]
+        around = enclose(point for x0, y0, x1, y1 in corners for point in ((x0, y0), (x1, y1)))
+        yield dataclasses.replace(parts[0], corners=around)
+
+
 def _box(place: str, shape: _Marked) -> BoxShape:
     name = shape.label.strip() or None if isinstance(shape.label, str) else None
     kind = shape.shape_type or "polygon"
+    if name == IGNORED:
+        return BoxShape(place, None, None, f"shape of the class {IGNORED} left out", by_intent=True)
     if kind != "circle" and (not isinstance(kind, str) or kind not in AREAS):
         return BoxShape(place, name, None, f"{kind!r:.20}, which has no area, dropped")
     return BoxShape(place, name, _corners(kind, as_points(shape.points) or []))

@@ -62,6 +62,18 @@ def test_init_takes_folders_with_the_same_names_for_classes(mode: str, tmp_path:
     assert found.describe() == f"{tmp_path}: imagefolder, with labels for classification"
 
 
+def test_init_reads_what_lies_in_folders_of_nothing_else(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        write_images(tmp_path / "archive" / "pets" / name)
+    found = detect(tmp_path)
+    assert (found.entry["kind"], found.entry["path"]) == ("imagefolder", str(tmp_path / "archive" / "pets"))
+    write_images(tmp_path / "photos" / "deep" / "er")
+    assert detect(tmp_path / "photos").entry == {"kind": "folder", "path": str(tmp_path / "photos")}
+    write_images(tmp_path / "trained" / "train" / "cat")
+    write_images(tmp_path / "trained" / "train" / "dog", "def")
+    assert detect(tmp_path / "trained").entry == {"kind": "imagefolder", "path": str(tmp_path / "trained")}
+
+
 def test_init_says_which_files_are_not_read(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         write_images(tmp_path / name)

@@ -105,6 +105,22 @@ def test_labelme_source_drops_other_shapes_with_a_note(given: dict[str, Any], no
     assert truth.notes[0].endswith(": shape 1")
 
 
+def test_labelme_source_joins_the_parts_of_an_object(tmp_path: Path) -> None:
+    parts = [
+        {**shape([[x, 10], [x + 5, 20]], "rectangle", label), "group_id": group}
+        for x, label, group in ((10, "dog", 1), (30, "dog", 1), (50, "cat", 1), (70, "dog", 2), (90, "dog", None))
+    ]
+    value = truth_of(tmp_path, content(*parts)).values["detection"]
+    found = sorted(zip(value["boxes"][:, [0, 2]].tolist(), value["classes"].tolist(), strict=True))
+    assert found == [([10, 35], 1), ([50, 55], 0), ([70, 75], 1), ([90, 95], 1)]
+
+
+def test_labelme_source_leaves_out_what_is_to_be_ignored(tmp_path: Path) -> None:
+    truth = truth_of(tmp_path, content(shape([[1, 1], [9, 9]], "rectangle", "__ignore__")))
+    assert truth.notes == ["shape of the class __ignore__ left out: shape 1"]
+    assert (truth.annotations, truth.dropped) == (1, 0)
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
