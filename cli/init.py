@@ -19,7 +19,7 @@ from pipeline.recipe.plugins import modules
 from pipeline.recipe.reader import escape
 from pipeline.sources import BaseSource
 from pipeline.sources._splits import parse_split
-from pipeline.storage.path import StoragePath, subfolders, walk
+from pipeline.storage.path import StoragePath, is_hidden, subfolders, walk
 
 GENERAL = ("masks", "depth", "imagefolder", "parquet", "webdataset", "csv", "folder")
 """Source kinds whose layouts others may have as well, the most specific first. All other kinds are asked before them,
@@ -67,6 +67,8 @@ student:
 """
 PLAIN = re.compile(r"[A-Za-z][\w./-]*")
 """Text that needs no quotes in YAML, words of its own such as `no` apart."""
+MOST_WRAPPINGS = 4
+"""Folders around a set that hold nothing but the next one."""
 MOST_LETTERS = 60
 """Of names: a teacher's is the set's with the task behind it."""
 METRIC = {
@@ -152,27 +154,27 @@ def detect_source(folder: Path) -> DetectedSource:
     Raises DataError if none does, and what reading it as this kind raises.
     """
     inner = _innermost(folder)
-    if inner != folder:
-        found = _detect(inner)
-        if found.entry["kind"] != "folder":
-            return found
-    return _detect(folder)
+    found = _detect(inner) if inner != folder else None
+    if found is None or found.entry["kind"] == "folder":
+        found = _detect(folder)
+    if found is None:
+        raise DataError(f"{folder}: no images in a known layout found; known are {', '.join(_kinds())}.")
+    return found
 
 
 def _innermost(folder: Path) -> Path:
     """Return the folder at the end of those that hold one folder and nothing else, as archives are unpacked."""
-    while folder.is_dir():
-        here = StoragePath.of(str(folder))
-        inner = subfolders(here)
-        if len(inner) != 1 or parse_split(inner[0].name) or any(file.parent == here for file in walk(here)):
+    for _ in range(MOST_WRAPPINGS if folder.is_dir() else 0):
+        inner = subfolders(StoragePath.of(str(folder)))
+        holds_files = any(each.is_file() and not is_hidden(each.name) for each in folder.iterdir())
+        if len(inner) != 1 or holds_files or parse_split(inner[0].name):
             break
         folder = folder / inner[0].name
     return folder
 
 
-def _detect(folder: Path) -> DetectedSource:
-    kinds = _kinds()
-    for kind, source_class in kinds.items() if folder.is_dir() else ():
+def _detect(folder: Path) -> DetectedSource | None:
+    for kind, source_class in _kinds().items() if folder.is_dir() else ():
         if (settings := source_class.detect(str(folder))) is not None:
             entry = {"kind": kind, "path": str(folder), **settings}
             with error_context(f"{folder}, as {kind}"):
@@ -182,7 +184,7 @@ def _detect(folder: Path) -> DetectedSource:
             # one class is nothing to tell apart
             tasks = tuple(task for task, space in spaces if task != "classification" or len(space.classes) > 1)
             return DetectedSource(entry, source, tasks)
-    raise DataError(f"{folder}: no images in a known layout found; known are {', '.join(kinds)}.")
+    return None
 
 
 def _kinds() -> dict[str, type[BaseSource]]:
