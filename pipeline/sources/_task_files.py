@@ -44,7 +44,7 @@ class TaskFileConfig(SourceConfig):
 
 @dataclasses.dataclass(frozen=True)
 class AnnotatedImage:
-    """What a file says of an image."""
+    """An image, and the marks that a file has of it."""
 
     place: str
     """Which one it is in the file: "image 7"."""

@@ -21,7 +21,7 @@ MOST_BYTES = 16 << 20
 
 @dataclasses.dataclass(frozen=True)
 class YoloFiles:
-    """What the files beside the labels state."""
+    """Classes and splits, as the files beside the labels state them."""
 
     names: Mapping[int, str]
     """Class names by number."""

@@ -60,7 +60,7 @@ class _Marked:
 
 @dataclass
 class _Labels:
-    """What is read of a file: other keys are passed over, the image itself among them."""
+    """Content of a file; other keys are passed over, the image itself among them."""
 
     shapes: list[_Marked]
     imageWidth: Any = None

@@ -95,13 +95,13 @@ class Source(LabelFileSource):
         if not self._about.splits:
             return super().splits(names)
         stated: dict[str, Split | None] = {}
-        for split, paths in self._about.splits.items():
-            for path in paths:
-                file = self.root / path
-                listed = names if file.is_folder() else listed_images(file, set(names))
-                for name in listed:
-                    if not file.is_folder() or name.startswith(f"{path}/"):
-                        stated.setdefault(name, split)
+        pairs = [(split, path) for split, paths in self._about.splits.items() for path in paths]
+        # of a folder in another one, the inner one decides; of lists, that of the images to hold out
+        for split, path in sorted(pairs, key=lambda pair: (-len(pair[1]), pair[0] == "train")):
+            file = self.root / path
+            inside = (name for name in names if name.startswith(f"{path}/"))
+            for name in inside if file.is_folder() else listed_images(file, set(names)):
+                stated.setdefault(name, split)
         return hold_out_share(stated, self.hold_out)
 
     def read_shapes(self, file: StoragePath, size: tuple[int, int] | None) -> list[BoxShape]:

@@ -136,6 +136,14 @@ def test_yolo_source_takes_splits_from_data_yaml(stated: dict[str, Any], tmp_pat
     assert source.problems == []
 
 
+def test_yolo_source_takes_the_split_of_the_inner_folder(tmp_path: Path) -> None:
+    for folder in ("images", "images/val"):
+        write_pair(tmp_path / folder / "a.jpg", tmp_path / folder.replace("images", "labels") / "a.txt")
+    describe(tmp_path, train="images", val="images/val")
+    splits = {record.name: record.split for record in open_source(tmp_path).records()}
+    assert splits == {"images/a.jpg": "train", "images/val/a.jpg": "val"}
+
+
 def test_yolo_source_holds_out_a_share_where_val_is_train_again(tmp_path: Path) -> None:
     for number in range(40):
         write_pair(tmp_path / f"images/train/{number}.jpg", tmp_path / f"labels/train/{number}.txt")
