@@ -96,12 +96,15 @@ class Source(LabelFileSource):
             return super().splits(names)
         stated: dict[str, Split | None] = {}
         pairs = [(split, path) for split, paths in self._about.splits.items() for path in paths]
-        # of a folder in another one, the inner one decides; of lists, that of the images to hold out
-        for split, path in sorted(pairs, key=lambda pair: (-len(pair[1]), pair[0] == "train")):
-            file = self.root / path
+        folders = {path for _, path in pairs if (self.root / path).is_folder()}
+        # the last one decides: of a folder in another one the inner, and of lists that of the images to hold out
+        pairs.sort(
+            key=lambda pair: (pair[1] not in folders, len(pair[1]) if pair[1] in folders else pair[0] != "train")
+        )
+        for split, path in pairs:
             inside = (name for name in names if name.startswith(f"{path}/"))
-            for name in inside if file.is_folder() else listed_images(file, set(names)):
-                stated.setdefault(name, split)
+            for name in inside if path in folders else listed_images(self.root / path, set(names)):
+                stated[name] = split
         return hold_out_share(stated, self.hold_out)
 
     def read_shapes(self, file: StoragePath, size: tuple[int, int] | None) -> list[BoxShape]:

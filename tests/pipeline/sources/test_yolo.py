@@ -144,6 +144,18 @@ def test_yolo_source_takes_the_split_of_the_inner_folder(tmp_path: Path) -> None
     assert splits == {"images/a.jpg": "train", "images/val/a.jpg": "val"}
 
 
+def test_yolo_source_holds_out_an_image_that_two_lists_name(tmp_path: Path) -> None:
+    describe(tmp_path, train="training.txt", val="val.txt")
+    for name, listed in (("training", "ab"), ("val", "b")):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{each}.jpg\n" for each in listed))
+    for name in "ab":
+        write_pair(tmp_path / f"{name}.jpg", tmp_path / f"{name}.txt")
+    assert {record.name: record.split for record in open_source(tmp_path).records()} == {
+        "a.jpg": "train",
+        "b.jpg": "val",
+    }
+
+
 def test_yolo_source_holds_out_a_share_where_val_is_train_again(tmp_path: Path) -> None:
     for number in range(40):
         write_pair(tmp_path / f"images/train/{number}.jpg", tmp_path / f"labels/train/{number}.txt")
