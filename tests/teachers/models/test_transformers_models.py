@@ -68,7 +68,9 @@ def check_vectors(predictor: Predictor) -> None:
     assert vectors is not None
     assert vectors.ndim == 2
     assert not np.allclose(vectors[0], vectors[1])
-    np.testing.assert_allclose(predictor.predict_with_vectors(images, SIZES)[1], vectors, atol=1e-5)
+    beside = predictor.predict_with_vectors(images, SIZES)[1]
+    assert beside is not None
+    np.testing.assert_allclose(beside, vectors, atol=1e-5)
 
 
 SIZES = [(128, 64)] * 2

@@ -116,7 +116,9 @@ def test_vector_of_a_classifier_is_what_timm_gives_without_its_last_layer() -> N
     without.load_state_dict(network.model.state_dict(), strict=False)
     with torch.inference_mode():
         expected = without((pictures() - network.mean) / network.std)
-    np.testing.assert_allclose(predictor.embed(pictures()), expected.numpy(), atol=1e-5)
+    found = predictor.embed(pictures())
+    assert found is not None
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
 
 
 def test_embed_of_a_function_of_the_image_is_none(tmp_path: Path) -> None:
