@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import glob
+import collections
+import dataclasses
+import importlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -12,21 +14,21 @@ from typing import Any
 import yaml
 
 from ingest.ingest import open_source
-from pipeline.errors import ConfigError, DataError, MustError
+from pipeline.errors import ConfigError, DataError, error_context
+from pipeline.recipe.plugins import modules
 from pipeline.recipe.reader import escape
-from pipeline.sources._files import IMAGE_SUFFIXES
-from pipeline.stores.labels import LabelSpace
+from pipeline.sources import BaseSource
+from pipeline.storage.path import StoragePath, walk
 
-ORDER = ("coco", "depth", "masks", "imagefolder", "parquet", "webdataset", "csv", "folder")
-"""Source kinds, the most specific layout first: the first one that fits a folder is used."""
-LAYOUT_FOLDERS = {"coco": ("annotations",), "depth": ("rgb", "depth"), "masks": ("images", "masks")}
-"""Subfolders that identify a layout: a folder that has them and can't be read is an error."""
-FOREIGN = {
+GENERAL = ("masks", "depth", "imagefolder", "parquet", "webdataset", "csv", "folder")
+"""Source kinds whose layouts others may have as well, the most specific first. All other kinds are asked before them,
+by name: the first that recognises a folder reads it."""
+HINTS = {
     ".txt": ". If these are YOLO's labels: convert them to COCO, which `kind: coco` reads",
     ".xml": ". If these are Pascal VOC's labels: convert them to COCO, which `kind: coco` reads",
     ".json": ". If these are COCO's: `kind: coco` takes them as `annotations: {train: FILE}`",
 }
-"""What to do with label files that no layout reads, by their suffix."""
+"""What to do with label files that no kind reads, by their suffix."""
 
 SUPERVISED = """\
   {name}:
@@ -37,8 +39,8 @@ SUPERVISED = """\
     # weights: timm         # published weights: `timm` downloads them; a path or package:... does not
     image_size: 192
     epochs: 20
-    # require: {{{metric}: 0.3}}   # a teacher worse than this on held-out images may not label
 """
+REQUIRE = "    # require: {{{metric}: 0.3}}   # a teacher worse than this on held-out images may not label\n"
 
 RECIPE = """\
 # A recipe for `must run`. `must plan {file}` shows what it will do.
@@ -62,6 +64,8 @@ student:
 
 # runtime: {{device: auto, precision: auto, runner: threads}}   # runner: inline runs without Prefect
 """
+PLAIN = re.compile(r"[A-Za-z][\w./-]*")
+"""Text that needs no quotes in YAML, words of its own such as `no` apart."""
 MOST_LETTERS = 60
 """Of names: a teacher's is the set's with the task behind it."""
 METRIC = {
@@ -88,8 +92,8 @@ def write_recipe(folders: Sequence[Path], to: Path) -> list[str]:
     detected = {_name(folder): detect_source(folder) for folder in folders}
     if len(detected) < len(folders):
         raise ConfigError(f"Two of the folders have the same name: {', '.join(map(str, folders))}. Rename one.")
-    data = "".join(f"  {name}: {{{_settings(entry)}}}\n" for name, (entry, _) in detected.items())
-    teachers = "".join(_teacher(name, task) for name, (_, tasks) in detected.items() for task in tasks)
+    data = "".join(f"  {name}: {{{_settings(each.entry)}}}\n" for name, each in detected.items())
+    teachers = "".join(_teacher(name, task) for name, each in detected.items() for task in each.tasks)
     text = RECIPE.format(
         file=to.name,
         name=_run_name(to.stem),
@@ -99,53 +103,63 @@ def write_recipe(folders: Sequence[Path], to: Path) -> list[str]:
     )
     to.parent.mkdir(parents=True, exist_ok=True)
     to.write_text(text, encoding="utf-8")
-    lines = [_described(entry, tasks) for entry, tasks in detected.values()]
+    lines = [each.describe() for each in detected.values()]
     if not teachers:
         lines.append("None of them has labels: add a teacher to the recipe, such as a pretrained one.")
     return lines
 
 
-def detect_source(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return the `data` entry for a folder, and the tasks it has labels for."""
-    for kind in ORDER:
-        entry = {"kind": kind, "path": str(folder)}
-        if kind == "depth" and (folder / "cameras.json").exists():
-            entry["normals"] = "from_depth"  # normals can be computed from depth and camera intrinsics
-        try:
-            source = open_source(entry)
-            spaces = source.spaces()
-            if _has_single_class(spaces) or next(iter(source.records()), None) is None:
-                continue
-            if kind == "imagefolder" and _has_foreign_classes(folder, spaces):
-                continue
-            return entry, list(spaces)
-        except (MustError, ValueError):
-            if kind in LAYOUT_FOLDERS and all((folder / name).is_dir() for name in LAYOUT_FOLDERS[kind]):
-                raise
-    raise DataError(f"{folder}: no images in a known layout found; known are {', '.join(ORDER)}.")
+@dataclasses.dataclass(frozen=True)
+class DetectedSource:
+    """A folder, opened as the kind that recognises it."""
+
+    entry: Mapping[str, Any]
+    """Its entry in the recipe's `data`."""
+    source: BaseSource
+    tasks: tuple[str, ...]
+    """The tasks that a teacher can learn from its labels."""
+
+    def describe(self) -> str:
+        """Return a line that says how the folder is read, and which of its files are not."""
+        labels = f"with labels for {', '.join(self.tasks)}" if self.tasks else "without labels"
+        settings = _settings({key: value for key, value in self.entry.items() if key not in ("kind", "path")})
+        how = f"{self.entry['kind']}{f' ({settings})' if settings else ''}, {labels}"
+        return f"{self.entry['path']}: {how}{self._left_out()}"
+
+    def _left_out(self) -> str:
+        known = {name for name, *_ in self.source.file_stamps()}
+        root = StoragePath.of(self.entry["path"])
+        unread = collections.Counter(file.suffix for file in walk(root) if file.relative_to(root) not in known)
+        listing = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in sorted(unread.items()))
+        hint = next((hint for suffix, hint in HINTS.items() if suffix in unread and not self.tasks), "")
+        return f"; not read: {listing}{hint}" if listing else ""
 
 
-def _described(entry: Mapping[str, Any], tasks: Sequence[str]) -> str:
-    """Return a line that says how a folder is read, and which of its files are not."""
-    labels = f"with labels for {', '.join(tasks)}" if tasks else "without labels"
-    source = open_source(entry)
-    for _ in source.records():
-        pass
-    skipped = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in sorted(source.skipped.items()))
-    hint = next((hint for suffix, hint in FOREIGN.items() if suffix in source.skipped and not tasks), "")
-    return f"{entry['path']}: {entry['kind']}, {labels}{f'; not read: {skipped}' if skipped else ''}{hint}"
+def detect_source(folder: Path) -> DetectedSource:
+    """Open a folder as the first kind that recognises it.
+
+    Raises DataError if none does, and what reading it as this kind raises.
+    """
+    kinds = _kinds()
+    for kind, source_class in kinds.items():
+        if (settings := source_class.detect(str(folder))) is not None:
+            entry = {"kind": kind, "path": str(folder), **settings}
+            with error_context(f"{folder}, as {kind}"):
+                source = open_source(entry)
+                spaces = source.spaces().items()
+                next(iter(source.records()), None)
+            # one class is nothing to tell apart
+            tasks = tuple(task for task, space in spaces if task != "classification" or len(space.classes) > 1)
+            return DetectedSource(entry, source, tasks)
+    raise DataError(f"{folder}: no images in a known layout found; known are {', '.join(kinds)}.")
 
 
-def _has_foreign_classes(folder: Path, spaces: Mapping[str, LabelSpace]) -> bool:
-    """Return True if a class of a folder of classes has files, but not one image: its labels are other files."""
-    classes = spaces["classification"].classes if "classification" in spaces else ()
-    files = {name: list(folder.glob(f"**/{glob.escape(name)}/**/*.*")) for name in classes}
-    return any(found and not any(file.suffix.lower() in IMAGE_SUFFIXES for file in found) for found in files.values())
-
-
-def _has_single_class(spaces: Mapping[str, LabelSpace]) -> bool:
-    """Return True for a classification set of one class: photos/holiday/*.jpg is an unlabelled folder."""
-    return "classification" in spaces and len(spaces["classification"].classes) == 1
+def _kinds() -> dict[str, type[BaseSource]]:
+    """Return the classes of the kinds that can recognise a folder, in the order in which they are asked."""
+    found = modules("pipeline.sources")
+    ordered = [*(name for name in found if name not in GENERAL), *GENERAL]
+    classes = {name: importlib.import_module(found[name]).Source for name in ordered}
+    return {name: each for name, each in classes.items() if "detect" in vars(each)}
 
 
 def _name(folder: Path) -> str:
@@ -160,14 +174,26 @@ def _run_name(stem: str) -> str:
     return name if yaml.safe_load(name) == name else json.dumps(name)
 
 
-def _settings(entry: dict[str, Any]) -> str:
-    return ", ".join(f"{key}: {_quoted(value) if key == 'path' else value}" for key, value in entry.items())
+def _settings(entry: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}: {_value(value, quoted=key == 'path')}" for key, value in entry.items())
 
 
-def _quoted(path: str) -> str:
-    """Return a path in quotes as YAML, which takes JSON's: with escapes for all signs but those that can be shown."""
-    return json.dumps(escape(path), ensure_ascii=not path.isprintable())
+def _value(value: Any, quoted: bool = False) -> str:
+    """Return a value of the recipe as YAML on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_value(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, str):
+        return value if PLAIN.fullmatch(value) and not quoted and yaml.safe_load(value) == value else _quoted(value)
+    return json.dumps(value)
+
+
+def _quoted(text: str) -> str:
+    """Return a text in quotes as YAML, which takes JSON's: with escapes for all signs but those that can be shown."""
+    return json.dumps(escape(text), ensure_ascii=not text.isprintable())
 
 
 def _teacher(name: str, task: str) -> str:
-    return SUPERVISED.format(name=f"{name}_{task}", task=task, data=name, metric=METRIC[task])
+    require = REQUIRE.format(metric=METRIC[task]) if task in METRIC else ""
+    return SUPERVISED.format(name=f"{name}_{task}", task=task, data=name) + require

@@ -10,7 +10,8 @@ import collections
 import dataclasses
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from pipeline.sources._splits import Split
 from pipeline.stores.labels import LabelSpace, Value
@@ -66,6 +67,15 @@ class BaseSource(ABC):
         source = Source(Config(path="photos"))
         images = {record.name: record.read() for record in source.records()}
     """
+
+    @classmethod
+    def detect(cls, path: str) -> Mapping[str, Any] | None:
+        """Return the keys with which the folder `path` is read as this kind; None if it is none, as by default.
+
+        `kind` and `path` are not among them. `must init` asks every kind. A folder whose layout is this kind's but
+        whose files are damaged is one as well: reading it then says what is wrong.
+        """
+        return None
 
     @abstractmethod
     def spaces(self) -> dict[str, LabelSpace]:

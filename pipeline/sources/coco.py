@@ -11,8 +11,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -78,6 +78,11 @@ class Source(FileSource):
         self.folders = list(dict.fromkeys([*self._image_folders.values(), *others]))
         self._named = {split: NamedFiles(folder, others, self.root) for split, folder in self._image_folders.items()}
         self.files = list(self._annotation_files.values())
+
+    @classmethod
+    def detect(cls, path: str) -> Mapping[str, Any] | None:
+        names = (name.format(called) for split in SPLITS for called in names_of_split(split) for name in ANNOTATIONS)
+        return {} if any((StoragePath.of(path) / name).exists() for name in names) else None
 
     def _find_annotations(self, split: Split) -> StoragePath | None:
         if self.config.annotations:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import csv
 import functools
 import io
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources import SourceRecord
 from pipeline.sources._classes import check_distinct
+from pipeline.sources._detection import is_readable
 from pipeline.sources._files import FileSource
 from pipeline.sources._named_files import NamedFiles
 from pipeline.sources._splits import Split, parse_split, split_by_hash, split_from_path
@@ -65,6 +66,10 @@ class Source(FileSource):
         others = [require_exists(root / name, "elsewhere", "folder") for name in config.elsewhere]
         self._named = NamedFiles(folder, others, root)
         super().__init__(root, self._named.folders, files)
+
+    @classmethod
+    def detect(cls, path: str) -> Mapping[str, Any] | None:
+        return {} if is_readable(lambda: cls(Config(path=path))) else None
 
     @functools.cached_property
     def _labelled(self) -> list[StoragePath]:

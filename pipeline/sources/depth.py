@@ -11,8 +11,8 @@ Intrinsics are in pixels of the depth map, null if unknown; the scene "" stands 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from pipeline.data.normals import PinholeCamera, normals_from_depth
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.source import Share, SourceConfig
 from pipeline.sources import SourceRecord, TrueLabels
+from pipeline.sources._detection import has_folders
 from pipeline.sources._files import FileSource, check_size, read_image
 from pipeline.sources._splits import Split, split_by_hash
 from pipeline.storage.json_text import decode_json
@@ -88,6 +89,13 @@ class Source(FileSource):
         unit = self.cameras.unit
         if config.scale == "metric" and unit and not np.isclose(UNITS_M[unit], config.unit_m):
             raise ConfigError(f"unit_m: {config.unit_m} contradicts {file}, by which the unit is the {unit}")
+
+    @classmethod
+    def detect(cls, path: str) -> Mapping[str, Any] | None:
+        if not has_folders(path, "rgb", "depth"):
+            return None
+        # normals can be computed from depth and the cameras' intrinsics
+        return {"normals": "from_depth"} if (StoragePath.of(path) / "cameras.json").exists() else {}
 
     def spaces(self) -> dict[str, LabelSpace]:
         spaces = {"depth": LabelSpace("depth", (), self.config.scale)}

@@ -6,11 +6,12 @@ Files without the suffix of an image and hidden files and folders are skipped. L
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 from pipeline.recipe.source import SourceConfig
 from pipeline.sources import SourceRecord
+from pipeline.sources._detection import is_readable
 from pipeline.sources._files import FileSource, read_image
 from pipeline.storage.path import StoragePath, require_exists
 from pipeline.stores.labels import LabelSpace
@@ -30,6 +31,10 @@ class Source(FileSource):
     def __init__(self, config: Config) -> None:
         root = require_exists(StoragePath.of(config.path), "path", "folder")
         super().__init__(root, [root])
+
+    @classmethod
+    def detect(cls, path: str) -> Mapping[str, Any] | None:
+        return {} if is_readable(lambda: cls(Config(path=path))) else None
 
     def spaces(self) -> dict[str, LabelSpace]:
         return {}

@@ -8,15 +8,18 @@ folders of all splits, sorted by name. An empty folder is a class too, so that i
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from typing import Literal
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
 
 from pipeline.errors import DataError
 from pipeline.recipe.source import Share, SourceConfig
 from pipeline.sources import SourceRecord
 from pipeline.sources._classes import check_distinct, one_hot_label
-from pipeline.sources._files import FileSource, read_image
-from pipeline.storage.path import StoragePath, printable, require_exists, subfolders
+from pipeline.sources._detection import is_readable
+from pipeline.sources._files import FileSource, images_under, read_image
+from pipeline.sources._pairs import are_images_and_labels
+from pipeline.storage.path import StoragePath, printable, require_exists, subfolders, walk
 from pipeline.stores.labels import LabelSpace
 
 
@@ -38,10 +41,28 @@ class Source(FileSource):
         root = require_exists(StoragePath.of(config.path), "path", "folder")
         super().__init__(root, [root])
 
+    @classmethod
+    def detect(cls, path: str) -> Mapping[str, Any] | None:
+        """Return {} for folders that sort images: two or more, neither images beside their labels nor other files."""
+        return {} if is_readable(lambda: cls(Config(path=path))) and cls(Config(path=path))._sorts_images() else None
+
+    def _sorts_images(self) -> bool:
+        by_parent = [subfolders(parent) for parent in self._parents]
+        if any(map(are_images_and_labels, by_parent)):
+            return False
+        by_class: dict[str, list[StoragePath]] = {}
+        for folder in itertools.chain.from_iterable(by_parent):
+            by_class.setdefault(folder.name, []).append(folder)
+        return len(by_class) > 1 and not any(map(_holds_other_files, by_class.values()))
+
+    @property
+    def _parents(self) -> list[StoragePath]:
+        """The folders that class folders lie in."""
+        return subfolders(self.root) if self._in_splits else [self.root]
+
     @functools.cached_property
     def _classes(self) -> tuple[str, ...]:
-        parents = subfolders(self.root) if self._in_splits else [self.root]
-        classes = sorted({printable(folder.name) for parent in parents for folder in subfolders(parent)})
+        classes = sorted({printable(folder.name) for parent in self._parents for folder in subfolders(parent)})
         if not classes:
             raise DataError(f"{self.root}: no class folders; expected <split>/<class>/ or <class>/ in it")
         check_distinct(classes)
@@ -68,3 +89,9 @@ class Source(FileSource):
     def file_stamps(self) -> list[tuple[str, int, int]]:
         # classes without files, too, are part of the result
         return sorted([*((f"{name}/", 0, 0) for name in self._classes), *super().file_stamps()])
+
+
+def _holds_other_files(folders: Iterable[StoragePath]) -> bool:
+    """Return True if there are files in the folders of a class, but not one image: they may be labels."""
+    images, files = (itertools.chain.from_iterable(map(find, folders)) for find in (images_under, walk))
+    return next(images, None) is None and next(files, None) is not None

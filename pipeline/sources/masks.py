@@ -7,7 +7,7 @@ gaps; classes are in order of their ids, and ids with the same name are one clas
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.source import Share, SourceConfig
 from pipeline.sources import SourceRecord, TrueLabels
 from pipeline.sources._classes import check_distinct, index_classes
+from pipeline.sources._detection import has_folders
 from pipeline.sources._files import FileSource, check_size, read_image
 from pipeline.storage.json_text import load_json
 from pipeline.storage.path import StoragePath, require_exists
@@ -67,6 +68,10 @@ class Source(FileSource):
         self._index_by_id = np.full(IGNORE + 1, UNLISTED, np.int32)
         self._index_by_id[list(indices)] = list(indices.values())
         self._index_by_id[ignored] = IGNORE
+
+    @classmethod
+    def detect(cls, path: str) -> Mapping[str, Any] | None:
+        return {} if has_folders(path, "images", "masks") else None
 
     def spaces(self) -> dict[str, LabelSpace]:
         return {"segmentation": LabelSpace("segmentation", self._classes)}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources import SourceRecord, Stamp
 from pipeline.sources._classes import check_distinct
+from pipeline.sources._detection import is_readable
 from pipeline.sources._files import FileSource
 from pipeline.sources._splits import Split, parse_split, split_by_hash, split_from_path
 from pipeline.sources._tables import LabelColumns, TableConfig, classes_among, distinct_names
@@ -58,6 +59,10 @@ class Source(FileSource):
             super().__init__(path.parent, files=[path])
         if not self.files:
             raise ConfigError(f"path: no .parquet files in {path}")
+
+    @classmethod
+    def detect(cls, path: str) -> Mapping[str, Any] | None:
+        return {} if is_readable(lambda: cls(Config(path=path))) else None
 
     @functools.cached_property
     def _schemas(self) -> dict[StoragePath, pa.Schema]:

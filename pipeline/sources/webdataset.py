@@ -15,13 +15,14 @@ import functools
 import itertools
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.source import Share, SourceConfig
 from pipeline.sources import SourceRecord, TrueLabels
 from pipeline.sources._classes import check_distinct, class_index, one_hot_label
+from pipeline.sources._detection import is_readable
 from pipeline.sources._files import IMAGE_SUFFIXES, FileSource
 from pipeline.sources._splits import split_by_hash, split_from_path
 from pipeline.storage.json_text import load_json
@@ -85,6 +86,10 @@ class Source(FileSource):
             super().__init__(paths[0].parent, files=paths)
         if not self.files:
             raise ConfigError(f"path: no .tar files in {self.root}; compressed ones have to be unpacked to .tar first")
+
+    @classmethod
+    def detect(cls, path: str) -> Mapping[str, Any] | None:
+        return {} if is_readable(lambda: cls(Config(path=path))) else None
 
     def spaces(self) -> dict[str, LabelSpace]:
         classes = self.config.classes

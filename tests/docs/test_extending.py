@@ -18,10 +18,12 @@ from PIL import Image
 
 import must
 import tasks
+from cli.init import write_recipe
 from cli.main import main
 from evaluation.measurement import MEASUREMENTS_FILE
 from flows.plan.selection import Selection
 from flows.run.run import Outcome
+from pipeline.recipe.reader import read_recipe
 from pipeline.steps.artifact import read_json
 from pipeline.stores.labels import LabelSpace
 
@@ -114,6 +116,14 @@ def test_task_keeps_its_labels_on_disk(extended: None) -> None:
     assert label.decode(label.encode(value))["brightness"] == 0.25
     assert np.isnan(label.decode(label.encode({"brightness": np.array([np.nan], np.float32)}))["brightness"]).all()
     assert "brightness" in tasks.names()
+
+
+def test_format_is_recognised_by_init(recipe: Path, tmp_path: Path) -> None:
+    to = tmp_path / "mine.yaml"
+    [line] = write_recipe([recipe.parent / "shots"], to)
+    assert line == f"{recipe.parent / 'shots'}: listed, with labels for brightness; not read: 16 .png"
+    entry = read_recipe(to).data["shots"]
+    assert (entry.kind, must.plan(to, tmp_path / "root")[0].action) == ("listed", "run")
 
 
 def test_format_is_ingested(outcome: Outcome) -> None:

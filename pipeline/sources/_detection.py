@@ -1,0 +1,27 @@
+"""Helpers for `detect`, by which a source tells `must init` whether a folder is of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipeline.errors import MustError
+from pipeline.sources import BaseSource
+from pipeline.storage.path import StoragePath
+
+
+def is_readable(open_source: Callable[[], BaseSource]) -> bool:
+    """Return True if a set can be opened, its classes are known, and there is an image in it.
+
+    For kinds that nothing but trying tells: a CSV file may be about anything.
+    """
+    try:
+        source = open_source()
+        source.spaces()
+        return next(iter(source.records()), None) is not None
+    except (MustError, ValueError):
+        return False
+
+
+def has_folders(path: str, *names: str) -> bool:
+    """Return True if all these folders lie right in the folder `path`."""
+    return all((StoragePath.of(path) / name).is_folder() for name in names)

@@ -1,0 +1,85 @@
+"""`must init` reads folders as what they are: labels are no classes, and what is not read is said."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cli.init import DetectedSource, detect_source
+from pipeline.errors import ConfigError
+from pipeline.recipe.plugins import modules
+from pipeline.sources import BaseSource
+
+
+def write_images(folder: Path, names: str = "abc", mode: str = "RGB", suffix: str = "jpg") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        Image.new(mode, (40, 30), number if mode in "LP" else (number, 90, 40)).save(folder / f"{name}.{suffix}")
+
+
+def detect(folder: Path) -> DetectedSource:
+    return detect_source(folder)
+
+
+def kind_of(folder: Path) -> str:
+    return str(detect(folder).entry["kind"])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("JPEGImages", "SegmentationClass"),
+        ("train_img", "train_mask"),
+        ("image", "ground_truth"),
+        ("imgs", "gt"),
+        ("train/images", "train/labels"),
+        ("pictures_2020", "annotations"),
+    ],
+)
+def test_init_takes_no_folders_of_images_and_labels_for_classes_by_name(
+    images: str, labels: str, tmp_path: Path
+) -> None:
+    write_images(tmp_path / images)
+    write_images(tmp_path / labels, "xyz")
+    assert kind_of(tmp_path) != "imagefolder"
+
+
+def test_init_takes_no_folders_of_images_and_labels_for_classes_by_content(tmp_path: Path) -> None:
+    write_images(tmp_path / "one")
+    write_images(tmp_path / "other", mode="P", suffix="png")
+    assert kind_of(tmp_path) == "folder"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_init_takes_folders_with_the_same_names_for_classes(mode: str, tmp_path: Path) -> None:
+    write_images(tmp_path / "mask", mode=mode)
+    write_images(tmp_path / "no_mask", mode=mode)
+    found = detect(tmp_path)
+    assert (found.entry["kind"], found.tasks) == ("imagefolder", ("classification",))
+    assert found.describe() == f"{tmp_path}: imagefolder, with labels for classification"
+
+
+def test_init_says_which_files_are_not_read(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        write_images(tmp_path / name)
+    for name in ("cat/notes.doc", "cat/b.cr2", "dog/c.CR2", "README"):
+        (tmp_path / name).write_bytes(b"text")
+    line = detect(tmp_path).describe()
+    assert line.endswith("imagefolder, with labels for classification; not read: 1 without a suffix, 2 .cr2, 1 .doc")
+
+
+def test_init_names_the_folder_and_kind_that_can_not_be_read(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        write_images(tmp_path / name)
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}, as masks: classes: there is no file .*classes\.json"):
+        detect(tmp_path)
+
+
+@pytest.mark.parametrize("kind", modules("pipeline.sources"))
+def test_source_detect_finds_nothing_in_a_folder_without_files(kind: str, tmp_path: Path) -> None:
+    source: type[BaseSource] = importlib.import_module(f"pipeline.sources.{kind}").Source
+    assert source.detect(str(tmp_path)) is None
+    assert source.detect(str(tmp_path / "nowhere")) is None
