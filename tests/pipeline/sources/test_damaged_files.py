@@ -23,8 +23,10 @@ def test_damage_knows_every_kind_that_reads_files() -> None:
 def test_sources_read_the_set_that_damage_starts_from(kind: str, tmp_path: Path) -> None:
     files = damage.FILES[kind][0]()
     damage.write(files, tmp_path)
-    others = (".json", ".csv", ".parquet", ".tar")
-    images = sum(not name.startswith(("masks/", "depth/")) and not name.endswith(others) for name in files) or 3
+    others = (".json", ".csv", ".parquet", ".tar", ".txt")
+    images = (
+        sum(not name.startswith(("masks/", "depth/", "normals/")) and not name.endswith(others) for name in files) or 3
+    )
     assert damage.read_set(kind, tmp_path) == images
 
 

@@ -32,7 +32,7 @@ def image(path: Path) -> bytes:
 def write_set(root: Path) -> None:
     """Write a folder that every kind that reads files can read: a file `a` and a file `b` with an image each."""
     for name in NAMES:
-        for folder in ("images/train/kind", "masks/train/kind", "depth"):
+        for folder in ("images/train/kind", "masks/train/kind", "depth", "normals"):
             data = image(root / folder / f"{name}.png")
         writer = ShardWriter(root, name)
         writer.add(NewImage(data, "png", 4, 3, ""))
@@ -49,6 +49,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "masks": {"classes": ["x"] * 8},
     "coco": {"images": {"train": "images/train/kind"}},
     "depth": {"rgb": "images/train/kind"},
+    "normals": {"images": "images/train/kind"},
+    "rasters": {"images": "images/train/kind", "depth": "depth", "normals": "normals"},
     "parquet": {"hold_out": 0},
     "csv": {},
     "webdataset": {"hold_out": 0},
