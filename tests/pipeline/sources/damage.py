@@ -32,6 +32,7 @@ from ingest.ingest import open_source
 from pipeline.data.decode import inspect_image
 from pipeline.errors import ConfigError, DataError, MustError, Shortage
 from pipeline.sources import SourceRecord
+from tests.videos import write_video
 
 MAX_S = 20
 MAX_BYTES = 2 << 30
@@ -136,6 +137,12 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
+def video_files() -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        write_video(Path(folder) / "a.mp4", 3)
+        return {"a.mp4": (Path(folder) / "a.mp4").read_bytes()}
+
+
 def webdataset_files() -> dict[str, bytes]:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
@@ -157,6 +164,7 @@ FILES: dict[str, tuple[Callable[[], dict[str, bytes]], dict[str, Any]]] = {
     "normals": (normals_files, {}),
     "parquet": (parquet_files, {}),
     "rasters": (rasters_files, {"masks": "masks", "depth": "depth", "normals": "normals"}),
+    "video": (video_files, {"every": 1}),
     "webdataset": (webdataset_files, {"classes": CLASSES}),
 }
 """By kind, the files of a small set by name, and the keys of the recipe besides `path`."""
@@ -290,7 +298,7 @@ OF_SUFFIX: dict[str, Damage] = {
     ".csv": damage_csv,
     ".parquet": damage_parquet,
     ".tar": damage_tar,
-    **dict.fromkeys((".npy", ".npz", ".pfm", ".txt"), flip),
+    **dict.fromkeys((".npy", ".npz", ".pfm", ".txt", ".mp4"), flip),
     **{f".{form.lower()}": damage_image for form in FORMS},
 }
 

@@ -17,6 +17,7 @@ from PIL import Image
 from pipeline.recipe.plugins import modules
 from pipeline.sources import BaseSource
 from pipeline.stores.images import NewImage, ShardWriter
+from tests.videos import write_video
 
 NAMES = ("a", "b")
 GENERATED = {"scenes", "photographs"}
@@ -54,6 +55,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "parquet": {"hold_out": 0},
     "csv": {},
     "webdataset": {"hold_out": 0},
+    "video": {"every": 1},
     "scenes": {"count": 2, "seed": 0},
     "photographs": {"count": 2, "seed": 0},
 }
@@ -71,6 +73,10 @@ def open_source(kind: str, root: Path) -> BaseSource:
 @pytest.mark.parametrize("kind", modules("pipeline.sources"))
 def test_source_record_has_the_stamp_of_its_file_and_source_counts_records(kind: str, tmp_path: Path) -> None:
     write_set(tmp_path)
+    if kind == "video":
+        pytest.importorskip("av")
+        for name in NAMES:
+            write_video(tmp_path / f"{name}.mp4", 1)
     source = open_source(kind, tmp_path)
     before = {record.name: record.stamp() for record in source.records()}
     assert source.count() in (len(before), None)
