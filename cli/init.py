@@ -141,7 +141,7 @@ def detect_source(folder: Path) -> DetectedSource:
     Raises DataError if none does, and what reading it as this kind raises.
     """
     kinds = _kinds()
-    for kind, source_class in kinds.items():
+    for kind, source_class in kinds.items() if folder.is_dir() else ():
         if (settings := source_class.detect(str(folder))) is not None:
             entry = {"kind": kind, "path": str(folder), **settings}
             with error_context(f"{folder}, as {kind}"):

@@ -46,7 +46,6 @@ def load_av() -> ModuleType:
         import av  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise ConfigError(f"videos need the extra video: {install_command('video')}") from error
-    av.logging.set_level(av.logging.PANIC)  # what is wrong is raised
     return av
 
 

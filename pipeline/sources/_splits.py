@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pipeline.errors import DataError
@@ -59,3 +60,25 @@ def split_by_hash(name: str, hold_out: float) -> Split:
     """Return `test` for a share `hold_out` of all names, else `train`; adding images changes no other image's split."""
     draw = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
     return "test" if draw < hold_out * 2**64 else "train"
+
+
+def split_of_folder(name: str) -> Split | None:
+    """Return the split that a folder in a path is called like, the innermost first; None if there is none."""
+    return next(filter(None, map(parse_split, reversed(name.split("/")[:-1]))), None)
+
+
+def splits_of_folders(names: Sequence[str], hold_out: float) -> dict[str, Split | None]:
+    """Return the splits of images by their paths, from folders called like splits.
+
+    Where no folder is, a share is held out. Where some are, those outside of them have none.
+    """
+    return hold_out_share({name: split_of_folder(name) for name in names}, hold_out)
+
+
+def hold_out_share(stated: Mapping[str, Split | None], hold_out: float) -> dict[str, Split | None]:
+    """Return splits by name as they are stated, but where none but `train` is, with a share of it in `test`."""
+    splits = set(stated.values())
+    if splits & {"val", "test"}:
+        return dict(stated)
+    drawn = None if splits == {None} else "train"
+    return {name: split_by_hash(name, hold_out) if split == drawn else split for name, split in stated.items()}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -18,13 +17,15 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.recipe.source import SourceConfig
+from pipeline.recipe.source import Share, SourceConfig
 from pipeline.sources import SourceRecord, TrueLabels
-from pipeline.sources._classes import check_distinct, index_classes, true_boxes
+from pipeline.sources._boxes import BoxShape, as_numbers, box_labels
+from pipeline.sources._classes import check_distinct, index_classes
 from pipeline.sources._coco import Annotation, Image, SplitAnnotations, read_annotations
+from pipeline.sources._coco_search import HOLD_OUT, search_annotations
 from pipeline.sources._files import FileSource, check_size
 from pipeline.sources._named_files import NamedFiles
-from pipeline.sources._splits import SPLITS, Split, names_of_split
+from pipeline.sources._splits import SPLITS, Split, names_of_split, split_by_hash
 from pipeline.storage.path import StoragePath, require_exists
 from pipeline.stores.labels import LabelSpace
 
@@ -33,9 +34,6 @@ ANNOTATIONS = (
     "{}/_annotations.coco.json",  # Roboflow's exports
 )
 IMAGES = ("images/{}", "{}", "images/{}2017", "{}2017", "images")
-
-CROWD, NO_CATEGORY = "crowd box dropped", "annotation without a category dropped"
-"""Notes on annotations that are left out."""
 
 
 class Config(SourceConfig):
@@ -55,6 +53,9 @@ class Config(SourceConfig):
     images: dict[Split, str] = Field(default_factory=dict)
     """Folder by split that file names are relative to, relative to `path`. By default `images/<split>` or `<split>`,
     either with 2017 behind the split as well, or `images`."""
+    hold_out: Share = 0
+    """Where there are `annotations` of train alone: the share of images that becomes `test`, by the hash of the file's
+    name."""
     elsewhere: tuple[str, ...] = ()
     """Other folders that file names may lead to, relative to `path`. Of images that lie neither there nor in the
     folder of images none is read, nor through links that end outside of these and the set."""
@@ -81,8 +82,20 @@ class Source(FileSource):
 
     @classmethod
     def detect(cls, path: str) -> Mapping[str, Any] | None:
-        names = (name.format(called) for split in SPLITS for called in names_of_split(split) for name in ANNOTATIONS)
-        return {} if any((StoragePath.of(path) / name).exists() for name in names) else None
+        """Return the keys for COCO's usual names, or else for files that are COCO's by their content."""
+        root = StoragePath.of(path)
+        usual = {
+            split
+            for split, name in itertools.product(SPLITS, ANNOTATIONS)
+            if any((root / name.format(called)).exists() for called in names_of_split(split))
+        }
+        if not usual:
+            return search_annotations(root)
+        try:
+            cls(Config(path=path))
+        except ConfigError:  # the images are in another place
+            return search_annotations(root) or {}
+        return {} if usual - {"train"} else {"hold_out": HOLD_OUT}
 
     def _find_annotations(self, split: Split) -> StoragePath | None:
         if self.config.annotations:
@@ -149,7 +162,12 @@ class Source(FileSource):
             seen |= listed.keys()
             for name, (file, entry, annotations) in listed.items():
                 known, truth = remote.get(file, file), functools.partial(self._truth, entry, annotations)
-                yield SourceRecord(name, split, functools.partial(named.read, known), truth, known.stamp)
+                yield SourceRecord(
+                    name, self._held_out(name, split), functools.partial(named.read, known), truth, known.stamp
+                )
+
+    def _held_out(self, name: str, split: Split) -> Split:
+        return split_by_hash(name, self.config.hold_out) if list(self._splits) == ["train"] else split
 
     def _find(self, split: Split, entry: Image) -> StoragePath | None:
         """Return the file of an image. If it may not be read, list the problem and return None."""
@@ -163,22 +181,11 @@ class Source(FileSource):
     def _truth(self, entry: Image, annotations: list[Annotation], size: tuple[int, int]) -> TrueLabels:
         if stated := entry.size():
             check_size(stated, size, "the annotations say")
-        truth, boxes, classes = TrueLabels(annotations=len(annotations)), [], []
-        present = np.zeros(len(self._classes[0]), np.float32)
-        for annotation in annotations:
-            index = self._class_index(annotation)
-            if index is not None:
-                present[index] = 1
-            box, note = (None, NO_CATEGORY) if index is None else _box(annotation, size)
-            if note:
-                truth.notes.append(f"{note}: annotation {annotation.id}")
-            if box and index is not None:
-                boxes.append(box)
-                classes.append(index)
-            elif note != CROWD:
-                truth.dropped += 1
-        truth.values["detection"] = true_boxes(boxes, classes, size)
+        indices = list(map(self._class_index, annotations))
+        truth = box_labels(list(map(_shape, annotations, indices)), self._classes[0], size)
         if self.config.multilabel:
+            present = np.zeros(len(self._classes[0]), np.float32)
+            present[[index for index in indices if index is not None]] = 1
             truth.values["multilabel"] = {"probs": present}
         return truth
 
@@ -209,29 +216,16 @@ def _stray_annotations(part: SplitAnnotations) -> Iterator[tuple[int, str]]:
         yield count, f"has annotations of {len(unlisted)} images that it does not list, first {first}"
 
 
-def _box(annotation: Annotation, size: tuple[int, int]) -> tuple[list[float] | None, str | None]:
-    """Return the box as (x0, y0, x1, y1) clipped to the image, None if it is dropped; and a note if it was changed."""
-    if (crowd := annotation.crowd()) is None:
-        return None, f"box with iscrowd {annotation.iscrowd!r:.20} dropped"
+def _shape(annotation: Annotation, index: int | None) -> BoxShape:
+    place, crowd = f"annotation {annotation.id}", annotation.crowd()
+    if index is None:
+        return BoxShape(place, index, None, "annotation without a category dropped")
+    if crowd is None:
+        return BoxShape(place, index, None, f"box with iscrowd {annotation.iscrowd!r:.20} dropped")
     if crowd:
-        return None, CROWD
-    bbox = _four_numbers(annotation.bbox)
-    if bbox is None:
-        return None, "box without four numbers dropped"
-    x, y, width, height = bbox
-    if width <= 0 or height <= 0:
-        return None, "empty box dropped"
-    unclipped = [x, y, x + width, y + height]
-    box = [min(max(edge, 0.0), limit) for edge, limit in zip(unclipped, (*size, *size), strict=True)]
-    if box[0] >= box[2] or box[1] >= box[3]:
-        return None, "box outside the image dropped"
-    return box, "box clipped to the image" if box != unclipped else None
-
-
-def _four_numbers(bbox: object) -> list[float] | None:
-    """Return the numbers of a box, which may be written as text; None if it is anything but four finite ones."""
-    try:
-        numbers = [float(number) for number in bbox] if isinstance(bbox, list) else []
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return numbers if len(numbers) == 4 and all(map(math.isfinite, numbers)) else None
+        return BoxShape(place, index, None, "crowd box dropped", by_intent=True)
+    numbers = as_numbers(annotation.bbox, 4)
+    if numbers is None:
+        return BoxShape(place, index, None)
+    x, y, width, height = numbers
+    return BoxShape(place, index, (x, y, x + width, y + height))

@@ -82,4 +82,3 @@ def test_init_names_the_folder_and_kind_that_can_not_be_read(tmp_path: Path) -> 
 def test_source_detect_finds_nothing_in_a_folder_without_files(kind: str, tmp_path: Path) -> None:
     source: type[BaseSource] = importlib.import_module(f"pipeline.sources.{kind}").Source
     assert source.detect(str(tmp_path)) is None
-    assert source.detect(str(tmp_path / "nowhere")) is None

@@ -32,6 +32,7 @@ from ingest.ingest import open_source
 from pipeline.data.decode import inspect_image
 from pipeline.errors import ConfigError, DataError, MustError, Shortage
 from pipeline.sources import SourceRecord
+from tests.pipeline.sources.box_sets import BOX_SETS, damage_text
 from tests.videos import write_video
 
 MAX_S = 20
@@ -166,6 +167,7 @@ FILES: dict[str, tuple[Callable[[], dict[str, bytes]], dict[str, Any]]] = {
     "rasters": (rasters_files, {"masks": "masks", "depth": "depth", "normals": "normals"}),
     "video": (video_files, {"every": 1}),
     "webdataset": (webdataset_files, {"classes": CLASSES}),
+    **BOX_SETS,
 }
 """By kind, the files of a small set by name, and the keys of the recipe besides `path`."""
 
@@ -296,9 +298,10 @@ ANY: list[Damage] = [cut, flip, flip, repeat, blank, lambda data, rng: b"", lamb
 OF_SUFFIX: dict[str, Damage] = {
     ".json": damage_json,
     ".csv": damage_csv,
+    **dict.fromkeys((".txt", ".xml", ".yaml"), damage_text),
     ".parquet": damage_parquet,
     ".tar": damage_tar,
-    **dict.fromkeys((".npy", ".npz", ".pfm", ".txt", ".mp4"), flip),
+    **dict.fromkeys((".npy", ".npz", ".pfm", ".mp4"), flip),
     **{f".{form.lower()}": damage_image for form in FORMS},
 }
 

@@ -29,10 +29,9 @@ def test_sources_read_the_set_that_damage_starts_from(kind: str, tmp_path: Path)
     skip_without_extra(kind)
     files = damage.FILES[kind][0]()
     damage.write(files, tmp_path)
-    others = (".mp4", ".json", ".csv", ".parquet", ".tar", ".txt")
-    images = (
-        sum(not name.startswith(("masks/", "depth/", "normals/")) and not name.endswith(others) for name in files) or 3
-    )
+    others = (".json", ".csv", ".parquet", ".tar", ".txt", ".xml", ".yaml", ".mp4")
+    labels = ("masks/", "depth/", "normals/")
+    images = sum(not name.startswith(labels) and not name.endswith(others) for name in files) or 3
     assert damage.read_set(kind, tmp_path) == images
 
 

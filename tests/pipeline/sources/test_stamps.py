@@ -56,6 +56,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "csv": {},
     "webdataset": {"hold_out": 0},
     "video": {"every": 1},
+    "yolo": {"path": "images", "classes": ["x"]},
+    "voc": {"path": "images", "classes": ["x"]},
     "scenes": {"count": 2, "seed": 0},
     "photographs": {"count": 2, "seed": 0},
 }
