@@ -36,12 +36,18 @@ FORMATS = {
 """FFmpeg's names of formats by suffix. A file is read as this format and no other: some, such as playlists, make FFmpeg
 open what they name."""
 VIDEO_SUFFIXES = tuple(FORMATS)
+LARGE_FRAME_BYTES = 1 << 28
+"""Bytes of memory that a machine can give which is short of none."""
 MISSING_SHARE = 0.02
 """Share of the frames, by the duration that a file states, that may be missing without its being truncated."""
 
 
 def load_av() -> ModuleType:
-    """Import PyAV. Raises ConfigError, with the command that installs it, if it is missing."""
+    """Import PyAV. Raises ConfigError, with the command that installs it, if it is missing.
+
+    FFmpeg's messages stay off, as they are by default: passing them on, its threads would wait for Python, which waits
+    for them.
+    """
     try:
         import av  # noqa: PLC0415 - an extra
     except ImportError as error:
@@ -93,7 +99,7 @@ class Video:
     def index(self) -> FrameIndex:
         """The frames, found without decoding any. Raises DataError if the file can't be read as a video."""
         with self._explain_errors(), contextlib.ExitStack() as stack:
-            return _index(self._open(stack))
+            return _index(self._open(stack), self.file)
 
     def frame(self, number: int) -> Image.Image:
         """Return a frame, upright. Raises DataError if it can't be decoded.
@@ -179,7 +185,7 @@ class Video:
             raise
         except (load_av().FFmpegError, OSError, ValueError, EOFError, MemoryError, OverflowError) as error:
             self._close()
-            raise_shortage(error, self.file)
+            _raise_if_short(error, self.file)
             raise DataError(f"{self.file}: damaged or no video ({error})") from error
 
 
@@ -187,11 +193,20 @@ def _open_nothing(url: str, flags: int, options: object) -> NoReturn:
     raise ValueError(f"the file asks for another one, {url!r}")
 
 
-def _index(container: Any) -> FrameIndex:
+def _raise_if_short(error: Exception, file: StoragePath) -> None:
+    """Raise Shortage if the machine is short of something, and not a damaged file asks FFmpeg for absurd amounts."""
+    if isinstance(error, load_av().FFmpegError):
+        with contextlib.suppress(MemoryError):
+            bytearray(LARGE_FRAME_BYTES)
+            return
+    raise_shortage(error, file)
+
+
+def _index(container: Any, file: StoragePath) -> FrameIndex:
     """Read the times of all frames from the packets of a container."""
     stream = container.streams.video[0]
     times, keys = [], []
-    for packet in _packets(container, stream):
+    for packet in _packets(container, stream, file):
         times.append(packet.pts)
         keys.append(packet.is_keyframe)
     expected = stream.frames or None
@@ -207,9 +222,11 @@ def _index(container: Any) -> FrameIndex:
     return FrameIndex(seconds, ticks, [number for number, place in enumerate(order) if keys[place]], expected)
 
 
-def _packets(container: Any, stream: Any) -> Iterator[Any]:
+def _packets(container: Any, stream: Any, file: StoragePath) -> Iterator[Any]:
     """Yield the packets with a whole frame, until the file ends or is damaged."""
-    with contextlib.suppress(load_av().FFmpegError):
+    try:
         for packet in container.demux(stream):
             if packet.size and not packet.is_corrupt and not packet.is_discard:
                 yield packet
+    except load_av().FFmpegError as error:
+        _raise_if_short(error, file)

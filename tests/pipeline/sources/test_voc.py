@@ -167,7 +167,7 @@ def test_voc_source_refuses_xml_that_is_too_large(tmp_path: Path) -> None:
     with open(tmp_path / "Annotations/a.xml", "wb") as file:
         file.truncate(voc.MOST_BYTES + 1)  # takes no space
     (record,) = open_source(tmp_path, classes=("dog",)).records()
-    with pytest.raises(DataError, match="^Annotations/a.xml: has 16,777,217 bytes; 16,777,216 are read"):
+    with pytest.raises(DataError, match=r"^Annotations/a.xml: has 16,777,217 bytes; 16,777,216 are read"):
         record.truth(SIZE)
 
 
