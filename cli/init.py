@@ -20,7 +20,7 @@ from pipeline.recipe.reader import escape
 from pipeline.sources import BaseSource
 from pipeline.storage.path import StoragePath, walk
 
-GENERAL = ("masks", "depth", "imagefolder", "parquet", "webdataset", "csv", "folder")
+GENERAL = ("rasters", "normals", "masks", "depth", "imagefolder", "parquet", "webdataset", "csv", "folder")
 """Source kinds whose layouts others may have as well, the most specific first. All other kinds are asked before them,
 by name: the first that recognises a folder reads it."""
 HINTS = {

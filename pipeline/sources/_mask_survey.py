@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,12 @@ from numpy.typing import NDArray
 
 from pipeline.data.decode import decode_colors, decode_gray, decode_numbers
 from pipeline.errors import DataError
+from pipeline.sources import Stamp
 from pipeline.sources._files import read_image
 from pipeline.sources._masks import pack_colors, unpack_color
 from pipeline.storage.path import StoragePath
 
-SAMPLE = 100
+SAMPLE = 60
 """Masks that are looked at, from the whole of a folder."""
 MOST_IDS, MOST_COLORS = 256, 256
 """More different numbers or colours are no classes, but depth or a photograph."""
@@ -40,7 +42,12 @@ def survey_masks(files: Sequence[StoragePath]) -> Mapping[str, Any] | None:
         survey_masks(files) == {"classes": ["class_0", "class_1"], "threshold": 128}
     """
     step = max(1, len(files) // SAMPLE)
-    sample = [data for data in map(_read, files[::step][:SAMPLE]) if data]
+    return _survey(tuple((file, file.stamp()) for file in files[::step][:SAMPLE]))
+
+
+@functools.lru_cache(maxsize=8)  # `must init` asks several kinds about a folder
+def _survey(stamped: tuple[tuple[StoragePath, Stamp], ...]) -> Mapping[str, Any] | None:
+    sample = [data for data in (_read(file) for file, _ in stamped) if data]
     if not sample:
         return None
     try:

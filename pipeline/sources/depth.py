@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pipeline.sources._depth import DepthKeys, DepthReader
 from pipeline.sources._detection import has_folders
+from pipeline.sources._raster_search import DEPTH, find_rasters
 from pipeline.sources._rasters import RasterConfig, RasterFolder, RasterSource
 from pipeline.storage.path import StoragePath
 
@@ -38,7 +39,7 @@ class Source(RasterSource):
 
     @classmethod
     def detect(cls, path: str) -> Mapping[str, Any] | None:
-        if not has_folders(path, "rgb", "depth"):
-            return None
-        # normals can be computed from depth and the cameras' intrinsics
-        return {"normals": "from_depth"} if (StoragePath.of(path) / "cameras.json").exists() else {}
+        layout = find_rasters(path)
+        if layout and list(layout.folders) == [DEPTH]:
+            return layout.settings({"rgb": "rgb", DEPTH: "depth"})
+        return {} if has_folders(path, "rgb", "depth") else None

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pipeline.sources._detection import has_folders
 from pipeline.sources._masks import MaskKeys, MaskReader
+from pipeline.sources._raster_search import MASKS, find_rasters
 from pipeline.sources._rasters import RasterConfig, RasterFolder, RasterSource
 from pipeline.storage.path import StoragePath
 
@@ -37,4 +38,7 @@ class Source(RasterSource):
 
     @classmethod
     def detect(cls, path: str) -> Mapping[str, Any] | None:
+        layout = find_rasters(path)
+        if layout and list(layout.folders) == [MASKS]:
+            return layout.settings({"images": "images", MASKS: "masks"})
         return {} if has_folders(path, "images", "masks") else None

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pipeline.sources._detection import has_folders
 from pipeline.sources._normals import NormalKeys, NormalReader
+from pipeline.sources._raster_search import NORMALS, find_rasters
 from pipeline.sources._rasters import RasterConfig, RasterFolder, RasterSource
 
 
@@ -34,4 +34,7 @@ class Source(RasterSource):
 
     @classmethod
     def detect(cls, path: str) -> Mapping[str, Any] | None:
-        return {} if has_folders(path, "images", "normals") else None
+        layout = find_rasters(path)
+        if layout and list(layout.folders) == [NORMALS]:
+            return layout.settings({"images": "images", NORMALS: "normals"})
+        return None

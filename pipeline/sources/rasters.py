@@ -6,12 +6,14 @@ The files are those of the kinds `masks`, `depth` and `normals`. An image may la
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pipeline.errors import ConfigError
 from pipeline.sources._depth import DepthKeys, DepthReader
 from pipeline.sources._masks import MaskKeys, MaskReader
 from pipeline.sources._normals import NormalKeys, NormalReader
+from pipeline.sources._raster_search import find_rasters
 from pipeline.sources._rasters import RasterConfig, RasterFolder, RasterSource
 from pipeline.storage.path import StoragePath
 
@@ -54,3 +56,8 @@ class Source(RasterSource):
         if config.normals and config.normals != FROM_DEPTH:
             labels.append(RasterFolder("normals", config.normals, config.normals_suffix, NormalReader(config)))
         super().__init__(config, ("images", config.images), labels, files)
+
+    @classmethod
+    def detect(cls, path: str) -> Mapping[str, Any] | None:
+        layout = find_rasters(path)
+        return layout.settings({"images": "images"}) if layout and len(layout.folders) > 1 else None

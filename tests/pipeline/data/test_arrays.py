@@ -27,7 +27,7 @@ def npy(array: NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def npz(*arrays: NDArray[Any], **named: NDArray[Any]) -> bytes:
+def npz(*arrays: NDArray[Any], **named: Any) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, *arrays, **named)
     return buffer.getvalue()
