@@ -18,7 +18,7 @@ from pipeline.storage.path import StoragePath
 
 SAMPLE = 60
 """Masks that are looked at, from the whole of a folder."""
-MOST_IDS, MOST_COLORS = 256, 256
+MOST_IDS, MOST_COLORS = 200, 256
 """More different numbers or colours are no classes, but depth or a photograph."""
 VOID = 255
 """The id that many sets give to pixels of no class, beside ids from 0 on."""

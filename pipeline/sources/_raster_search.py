@@ -33,7 +33,7 @@ CAMERAS = "cameras.json"
 
 @dataclasses.dataclass(frozen=True)
 class RasterLayout:
-    """Where the images and the label files of a set lie."""
+    """The folders of a set: of images, and of the labels beside them."""
 
     root: StoragePath
     images: str
@@ -143,7 +143,7 @@ def _label_of(name: str) -> str | None:
     return MASKS if plain in LABEL_FOLDERS else None
 
 
-def _preference(name: str) -> tuple[bool, str]:
+def _preference(name: str) -> tuple[bool, bool, str]:
     """Return the key by which folders of labels are tried: those called masks first, of objects last."""
     return "mask" not in name.lower(), "object" in name.lower(), name
 

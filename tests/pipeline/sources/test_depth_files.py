@@ -69,7 +69,10 @@ def test_depth_source_takes_whole_numbers_for_millimetres(suffix: str, dtype: st
 
 @pytest.mark.parametrize(
     ("suffix", "numbers"),
-    [(".png", np.array([[0, 1, 2, 4], [8, 100, 250, 65535]], np.uint16)), (".pfm", np.float32([[0, 0.5, 2, 4]] * 2))],
+    [
+        (".png", np.array([[0, 1, 2, 4], [8, 100, 250, 65535]], np.uint16)),
+        (".pfm", np.array([[0, 0.5, 2, 4]] * 2, np.float32)),
+    ],
 )
 def test_depth_source_reads_inverse_depth(suffix: str, numbers: NDArray[Any], tmp_path: Path) -> None:
     found = depth_of(tmp_path, f"a{suffix}", numbers, inverse=True, unit_m=38.5)

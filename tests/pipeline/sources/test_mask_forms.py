@@ -53,7 +53,7 @@ def test_masks_source_reads_colors(colors: Any, ignore: Any, suffix: str, tmp_pa
 
 
 def test_masks_source_reads_colors_of_palettes_and_beside_transparency(tmp_path: Path) -> None:
-    options = {"colors": {**COLORS, "void": VOID}}
+    options: dict[str, Any] = {"colors": {**COLORS, "void": VOID}}
     expected = [[2, 1, 0], [1, 1, 2]]
     assert classes_of(tmp_path, Image.fromarray(PIXELS).quantize(3), **options) == expected
     clear = Image.fromarray(np.dstack([PIXELS, np.full((2, 3), 9, np.uint8)]))
