@@ -18,14 +18,15 @@ from pipeline.errors import ConfigError, DataError, error_context
 from pipeline.recipe.plugins import modules
 from pipeline.recipe.reader import escape
 from pipeline.sources import BaseSource
-from pipeline.storage.path import StoragePath, walk
+from pipeline.sources._splits import parse_split
+from pipeline.storage.path import StoragePath, is_hidden, subfolders, walk
 
 GENERAL = ("rasters", "normals", "masks", "depth", "imagefolder", "parquet", "webdataset", "csv", "folder")
 """Source kinds whose layouts others may have as well, the most specific first. All other kinds are asked before them,
 by name: the first that recognises a folder reads it."""
 HINTS = {
-    ".txt": ". If these are YOLO's labels: convert them to COCO, which `kind: coco` reads",
-    ".xml": ". If these are Pascal VOC's labels: convert them to COCO, which `kind: coco` reads",
+    ".txt": ". If these are YOLO's labels: name their classes in a `data.yaml` or `classes.txt` for `kind: yolo`",
+    ".xml": ". If these are Pascal VOC's labels: `kind: voc` reads them, but none has an <object> with a <bndbox>",
     ".json": ". If these are COCO's: `kind: coco` takes them as `annotations: {train: FILE}`",
 }
 """What to do with label files that no kind reads, by their suffix."""
@@ -66,6 +67,8 @@ student:
 """
 PLAIN = re.compile(r"[A-Za-z][\w./-]*")
 """Text that needs no quotes in YAML, words of its own such as `no` apart."""
+MOST_WRAPPINGS = 4
+"""Folders around a set that hold nothing but the next one."""
 MOST_LETTERS = 60
 """Of names: a teacher's is the set's with the task behind it."""
 METRIC = {
@@ -127,21 +130,51 @@ class DetectedSource:
         return f"{self.entry['path']}: {how}{self._left_out()}"
 
     def _left_out(self) -> str:
+        for _ in self.source.records():  # fills `skipped` and `problems`
+            pass
         known = {name for name, *_ in self.source.file_stamps()}
         root = StoragePath.of(self.entry["path"])
         unread = collections.Counter(file.suffix for file in walk(root) if file.relative_to(root) not in known)
+        unread |= self.source.skipped
         listing = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in sorted(unread.items()))
-        hint = next((hint for suffix, hint in HINTS.items() if suffix in unread and not self.tasks), "")
-        return f"; not read: {listing}{hint}" if listing else ""
+        hint = next((hint for suffix, hint in HINTS.items() if unread[suffix] > 1 and not self.tasks), "")
+        return (f"; not read: {listing}{hint}" if listing else "") + self._first_problem()
+
+    def _first_problem(self) -> str:
+        if not self.source.problems:
+            return ""
+        name, reason = self.source.problems[0]
+        count = len(self.source.problems)
+        return f"; can't be used: {name}: {reason}{f', and {count - 1:,} more' if count > 1 else ''}"
 
 
 def detect_source(folder: Path) -> DetectedSource:
-    """Open a folder as the first kind that recognises it.
+    """Open a folder as the first kind that recognises it, or where all of it lies in one subfolder, that one.
 
     Raises DataError if none does, and what reading it as this kind raises.
     """
-    kinds = _kinds()
-    for kind, source_class in kinds.items() if folder.is_dir() else ():
+    inner = _innermost(folder)
+    found = _detect(inner) if inner != folder else None
+    if found is None or found.entry["kind"] == "folder":
+        found = _detect(folder)
+    if found is None:
+        raise DataError(f"{folder}: no images in a known layout found; known are {', '.join(_kinds())}.")
+    return found
+
+
+def _innermost(folder: Path) -> Path:
+    """Return the folder at the end of those that hold one folder and nothing else, as archives are unpacked."""
+    for _ in range(MOST_WRAPPINGS if folder.is_dir() else 0):
+        inner = subfolders(StoragePath.of(str(folder)))
+        holds_files = any(each.is_file() and not is_hidden(each.name) for each in folder.iterdir())
+        if len(inner) != 1 or holds_files or parse_split(inner[0].name):
+            break
+        folder = folder / inner[0].name
+    return folder
+
+
+def _detect(folder: Path) -> DetectedSource | None:
+    for kind, source_class in _kinds().items() if folder.is_dir() else ():
         if (settings := source_class.detect(str(folder))) is not None:
             entry = {"kind": kind, "path": str(folder), **settings}
             with error_context(f"{folder}, as {kind}"):
@@ -151,7 +184,7 @@ def detect_source(folder: Path) -> DetectedSource:
             # one class is nothing to tell apart
             tasks = tuple(task for task, space in spaces if task != "classification" or len(space.classes) > 1)
             return DetectedSource(entry, source, tasks)
-    raise DataError(f"{folder}: no images in a known layout found; known are {', '.join(kinds)}.")
+    return None
 
 
 def _kinds() -> dict[str, type[BaseSource]]:

@@ -29,7 +29,7 @@ def write_video(file: Path, frames: int = 40, codec: str = "mpeg4", rotation: in
     import av  # noqa: PLC0415 - an extra
 
     with av.open(str(file), "w", options={"movflags": "faststart"} if file.suffix == ".mp4" else {}) as container:
-        stream = container.add_stream(codec, rate=Fraction(10), options=options)
+        stream: Any = container.add_stream(codec, rate=Fraction(10), options=options)
         stream.width, stream.height = SIZE
         stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
         if rotation:

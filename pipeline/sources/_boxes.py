@@ -82,6 +82,12 @@ def rotated(corners: Corners, degrees: float, center: Point) -> Corners:
     return found or corners
 
 
+def scaled(corners: Corners, scale: Point) -> Corners:
+    """Return a box with its horizontal numbers times the first of `scale`, and its vertical ones times the second."""
+    x0, y0, x1, y1 = corners
+    return (x0 * scale[0], y0 * scale[1], x1 * scale[0], y1 * scale[1])
+
+
 def as_numbers(values: object, count: int) -> list[float] | None:
     """Return `count` finite numbers of a list, which may be written as text; None if it is anything else."""
     try:

@@ -1,4 +1,4 @@
-"""What goes with YOLO's files of labels: the names of the classes, and the splits that `data.yaml` states."""
+"""Files that go with YOLO's labels: the names of the classes, and the splits that `data.yaml` states."""
 
 from __future__ import annotations
 

@@ -95,11 +95,13 @@ class Source(FileSource):
             if index.missing:
                 total = index.missing + len(index.seconds)
                 self.problems.append((name, f"truncated: {index.missing:,} of {total:,} frames are missing"))
-            stamp = file.stamp()
-            reader = _FrameReader(video, chosen, self.config.form)
-            for number in chosen:
-                read = functools.partial(self._read, reader, number)
-                yield SourceRecord(f"{name}#{number:06d}", "train", read, stamp=lambda stamp=stamp: stamp)
+            yield from self._records_of(video, name, chosen)
+
+    def _records_of(self, video: Video, name: str, chosen: list[int]) -> Iterator[SourceRecord]:
+        reader, stamp = _FrameReader(video, chosen, self.config.form), video.file.stamp()
+        for number in chosen:
+            read = functools.partial(self._read, reader, number)
+            yield SourceRecord(f"{name}#{number:06d}", "train", read, stamp=lambda: stamp)
 
     def count(self) -> None:
         """Return None: to count the frames is to read the files."""

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pipeline.errors import ConfigError, DataError, MustError
 from pipeline.recipe.source import Share, SourceConfig
 from pipeline.sources import TrueLabels
-from pipeline.sources._boxes import BoxShape, Corners, as_numbers, box_labels, enclose
+from pipeline.sources._boxes import BoxShape, Corners, as_numbers, box_labels, enclose, scaled
 from pipeline.sources._classes import index_classes
 from pipeline.sources._label_files import LabelFileSource
 from pipeline.sources._splits import Split, hold_out_share
@@ -105,13 +105,11 @@ class Source(LabelFileSource):
         return hold_out_share(stated, self.hold_out)
 
     def read_shapes(self, file: StoragePath, size: tuple[int, int] | None) -> list[BoxShape]:
-        width, height = size or (1, 1)
         shapes = []
-        for place, number, (x0, y0, x1, y1) in _read_lines(file, self._about.keypoints):
+        for place, number, corners in _read_lines(file, self._about.keypoints):
             if number not in self._index:
                 raise DataError(f"{place}: the class {number} is none of 0 to {max(self._index)}")
-            corners = (x0 * width, y0 * height, x1 * width, y1 * height)
-            shapes.append(BoxShape(place, self._index[number], corners))
+            shapes.append(BoxShape(place, self._index[number], scaled(corners, size or (1, 1))))
         return shapes
 
 

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cli.init import DetectedSource, detect_source
-from pipeline.errors import ConfigError
+import must
+from cli.init import DetectedSource, detect_source, write_recipe
+from flows.plan.selection import Selection
+from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.plugins import modules
+from pipeline.recipe.reader import read_recipe
 from pipeline.sources import BaseSource
+from tests.pipeline.sources.box_sets import BOX_SETS
 
 
 def write_images(folder: Path, names: str = "abc", mode: str = "RGB", suffix: str = "jpg") -> None:
@@ -60,6 +64,40 @@ def test_init_takes_folders_with_the_same_names_for_classes(mode: str, tmp_path:
     found = detect(tmp_path)
     assert (found.entry["kind"], found.tasks) == ("imagefolder", ("classification",))
     assert found.describe() == f"{tmp_path}: imagefolder, with labels for classification"
+
+
+def test_init_reads_what_lies_in_folders_of_nothing_else(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        write_images(tmp_path / "archive" / "pets" / name)
+    found = detect(tmp_path)
+    assert (found.entry["kind"], found.entry["path"]) == ("imagefolder", str(tmp_path / "archive" / "pets"))
+    write_images(tmp_path / "photos" / "deep" / "er")
+    assert detect(tmp_path / "photos").entry == {"kind": "folder", "path": str(tmp_path / "photos")}
+    write_images(tmp_path / "trained" / "train" / "cat")
+    write_images(tmp_path / "trained" / "train" / "dog", "def")
+    assert detect(tmp_path / "trained").entry == {"kind": "imagefolder", "path": str(tmp_path / "trained")}
+
+
+def test_init_ends_in_a_folder_that_links_to_itself(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path)
+    with pytest.raises(DataError, match=f"^{tmp_path}: no images in a known layout found"):
+        detect(tmp_path)
+
+
+@pytest.mark.parametrize("kind", BOX_SETS)
+def test_init_writes_recipes_of_boxes_that_can_be_planned_and_read(kind: str, tmp_path: Path) -> None:
+    for name, data in BOX_SETS[kind][0]().items():
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(data)
+    [line] = write_recipe([tmp_path / "set"], tmp_path / "mine.yaml")
+    assert "not read" not in line
+    assert f"{tmp_path / 'set'}: {kind}" in line
+    recipe = read_recipe(tmp_path / "mine.yaml")
+    assert recipe.data["set"].kind == kind
+    assert next(each.task for each in recipe.teachers.values()) == "detection"
+    overrides = ["runtime.runner=inline", "data.set.max_bad=1"]
+    outcome = must.run(tmp_path / "mine.yaml", tmp_path / "root", overrides, Selection("data.set"))
+    assert outcome.artifacts["data.set"].counts["images"] == 3
 
 
 def test_init_says_which_files_are_not_read(tmp_path: Path) -> None:

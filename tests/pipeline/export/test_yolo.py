@@ -11,7 +11,7 @@ import yaml
 
 import tasks
 from pipeline.export import BELOW_THRESHOLD, ExportSample, unique_names, write_export
-from pipeline.sources import imagefolder
+from pipeline.sources import imagefolder, yolo
 from pipeline.stores.labels import LabelSpace
 from tests.exports import export, samples
 
@@ -42,6 +42,21 @@ def test_yolo_writer_texts_hold_the_dataset_boxes(world: World, tmp_path: Path) 
         total += len(lines)
     assert summary["heads"]["boxes"]["written"] == {"images": len(wanted), "boxes": total}
     assert summary["heads"]["boxes"]["lost"] == "the scores"
+
+
+def test_yolo_writer_boxes_are_read_by_yolo_source(world: World, tmp_path: Path) -> None:
+    wanted = samples(world, ["boxes"], **LOW)
+    summary = export(world, "yolo", tmp_path / "out", ["boxes"], **LOW)
+    source = yolo.Source(yolo.Config(path=str(tmp_path / "out" / "boxes"), hold_out=0))
+    assert list(source.spaces()["detection"].classes) == summary["heads"]["boxes"]["classes"]
+    records = {Path(record.name).stem: record for record in source.records()}
+    assert set(records) == set(wanted)
+    for key, sample in wanted.items():
+        assert (records[key].split, records[key].read()) == ("train", sample.data)
+        value = records[key].truth(sample.size).values["detection"]
+        edges = np.clip(sample.values["boxes"]["boxes"], 0, np.tile(sample.size, 2))
+        np.testing.assert_allclose(value["boxes"], edges, atol=1e-4)
+        np.testing.assert_array_equal(value["classes"], sample.values["boxes"]["classes"])
 
 
 def test_yolo_writer_class_folders_are_read_by_imagefolder_source(world: World, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 from collections.abc import Callable
 from typing import Any
@@ -12,25 +13,24 @@ from PIL import Image
 
 SIDE = 32
 CLASSES = ["car", "sky", "tree"]
-ODD_WORDS = (
-    *(
-        "",
-        " ",
-        "0",
-        "-1",
-        "1e999",
-        "nan",
-        "inf",
-        "x",
-        "\u0661",
-        "9" * 5000,
-        "../../x.png",
-        "/etc/passwd",
-        "\0",
-        "&amp;",
-    ),
-    *("<", ">", "]]>", "<!DOCTYPE a>", "&lol;", "true", "yes", "[]", "{}", "- a", ": b", "*x", "&x", "!!int x", "\t"),
-)
+ODD_WORDS = ["", " ", "0", "-1", "1e999", "nan", "inf", "x", "\u0661", "9" * 5000, "../../x.png", "/etc/passwd", "\0"]
+ODD_WORDS += [
+    "&amp;",
+    "<",
+    ">",
+    "]]>",
+    "<!DOCTYPE a>",
+    "&lol;",
+    "true",
+    "yes",
+    "[]",
+    "{}",
+    "- a",
+    ": b",
+    "*x",
+    "&x",
+    "\t",
+]
 """Words that may stand anywhere in a damaged text."""
 
 
@@ -65,9 +65,57 @@ def voc_files() -> dict[str, bytes]:
     return with_images("JPEGImages/", {"ImageSets/Main/trainval.txt": "0\n1\n2\n", **texts})
 
 
+def labelme_files() -> dict[str, bytes]:
+    points = {"rectangle": [[9, 9], [1, 2]], "polygon": [[1, 1], [9, 1], [9, 9]], "circle": [[9, 9], [9, 12]]}
+    texts = {}
+    for number, (kind, where) in enumerate(points.items()):
+        shapes = [{"label": CLASSES[number], "points": where, "shape_type": kind, "flags": {}}]
+        content = {
+            "version": "5",
+            "shapes": shapes,
+            "imagePath": f"{number}.png",
+            "imageHeight": SIDE,
+            "imageWidth": SIDE,
+        }
+        texts[f"{number}.json"] = json.dumps(content)
+    return with_images("", texts)
+
+
+def cvat_files() -> dict[str, bytes]:
+    labels = "".join(f"<label><name>{name}</name></label>" for name in CLASSES)
+    shapes = (
+        '<box label="car" xtl="1" ytl="2" xbr="9.5" ybr="9" rotation="10"/>',
+        '<polygon label="sky" points="1,1;9,1;9,9"/>',
+        '<mask label="tree" left="1" top="2" width="3" height="4" rle="1,2"/><points label="car" points="1,1"/>',
+    )
+    images = "".join(
+        f'<image id="{n}" name="{n}.png" width="{SIDE}" height="{SIDE}">{shapes[n]}</image>' for n in range(3)
+    )
+    meta = f"<meta><task><labels>{labels}</labels></task></meta>"
+    return with_images("images/", {"a.xml": f"<annotations><version>1.1</version>{meta}{images}</annotations>"})
+
+
+def label_studio_files() -> dict[str, bytes]:
+    values: list[dict[str, Any]] = [
+        {"x": 1, "y": 2, "width": 30, "height": 40, "rotation": 5, "rectanglelabels": ["car"]},
+        {"points": [[1, 1], [50, 1], [50, 50]], "polygonlabels": ["sky"]},
+        {"x": 30, "y": 30, "radiusX": 10, "radiusY": 5, "ellipselabels": ["tree"]},
+    ]
+    tasks = []
+    for number, value in enumerate(values):
+        mark = {"id": "a", "type": list(value)[-1], "value": value, "original_width": SIDE, "original_height": SIDE}
+        choice = {"id": "b", "type": "choices", "from_name": "kind", "value": {"choices": [CLASSES[number]]}}
+        made = [{"id": 1, "result": [mark, choice], "was_cancelled": False, "ground_truth": False}]
+        tasks.append({"id": number, "annotations": made, "data": {"image": f"/data/upload/1/0123abcd-{number}.png"}})
+    return with_images("photos/", {"project.json": json.dumps(tasks)})
+
+
 BOX_SETS: dict[str, tuple[Callable[[], dict[str, bytes]], dict[str, Any]]] = {
     "yolo": (yolo_files, {}),
     "voc": (voc_files, {"classes": CLASSES}),
+    "labelme": (labelme_files, {"classes": CLASSES}),
+    "cvat": (cvat_files, {}),
+    "label_studio": (label_studio_files, {}),
 }
 """By kind, the files of a small set by name, and the keys of the recipe besides `path`."""
 

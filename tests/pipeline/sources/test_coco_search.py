@@ -112,10 +112,11 @@ def test_search_annotations_names_a_file_whose_images_are_not_there(tmp_path: Pa
 )
 def test_search_annotations_passes_other_json_over(text: str, tmp_path: Path) -> None:
     write_images(tmp_path, NAMES[:2])
-    (tmp_path / "x.json").write_text(text, "utf-8", "surrogatepass")
+    for name in ("x.json", "y.json"):
+        (tmp_path / name).write_text(text, "utf-8", "surrogatepass")
     found = detect_source(tmp_path)
     assert found.entry["kind"] == "folder"
-    assert "not read: 1 .json. If these are COCO's" in found.describe()
+    assert "not read: 2 .json. If these are COCO's" in found.describe()
 
 
 def test_coco_source_holds_out_a_share_of_train_alone(tmp_path: Path) -> None:

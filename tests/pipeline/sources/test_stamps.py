@@ -39,6 +39,9 @@ def write_set(root: Path) -> None:
         writer.add(NewImage(data, "png", 4, 3, ""))
         writer.close()
         pq.write_table(pa.table({"image": [data]}), root / f"{name}.parquet")  # overwrites the tar's index
+    (root / "tasks.xml").write_text("<annotations><version/><image name='a.png'/><image name='b.png'/></annotations>")
+    tasks = [{"annotations": [], "data": {"image": f"{name}.png"}} for name in NAMES]
+    (root / "tasks.json").write_text(json.dumps(tasks))
     listed = [{"id": number, "file_name": f"{name}.png"} for number, name in enumerate(NAMES)]
     (root / "listed.csv").write_text("image\nimages/train/kind/a.png\nimages/train/kind/b.png\n")
     (root / "instances_train.json").write_text(json.dumps({"categories": [], "images": listed, "annotations": []}))
@@ -58,6 +61,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "video": {"every": 1},
     "yolo": {"path": "images", "classes": ["x"]},
     "voc": {"path": "images", "classes": ["x"]},
+    "labelme": {"path": "images", "classes": ["x"]},
+    "cvat": {"images": "images"},
+    "label_studio": {"images": "images"},
     "scenes": {"count": 2, "seed": 0},
     "photographs": {"count": 2, "seed": 0},
 }

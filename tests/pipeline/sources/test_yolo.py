@@ -265,7 +265,8 @@ def test_yolo_source_asks_for_names(tmp_path: Path) -> None:
     write_pair(tmp_path / "images/a.jpg", tmp_path / "labels/a.txt", "0 0.5 0.5 0.5 0.5")
     with pytest.raises(ConfigError, match=r"has no data.yaml with `names` and no classes.txt; state the names"):
         open_source(tmp_path)
+    write_pair(tmp_path / "images/b.jpg", tmp_path / "labels/b.txt", "")
     assert open_source(tmp_path, classes=("car",)).spaces()["detection"].classes == ("car",)
     found = detect_source(tmp_path)
     assert found.entry["kind"] == "folder"
-    assert "not read: 1 .txt. If these are YOLO's labels" in found.describe()
+    assert "not read: 2 .txt. If these are YOLO's labels" in found.describe()
