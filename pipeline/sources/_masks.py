@@ -53,7 +53,7 @@ class MaskKeys(BaseConfig):
 
     @model_validator(mode="after")
     def _one_way_to_read(self) -> MaskKeys:
-        if self.colors and "classes" in self.model_fields_set:
+        if self.colors and self.classes != MaskKeys.model_fields["classes"].default:
             raise ValueError("colors states the classes already; leave `classes` out, or `colors` if masks hold ids")
         if self.threshold is not None and (self.colors or self.ignore):
             raise ValueError("threshold: a pixel is of one of two classes, so that `colors` and `ignore` mean nothing")

@@ -24,6 +24,8 @@ from pipeline.sources._files import FileSource, images_under
 from pipeline.storage.path import StoragePath, require_exists, walk
 from pipeline.stores.labels import LabelSpace
 
+EVERY = 30
+"""Of so many frames the first is taken, if the recipe does not say how many."""
 MOST_OPEN = 4
 """Videos whose files are open at once: those whose frames are read now."""
 READY = 64
@@ -38,8 +40,8 @@ class Config(SourceConfig):
     kind: Literal["video"] = "video"
     path: str
     """File, folder or URL."""
-    every: Annotated[int, Field(ge=1)] = 30
-    """Of so many frames the first is taken."""
+    every: Annotated[int, Field(ge=1)] | None = None
+    """Of so many frames the first is taken; by default of 30."""
     fps: Annotated[float, Field(gt=0)] | None = None
     """Frames per second to take, instead of `every`."""
     form: Literal["jpeg", "png"] = "jpeg"
@@ -48,7 +50,7 @@ class Config(SourceConfig):
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> Config:
-        if self.fps is not None and "every" in self.model_fields_set:
+        if self.fps is not None and self.every is not None:
             raise ValueError("every and fps both choose the frames; leave one of them out")
         return self
 
@@ -112,7 +114,7 @@ class Source(FileSource):
         if not index.seconds:
             raise DataError(f"{video.file}: has not one whole frame")
         if self.config.fps is None:
-            return list(range(0, len(index.seconds), self.config.every))
+            return list(range(0, len(index.seconds), self.config.every or EVERY))
         if any(map(math.isnan, index.seconds)):
             raise DataError(f"{video.file}: states no times of frames; choose them by `every` instead of `fps`")
         chosen: dict[int, int] = {}

@@ -31,7 +31,8 @@ def classes_of(root: Path, picture: Image.Image, suffix: str = "png", **options:
 
 
 def open_source(root: Path, **options: Any) -> masks.Source:
-    return masks.Source(masks.Config.model_validate({"path": str(root), **options}))
+    config = masks.Config.model_validate({"path": str(root), **options})
+    return masks.Source(masks.Config.model_validate(config.model_dump(mode="json")))  # as a plan hands it on
 
 
 COLORS = {"road": ROAD, "sky": SKY}

@@ -20,7 +20,8 @@ pytest.importorskip("av")
 
 
 def open_source(root: Path, **options: Any) -> video.Source:
-    return video.Source(video.Config.model_validate({"path": str(root), **options}))
+    config = video.Config.model_validate({"path": str(root), **options})
+    return video.Source(video.Config.model_validate(config.model_dump(mode="json")))  # as a plan hands it on
 
 
 def shown(record: SourceRecord) -> int:
