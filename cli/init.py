@@ -21,7 +21,7 @@ from pipeline.sources import BaseSource
 from pipeline.sources._splits import parse_split
 from pipeline.storage.path import StoragePath, is_hidden, subfolders, walk
 
-GENERAL = ("masks", "depth", "imagefolder", "parquet", "webdataset", "csv", "folder")
+GENERAL = ("rasters", "normals", "masks", "depth", "imagefolder", "parquet", "webdataset", "csv", "folder")
 """Source kinds whose layouts others may have as well, the most specific first. All other kinds are asked before them,
 by name: the first that recognises a folder reads it."""
 HINTS = {

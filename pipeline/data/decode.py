@@ -55,6 +55,8 @@ SWAPS_SIDES = (5, 6, 7, 8)
 SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 COLOR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", *SIXTEEN_BIT_MODES)
 NUMBER_MODES = ("1", "L", "P", "I", "F", *SIXTEEN_BIT_MODES)
+GRAY_AS_COLOR = ("RGB", "RGBA", "LA")
+"""Modes in which programs save grey that has no more than one channel's worth of numbers."""
 MAGIC_NUMBERS = (
     *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*"),
     *(b"P4\n", b"P5\n", b"P6\n"),
@@ -119,16 +121,14 @@ def decode_numbers(data: bytes) -> NDArray[Any]:
     """Decode a one-channel image file to the numbers it holds, (H, W), upright: class ids, millimetres.
 
     uint8 or uint16 as stored (a palette's indices, not its colours), int32 or float32 for 32-bit TIFF; a two-colour
-    image gives 0 and 1. Raises DataError, with the reason, if it holds colours or was stored with loss or inverted.
+    image gives 0 and 1; grey that is saved as RGB of 8 bits gives one of its equal channels. Raises DataError, with the
+    reason, if it holds colours or was stored with loss or inverted.
     """
-    image = _open(data)
-    if image.format in ("JPEG", "MPO", "HEIF"):
-        kind = "HEIC" if image.format == "HEIF" else "JPEG"
-        raise DataError(f"{kind} changes the numbers stored in it; save them as PNG")
-    if image.format == PNM:
-        raise DataError("the numbers of a PGM or PBM file are read scaled to their largest; save them as PNG")
-    _check_mode(image, NUMBER_MODES)
+    image = _open_lossless(data)
     stored = _stored_mode(image)
+    if image.mode in GRAY_AS_COLOR and ";16" not in stored:
+        return _gray_channel(image, data)
+    _check_mode(image, NUMBER_MODES)
     if re.fullmatch(r"L;\d?I.*", stored):
         raise DataError("its numbers are stored inverted (WhiteIsZero); save them as PNG")
     _load(image, data)
@@ -138,6 +138,52 @@ def decode_numbers(data: bytes) -> NDArray[Any]:
     if stored in SPREAD:
         return numbers // np.uint8(SPREAD[stored])
     return numbers.astype(numbers.dtype.newbyteorder("="), copy=False)
+
+
+def decode_colors(data: bytes) -> NDArray[np.uint8]:
+    """Decode an image file to the colours it holds, (H, W, 3), upright: those that stand for classes or vectors.
+
+    A palette gives its colours, and transparency changes none. Raises DataError, with the reason, if it was stored with
+    loss.
+    """
+    image = _open_lossless(data)
+    _check_mode(image, COLOR_MODES)
+    _load(image, data)
+    plain = _eight_bits(image) if _has_16_bits(image) else image
+    return np.array(_upright(image, plain.convert("RGB")))
+
+
+def decode_gray(data: bytes) -> NDArray[Any]:
+    """Decode an image file, also one stored with loss, to its brightness (H, W), upright.
+
+    uint8, of colours and palettes too; of 16 and 32 bits the numbers as stored. Raises DataError with the reason.
+    """
+    image = _open(data)
+    if _has_16_bits(image) or image.mode in ("I", "F"):
+        return decode_numbers(data)
+    _check_mode(image, COLOR_MODES)
+    _load(image, data)
+    return np.array(_upright(image, image.convert("RGB").convert("L")))
+
+
+def _open_lossless(data: bytes) -> Image.Image:
+    """Open an image whose numbers are those that were saved. Raises DataError if they are not."""
+    image = _open(data)
+    if image.format in ("JPEG", "MPO", "HEIF"):
+        kind = "HEIC" if image.format == "HEIF" else "JPEG"
+        raise DataError(f"{kind} changes the numbers stored in it; save them as PNG")
+    if image.format == PNM:
+        raise DataError("the numbers of a PGM or PBM file are read scaled to their largest; save them as PNG")
+    return image
+
+
+def _gray_channel(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
+    """Return one of the channels (H, W) of an image in colours. Raises DataError unless they are equal."""
+    _load(image, data)
+    colors = np.array(_upright(image, image.convert("RGB")))
+    if (colors == colors[..., :1]).all():
+        return np.ascontiguousarray(colors[..., 0])
+    raise DataError(f"pixels of mode {image.mode!r} are colours, not numbers; save them with one channel")
 
 
 def _stored_mode(image: Image.Image) -> str:

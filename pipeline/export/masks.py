@@ -2,8 +2,8 @@
 
     images/train/<key>.jpg      masks/train/<key>.png and classes.json      depth/train/<key>.png      normals/...
 
-`kind: masks` and `kind: depth` of a recipe (with `rgb: images, hold_out: 0`) read the folder as it is. Heads of the
-same task have a folder each, `masks_<head>`.
+`kind: masks`, `kind: depth` (with `rgb: images`) and `kind: normals` of a recipe read the folder as it is, or `kind:
+rasters` all of it. Heads of the same task have a folder each, `masks_<head>`.
 """
 
 from __future__ import annotations

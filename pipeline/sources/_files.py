@@ -1,14 +1,13 @@
-"""Helpers for the files of a source: find images, pair them with label files, check sizes."""
+"""Helpers for the files of a source: find images, check sizes."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import DataError
 from pipeline.sources import BaseSource, SourceRecord
 from pipeline.sources._splits import Split, has_split_folders, parse_split, split_by_hash
 from pipeline.storage.path import StoragePath, walk
@@ -19,8 +18,6 @@ IMAGE_SUFFIXES = (
 )
 MAX_IMAGE_BYTES = 2 << 30
 """Larger files are refused: an image of as many pixels as are read has fewer bytes."""
-Pair = tuple[StoragePath, StoragePath | None]
-"""An image, and its label file if it has one."""
 
 
 class FileSource(BaseSource):
@@ -83,45 +80,6 @@ class FileSource(BaseSource):
         """Return the split of an image, by its path in the first folder; None if it lies in no split's folder."""
         return parse_split(name.partition("/")[0]) if self._in_splits else split_by_hash(name, hold_out)
 
-    def _pair_files(self, label: str) -> list[Pair]:
-        """Pair images with label files of the same relative path without suffix; others are listed in `problems`.
-
-        Raises DataError if no image has a label, one has two, or two have one; ConfigError if one folder lies in the
-        other.
-        """
-        images, labels = self.folders
-        _check_apart(images, labels)
-        label_files, pairs, first = _label_files(labels), list[Pair](), dict[str, StoragePath]()
-        for image in self.images_in(images):
-            stem = _stem(image, images)
-            file, other = label_files.get(stem), first.setdefault(stem, image)
-            if file and other != image:
-                raise DataError(f"{other} and {image.name} are images of the same label, {file}: keep one")
-            pairs.append((image, file))
-        if pairs and not any(file for _, file in pairs):
-            wanted = labels / f"{_stem(pairs[0][0], images)}.png"
-            raise DataError(f"no image under {images} has a label under {labels}; the first would have {wanted}")
-        unpaired = (file for stem, file in label_files.items() if stem not in first)
-        self.problems.extend((file.relative_to(self.root), f"a {label} without an image") for file in unpaired)
-        return pairs
-
-
-def _check_apart(images: StoragePath, labels: StoragePath) -> None:
-    """Raise ConfigError if one folder lies in the other, or both are one."""
-    prefixes = (f"{images.path}/", f"{labels.path}/")
-    if prefixes[0].startswith(prefixes[1]) or prefixes[1].startswith(prefixes[0]):
-        raise ConfigError(f"{images} and {labels} lie in one another; give images and labels a folder each")
-
-
-def _label_files(folder: StoragePath) -> dict[str, StoragePath]:
-    """Return the label files by their path in the folder without suffix. Raises DataError if two have the same."""
-    found: dict[str, StoragePath] = {}
-    for file in images_under(folder):
-        other = found.setdefault(_stem(file, folder), file)
-        if other != file:
-            raise DataError(f"{other} and {file.name} are labels of the same image: keep one")
-    return found
-
 
 def stamp_files(root: StoragePath, files: Iterable[StoragePath]) -> list[tuple[str, int, int]]:
     """Return (name relative to `root`, size in bytes, mtime in ns) of `files`, sorted, each once."""
@@ -149,7 +107,3 @@ def check_size(label_size: tuple[int, int], image_size: tuple[int, int], subject
     if label_size == image_size[::-1]:
         text += ": swapped, as a label of an image before the rotation that its EXIF asks for would be"
     raise DataError(text)
-
-
-def _stem(file: StoragePath, root: StoragePath) -> str:
-    return os.path.splitext(file.relative_to(root))[0]

@@ -35,14 +35,15 @@ def are_images_and_labels(folders: Sequence[StoragePath]) -> bool:
     Their names tell (`images` and `masks`, `train_img` and `train_gt`), or else their files: colour images in one, and
     in the other images of the same stems that have one channel.
     """
-    names = {_plain_name(folder.name) for folder in folders}
+    names = {plain_name(folder.name) for folder in folders}
     if names & IMAGE_FOLDERS and names & LABEL_FOLDERS:
         return True
     pairs = itertools.combinations(folders, 2) if len(folders) <= MOST_FOLDERS else ()
     return any(_are_paired(first, second) for first, second in pairs)
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return what a folder is called in small letters, without other signs and the names of splits."""
     words = re.split(r"[^a-z]+", name.lower())
     return "".join(word for word in words if parse_split(word) is None)
 

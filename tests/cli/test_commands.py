@@ -192,6 +192,8 @@ def test_init_refuses_unusable_folders(
         Path("there.yaml").write_text("mine", "utf-8")
         Path("empty").mkdir()
         shutil.copytree("2street", "nameless", ignore=shutil.ignore_patterns("classes.json"))
+        for mask in Path("nameless/masks").rglob("*.png"):  # photographs are no masks that tell their classes
+            Image.merge("RGB", [Image.effect_noise((64, 64), 90) for _ in "RGB"]).save(mask)
         shutil.copytree("kinds", "other/kinds")
         assert_exit_code(code, "init", *arguments)
         assert message in capsys.readouterr().err

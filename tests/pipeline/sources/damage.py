@@ -33,6 +33,7 @@ from pipeline.data.decode import inspect_image
 from pipeline.errors import ConfigError, DataError, MustError, Shortage
 from pipeline.sources import SourceRecord
 from tests.pipeline.sources.box_sets import BOX_SETS, damage_text
+from tests.videos import write_video
 
 MAX_S = 20
 MAX_BYTES = 2 << 30
@@ -105,6 +106,27 @@ def masks_files() -> dict[str, bytes]:
     }
 
 
+def normal_map(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((SIDE, SIDE, 3), (128, 128, 255 - number), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def normals_files() -> dict[str, bytes]:
+    maps = {f"normals/{n}.png": normal_map(n) for n in range(3)}
+    return {**maps, **{f"images/{n}.png": picture(n) for n in range(3)}}
+
+
+def rasters_files() -> dict[str, bytes]:
+    metres = np.full((SIDE, SIDE), 1.5, np.float32)
+    plain, packed = io.BytesIO(), io.BytesIO()
+    np.save(plain, metres)
+    np.savez_compressed(packed, depth=metres)
+    pfm = f"Pf\n{SIDE} {SIDE}\n-1.0\n".encode() + metres.tobytes()
+    maps = {"depth/0.npy": plain.getvalue(), "depth/1.npz": packed.getvalue(), "depth/2.pfm": pfm}
+    return {"train.txt": b"0\n1.png\nimages/2.png\n", **maps, **masks_files(), **normals_files()}
+
+
 def parquet_files() -> dict[str, bytes]:
     images = [{"bytes": picture(n), "path": f"{n}.png"} for n in range(3)]
     return {"train.parquet": parquet_bytes(pa.table({"image": images, "label": CLASSES}))}
@@ -114,6 +136,12 @@ def parquet_bytes(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     return buffer.getvalue()
+
+
+def video_files() -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        write_video(Path(folder) / "a.mp4", 3)
+        return {"a.mp4": (Path(folder) / "a.mp4").read_bytes()}
 
 
 def webdataset_files() -> dict[str, bytes]:
@@ -134,7 +162,10 @@ FILES: dict[str, tuple[Callable[[], dict[str, bytes]], dict[str, Any]]] = {
     "csv": (csv_files, {}),
     "depth": (depth_files, {"normals": "from_depth"}),
     "masks": (masks_files, {}),
+    "normals": (normals_files, {}),
     "parquet": (parquet_files, {}),
+    "rasters": (rasters_files, {"masks": "masks", "depth": "depth", "normals": "normals"}),
+    "video": (video_files, {"every": 1}),
     "webdataset": (webdataset_files, {"classes": CLASSES}),
     **BOX_SETS,
 }
@@ -270,6 +301,7 @@ OF_SUFFIX: dict[str, Damage] = {
     **dict.fromkeys((".txt", ".xml", ".yaml"), damage_text),
     ".parquet": damage_parquet,
     ".tar": damage_tar,
+    **dict.fromkeys((".npy", ".npz", ".pfm", ".mp4"), flip),
     **{f".{form.lower()}": damage_image for form in FORMS},
 }
 

@@ -64,11 +64,12 @@ def test_depth_source_reads_other_units_and_unknown_values(tmp_path: Path) -> No
     numbers[0, 0] = 65535
     frame(tmp_path, "hall_1", numbers)
     cameras(tmp_path, unit="centimetre", unknown=65535)
-    found = single_record(open_source(tmp_path, unit_m=0.01)).truth(SIZE).values["depth"]["depth"]
-    assert found[0, 0] == 0
-    assert found[1, 1] == pytest.approx(15)
+    for options in ({"unit_m": 0.01}, {}):
+        found = single_record(open_source(tmp_path, **options)).truth(SIZE).values["depth"]["depth"]
+        assert found[0, 0] == 0
+        assert found[1, 1] == pytest.approx(15)
     with pytest.raises(ConfigError, match=r"unit_m: 0.001 contradicts .*the unit is the centimetre"):
-        open_source(tmp_path)
+        open_source(tmp_path, unit_m=0.001)
 
 
 def test_depth_source_reads_floating_point(tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_depth_source_reads_floating_point(tmp_path: Path) -> None:
     numbers = np.full((24, 32), 1.25, np.float32)
     numbers[0, :3] = (np.nan, np.inf, -1)
     Image.fromarray(numbers).save(tmp_path / "depth" / "a.tif")
-    found = single_record(open_source(tmp_path, unit_m=1)).truth(SIZE).values["depth"]["depth"]
+    found = single_record(open_source(tmp_path)).truth(SIZE).values["depth"]["depth"]
     assert found[0, :4].tolist() == [0, 0, 0, 1.25]
 
 

@@ -122,7 +122,7 @@ def test_masks_source_refuses_masks_that_fit_no_image(root: Path) -> None:
 def test_masks_source_refuses_mask_of_another_size(root: Path) -> None:
     image(root, "train/a.jpg", (6, 4))
     mask(root, "train/a.png")
-    with pytest.raises(DataError, match=r"masks/train/a.png is 3x2, the upright image 6x4$"):
+    with pytest.raises(DataError, match=r"masks/train/a.png: it is 3x2, the upright image 6x4$"):
         truth_of(single_record(open_source(root)))
 
 
@@ -197,7 +197,7 @@ def test_masks_source_refuses_other_files_of_classes(root: Path, content: str) -
     ("name", "picture", "reason"),
     [
         ("a.jpg", Image.new("L", (3, 2)), "JPEG changes the numbers"),
-        ("a.png", Image.new("RGB", (3, 2)), "'RGB' are colours, not numbers"),
+        ("a.png", Image.new("RGB", (3, 2), "red"), "'RGB' are colours, not numbers"),
         ("a.tif", Image.fromarray(np.full((2, 3), -1, np.int32)), "int32 from -1 to -1, not ids"),
     ],
 )

@@ -17,6 +17,7 @@ from PIL import Image
 from pipeline.recipe.plugins import modules
 from pipeline.sources import BaseSource
 from pipeline.stores.images import NewImage, ShardWriter
+from tests.videos import write_video
 
 NAMES = ("a", "b")
 GENERATED = {"scenes", "photographs"}
@@ -32,7 +33,7 @@ def image(path: Path) -> bytes:
 def write_set(root: Path) -> None:
     """Write a folder that every kind that reads files can read: a file `a` and a file `b` with an image each."""
     for name in NAMES:
-        for folder in ("images/train/kind", "masks/train/kind", "depth"):
+        for folder in ("images/train/kind", "masks/train/kind", "depth", "normals"):
             data = image(root / folder / f"{name}.png")
         writer = ShardWriter(root, name)
         writer.add(NewImage(data, "png", 4, 3, ""))
@@ -52,9 +53,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "masks": {"classes": ["x"] * 8},
     "coco": {"images": {"train": "images/train/kind"}},
     "depth": {"rgb": "images/train/kind"},
+    "normals": {"images": "images/train/kind"},
+    "rasters": {"images": "images/train/kind", "depth": "depth", "normals": "normals"},
     "parquet": {"hold_out": 0},
     "csv": {},
     "webdataset": {"hold_out": 0},
+    "video": {"every": 1},
     "yolo": {"path": "images", "classes": ["x"]},
     "voc": {"path": "images", "classes": ["x"]},
     "labelme": {"path": "images", "classes": ["x"]},
@@ -77,6 +81,10 @@ def open_source(kind: str, root: Path) -> BaseSource:
 @pytest.mark.parametrize("kind", modules("pipeline.sources"))
 def test_source_record_has_the_stamp_of_its_file_and_source_counts_records(kind: str, tmp_path: Path) -> None:
     write_set(tmp_path)
+    if kind == "video":
+        pytest.importorskip("av")
+        for name in NAMES:
+            write_video(tmp_path / f"{name}.mp4", 1)
     source = open_source(kind, tmp_path)
     before = {record.name: record.stamp() for record in source.records()}
     assert source.count() in (len(before), None)
