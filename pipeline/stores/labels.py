@@ -83,6 +83,14 @@ class LabelSpace:
         raise DataError(f"{data!r:.80} is no label space, which has a task, a list of classes and a scale.")
 
 
+class LabelOrigin(NamedTuple):
+    """Who made a label: a set that has it as a true one, or the teacher that predicted it."""
+
+    origin: Literal["true", "pseudo"]
+    origin_name: str
+    """Name of the set or the teacher."""
+
+
 class ClassAmounts(NamedTuple):
     """The classes in the rows of a label file: three arrays (N,), with an entry for each class of each row."""
 
