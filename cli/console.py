@@ -32,6 +32,7 @@ from evaluation.comparison.comparison import Comparison, ComparisonSetting, read
 from evaluation.learned_labels import FOOTNOTE
 from evaluation.measurement import CLEAN
 from evaluation.metric_table import ARROWS, ROLES, leading_lines, read_lines
+from evaluation.report.results import lost_labels
 from flows.plan.plan import Planned
 from flows.run.run import Outcome
 from flows.server.daemons import Services
@@ -109,6 +110,8 @@ class Console:
         last, artifact = list(outcome.artifacts.items())[-1]
         if not outcome.ran:
             self.out.print("Nothing to do: every step has its result. The results:")
+        for sentence in lost_labels(outcome.artifacts):
+            self.out.print(Text(sentence, "yellow"))
         if outcome.measures:
             if "evaluate" in outcome.artifacts:
                 self.out.print(results_table(outcome))
