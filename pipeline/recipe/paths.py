@@ -59,7 +59,7 @@ def _places(recipe: Mapping[str, Any]) -> Iterator[tuple[Location, Callable[[str
     stages = recipe.get("stages")
     named = dict(enumerate(stages)) if isinstance(stages, list) else {}
     yield from ((("stages", number, "start"), _is_start) for number in _with_key(named, "start"))
-    sections = {("evaluate",): recipe.get("evaluate")}
+    sections: dict[Location, Any] = {("evaluate",): recipe.get("evaluate")}
     compare = recipe.get("compare")
     sections |= {("compare", name): each for name, each in compare.items()} if isinstance(compare, dict) else {}
     for section, content in sections.items():
