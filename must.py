@@ -7,10 +7,42 @@ outcome.metrics
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.storage import DEFAULT_ROOT
+PACKAGES = ("browser", "evaluation", "flows", "ingest", "pipeline", "selfsup", "student", "tasks", "teachers")
+"""The packages of this project, whose names a user's own files may have."""
+
+
+def _check_nothing_hidden() -> None:
+    """Raise ImportError if Python would take a user's file for one of our packages: that fails later, as a riddle."""
+    here = Path(__file__).resolve().parent
+    for name in PACKAGES:
+        found = _origin(name)
+        if found is not None and here not in found.parents:
+            raise ImportError(
+                f"{found} hides the package {name!r} of must, because Python looks in its folder first. Rename it, or "
+                "keep its folder off Python's path: start Python in another folder, or a script with `python -P`. The "
+                "command `must` is not affected.",
+                name=name,
+            )
+
+
+def _origin(name: str) -> Path | None:
+    """Return the file or folder that `import name` reads, None if there is none."""
+    module = sys.modules.get(name)
+    spec = importlib.util.find_spec(name) if module is None else module.__spec__
+    origin = spec.origin if spec else getattr(module, "__file__", None)
+    if origin is None and spec and spec.submodule_search_locations:  # a folder without `__init__.py`
+        origin = next(iter(spec.submodule_search_locations))
+    return Path(origin).resolve() if origin else None
+
+
+_check_nothing_hidden()
+
+from pipeline.storage import DEFAULT_ROOT  # noqa: E402 - only if it is ours
 
 if TYPE_CHECKING:
     from flows.plan.plan import Planned

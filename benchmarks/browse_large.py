@@ -40,7 +40,8 @@ from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root, local_file
 from pipeline.stores.images import NewImage, ShardWriter
-from pipeline.stores.labels import ROW_GROUP, LabelShard, LabelSpace, LabelWriter, Value, store_metadata
+from pipeline.stores.label_writer import LabelWriter, store_metadata
+from pipeline.stores.labels import ROW_GROUP, LabelShard, LabelSpace, Value
 
 SHARD = 500
 """Images in a shard, as by default in recipes."""

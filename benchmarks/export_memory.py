@@ -33,7 +33,8 @@ from pipeline.steps.artifact import EXTERNAL_FILES, Artifact, Inputs, Step, Step
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root, hash_file
-from pipeline.stores.labels import LabelSpace, LabelWriter, store_metadata
+from pipeline.stores.label_writer import LabelWriter, store_metadata
+from pipeline.stores.labels import LabelSpace
 from student.dataset import heads_of
 from student.export_samples import labelled_samples
 from tasks.teacher import Teacher

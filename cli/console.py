@@ -26,10 +26,13 @@ from evaluation.backbone_table import (
     backbone_tables,
     not_measured,
     read_measurements,
+    student_start,
 )
 from evaluation.comparison.comparison import Comparison, ComparisonSetting, read_comparisons
+from evaluation.learned_labels import FOOTNOTE
 from evaluation.measurement import CLEAN
 from evaluation.metric_table import ARROWS, ROLES, leading_lines, read_lines
+from evaluation.report.results import lost_labels
 from flows.plan.plan import Planned
 from flows.run.run import Outcome
 from flows.server.daemons import Services
@@ -107,13 +110,15 @@ class Console:
         last, artifact = list(outcome.artifacts.items())[-1]
         if not outcome.ran:
             self.out.print("Nothing to do: every step has its result. The results:")
+        for sentence in lost_labels(outcome.artifacts):
+            self.out.print(Text(sentence, "yellow"))
         if outcome.measures:
             if "evaluate" in outcome.artifacts:
                 self.out.print(results_table(outcome))
             for sentence in not_measured(outcome.metrics, outcome.artifacts):
                 self.out.print(sentence)
             for board in backbone_tables(read_measurements(outcome.artifacts)):
-                self.out.print(backbones_table(board))
+                self.out.print(backbones_table(board, student_start(outcome.artifacts)))
             for name, comparison in read_comparisons(outcome.artifacts).items():
                 self.out.print(comparison_table(name, comparison))
                 for sentence in comparison.advice():
@@ -194,13 +199,16 @@ def results_table(outcome: Outcome) -> Table:
     return table
 
 
-def backbones_table(board: BackboneTable) -> Table:
+def backbones_table(board: BackboneTable, student_start: str | None = None) -> Table:
     """Return a table of the mean metrics of all backbones on one set and task."""
     title = f"{board.dataset}: {board.task}, {board.n:,} images"
     heads = [_head(column, board.better) for column in board.columns]
     table = Table("backbone", *heads, title=title, title_justify="left", box=None, pad_edge=False)
     for start in board.starts:
-        table.add_row(start, *(_mean(board.cells.get((start, column))) for column in board.columns))
+        name = Text(board.row_name(start, student_start))
+        table.add_row(name, *(_mean(board.cells.get((start, column))) for column in board.columns))
+    if board.trained_on_labels:
+        table.caption, table.caption_justify = FOOTNOTE, "left"
     return table
 
 
@@ -229,7 +237,9 @@ def comparison_table(name: str, comparison: Comparison) -> Table:
     )
     for row in comparison.rows:
         cells = [row.cell(column) for column in comparison.columns]
-        table.add_row(row.name, *_setting_cells(row.setting), *(_mean(cell) for cell in cells))
+        table.add_row(row.marked_name, *_setting_cells(row.setting), *(_mean(cell) for cell in cells))
+    if any(row.trained_on_labels for row in comparison.rows):
+        table.caption, table.caption_justify = FOOTNOTE, "left"
     return table
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -42,9 +42,12 @@ def labels_command(
     head: Annotated[
         list[str] | None, typer.Option("--head", metavar="NAME", help="Export this head alone; may be repeated.")
     ] = None,
+    names: Annotated[
+        str, typer.Option("--names", metavar="NAMES", help="Call images as their files (source), or by key (hash).")
+    ] = "source",
 ) -> None:
     """Write the pool with the labels that the student learns from: true labels, else pseudo labels above the
-    recipe's thresholds.
+    recipe's thresholds. The held-out images of its sets, with their true labels, are the split val.
     """
     from cli.console import Console
     from pipeline.recipe.reader import read_recipe
@@ -53,7 +56,8 @@ def labels_command(
     parsed = read_recipe(recipe, override or ())
     with Console().progress() as progress:
         opened = Root.of(root, parsed.runtime.cache_gb)
-        summary = export_labels(parsed, opened, to, local_path(out), head or (), progress)
+        request = LabelExport(to, local_path(out), head or (), names)
+        summary = export_labels(parsed, opened, request, progress)
     print("\n".join(describe_export(summary, out)))
 
 
@@ -96,38 +100,48 @@ def local_path(out: str) -> Path:
     return Path(out)
 
 
-def export_labels(
-    recipe: Recipe, root: Root, form: str, out: Path, names: Sequence[str] = (), progress: Progress | None = None
-) -> dict[str, Any]:
-    """Write the labels that the recipe's student learns from, of these heads or (none) of all, to the folder `out`.
-    Return the content of `export.json`.
+class LabelExport(NamedTuple):
+    """A request of `must export labels`."""
+
+    form: str
+    out: Path
+    heads: Sequence[str] = ()
+    """The heads to export; none for all."""
+    names: str = "source"
+    """Names of the images: "source" or "hash"."""
+
+
+def export_labels(recipe: Recipe, root: Root, request: LabelExport, progress: Progress | None = None) -> dict[str, Any]:
+    """Write the labels that the recipe's student learns from, and return the content of `export.json`.
 
     Raises ConfigError for an unknown form or head or an unusable folder, DataError if labels are not made yet.
     """
     import tasks
     from flows.plan.run_plan import find_inputs
-    from pipeline.export import load_writer, write_export
+    from pipeline.export import load_writer, with_names, write_export
     from pipeline.recipe.student import StudentConfig
     from pipeline.storage.atomic import check_absent
     from student.dataset import heads_of
-    from student.export_samples import labelled_samples
+    from student.export_samples import count_images, labelled_samples
 
+    form, out, _, names = request
     load_writer(form)  # errors in it are raised before anything slow
     check_absent(out)
     step, inputs = find_inputs(recipe, root, "student")
     student = StudentConfig.model_validate(step.config["student"])
     known = heads_of(student, inputs)
-    heads = {name: known[require_one_of(name, known, "--head")] for name in names or known}
+    heads = {name: known[require_one_of(name, known, "--head")] for name in request.heads or known}
     about = {
         "recipe": recipe.name,
+        "names": names,
         "labels": student.labels,
         "thresholds": {name: head.threshold for name, head in heads.items()},
         "made_from": {name: inputs[name].fingerprint for name in ("pool", "label")},
     }
     labels = {name: tasks.label(head.space) for name, head in heads.items()}
-    samples = labelled_samples(student, heads, inputs)
+    samples = with_names(labelled_samples(student, heads, inputs), names)
     if progress:
-        samples = _with_progress(samples, inputs["pool"].counts["images"], progress)
+        samples = _with_progress(samples, count_images(inputs), progress)
     return write_export(form, out, labels, samples, about)
 
 
@@ -140,7 +154,8 @@ def _with_progress(samples: Iterable[ExportSample], total: int, progress: Progre
 
 def describe_export(summary: Mapping[str, Any], out: str) -> Iterator[str]:
     """Yield lines on what an export wrote for each head, and what it left out and why."""
-    yield f"Wrote {summary['images']} images to {out}."
+    splits = ", ".join(f"{number} {split}" for split, number in summary["splits"].items())
+    yield f"Wrote {summary['images']} images to {out}{f' ({splits})' if len(summary['splits']) > 1 else ''}."
     if left_out := summary["images_without_labels"]:
         yield f"{left_out} images are left out: they have no label that this format can hold."
     for head, record in summary["heads"].items():

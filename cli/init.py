@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import importlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -95,7 +96,8 @@ def write_recipe(folders: Sequence[Path], to: Path) -> list[str]:
     detected = {_name(folder): detect_source(folder) for folder in folders}
     if len(detected) < len(folders):
         raise ConfigError(f"Two of the folders have the same name: {', '.join(map(str, folders))}. Rename one.")
-    data = "".join(f"  {name}: {{{_settings(each.entry)}}}\n" for name, each in detected.items())
+    entries = {name: {**each.entry, "path": _from_recipe(each.entry["path"], to)} for name, each in detected.items()}
+    data = "".join(f"  {name}: {{{_settings(entry)}}}\n" for name, entry in entries.items())
     teachers = "".join(_teacher(name, task) for name, each in detected.items() for task in each.tasks)
     text = RECIPE.format(
         file=to.name,
@@ -205,6 +207,11 @@ def _run_name(stem: str) -> str:
     """Return the name of a recipe in a file `stem`.yaml, quoted where YAML would take it for a number or a constant."""
     name = re.sub(r"[^A-Za-z0-9._-]", "-", stem).lstrip("._-")[:MOST_LETTERS] or "recipe"
     return name if yaml.safe_load(name) == name else json.dumps(name)
+
+
+def _from_recipe(path: str, to: Path) -> str:
+    """Return a path as the recipe `to` has to state it: relative to its folder, unless it was given as absolute."""
+    return path if os.path.isabs(path) else os.path.relpath(os.path.abspath(path), os.path.abspath(to.parent))
 
 
 def _settings(entry: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from evaluation.learned_labels import MARK, LearnedLabels
 from evaluation.measurement import ALL_CORRUPTIONS, CLEAN, MEASUREMENTS_FILE, Measurement, max_or_min
 from evaluation.metric_table import undefined_metrics, unmeasured_teachers
 from pipeline.recipe.comparison import TRIAL, comparison_of
@@ -57,6 +58,13 @@ class BackboneTable:
     better: Mapping[str, str]
     about: Mapping[str, str]
     """Protocols in words, by name."""
+    trained_on_labels: frozenset[str] = frozenset()
+    """The starts that were trained on the set's labels for this task."""
+
+    def row_name(self, start: str, student_start: str | None) -> str:
+        """Return a start's name in tables, with what a reader has to know of it."""
+        name = f"{start} (the student's start)" if start == student_start else start
+        return f"{name} {MARK}" if start in self.trained_on_labels else name
 
     def best(self, column: MetricColumn) -> list[str]:
         """Return the starts with the best mean, several on a tie."""
@@ -67,13 +75,31 @@ class BackboneTable:
 
 def read_measurements(artifacts: Mapping[str, Artifact]) -> list[Measurement]:
     """Return the records of all measurements but those of comparisons."""
-    return [record for made in artifacts.values() if not comparison_of(made.section) for record in records_in(made)]
+    learned = LearnedLabels(artifacts)
+    measured = (made for made in artifacts.values() if not comparison_of(made.section))
+    return [record for made in measured for record in records_in(made, learned)]
 
 
-def records_in(artifact: Artifact) -> list[Measurement]:
-    """Return the records in an artifact, none if it measured nothing."""
-    records = artifact.load(MEASUREMENTS_FILE, read_json) if artifact.has(MEASUREMENTS_FILE) else []
-    return [Measurement(**record) for record in records]
+def records_in(artifact: Artifact, learned: LearnedLabels) -> list[Measurement]:
+    """Return the records in an artifact, none if it measured nothing; `learned` marks labels that were trained on."""
+    if not artifact.has(MEASUREMENTS_FILE):
+        return []
+    labels = learned.of(artifact.manifest["config"]["start"]["step"])
+    records = [Measurement(**record) for record in artifact.load(MEASUREMENTS_FILE, read_json)]
+    return [dataclasses.replace(each, trained_on_labels=(each.dataset, each.task) in labels) for each in records]
+
+
+def student_start(artifacts: Mapping[str, Artifact]) -> str | None:
+    """Return the name in tables of the backbone that the student's training began with; None if it was not measured."""
+    if "student" not in artifacts:
+        return None
+    config = artifacts["student"].manifest["config"]
+    wanted = config["student"].get("backbone"), config.get("weights")
+    measured = (made.manifest["config"] for made in artifacts.values() if made.kind in ("probe", "finetune"))
+    starts = (
+        each["start"]["name"] for each in measured if (each["start"].get("backbone"), each.get("weights")) == wanted
+    )
+    return next(starts, None)
 
 
 def not_measured(records: Sequence[Mapping[str, Any]], artifacts: Mapping[str, Artifact]) -> list[str]:
@@ -137,14 +163,15 @@ def _table(key: tuple[str, str, str, int], records: Sequence[Measurement]) -> Ba
         cells={key: Cell(tuple(by_seed.values())) for key, by_seed in values.items()},
         better={record.metric: record.better for record in records},
         about=protocol_descriptions(records),
+        trained_on_labels=frozenset(record.start for record in records if record.trained_on_labels),
     )
 
 
 def measurements_json(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     """Return all records as JSON; those of comparisons also have the `comparison`'s name and the row as `trial`."""
-    found = [record.to_json() for record in read_measurements(artifacts)]
+    found, learned = [record.to_json() for record in read_measurements(artifacts)], LearnedLabels(artifacts)
     for made in artifacts.values():
         name, trial = comparison_of(made.section), made.manifest["config"].get(TRIAL)
         if name and trial:
-            found += [{**record.to_json(), "comparison": name, TRIAL: trial} for record in records_in(made)]
+            found += [{**record.to_json(), "comparison": name, TRIAL: trial} for record in records_in(made, learned)]
     return found

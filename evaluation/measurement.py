@@ -44,9 +44,13 @@ class Measurement:
     seconds: float | None = None
     """Optimizer steps, images that went through them, and seconds of training; None if no gradient steps were taken."""
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    trained_on_labels: bool = False
+    """The backbone was trained on the set's labels for this task: a whole run tells, in `learned_labels.py`."""
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Return the record's fields, `trained_on_labels` only if it is true."""
+        fields = dataclasses.asdict(self)
+        return fields if self.trained_on_labels else {k: v for k, v in fields.items() if k != "trained_on_labels"}
 
 
 def measurements(

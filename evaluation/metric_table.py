@@ -41,12 +41,14 @@ class MetricLine:
 
     @property
     def share(self) -> float | None:
-        """The student's value as a share of its teacher's, above 1 if it is better; None if the two have no ratio."""
-        student, teacher = self.values.get("student"), self.values.get("teacher")
-        if student is None or teacher is None:
+        """The student's share of its teacher's lead over the trivial baseline: 0 is the baseline, 1 the teacher.
+
+        None if one of the three was not measured, or the teacher is no better than the baseline.
+        """
+        if "student" not in self.values or not self.is_better("teacher", "baseline"):
             return None
-        over, under = (student, teacher) if self.better == "higher" else (teacher, student)
-        return over / under if over >= 0 and under > 0 else None
+        student, teacher, baseline = (self.values[role] for role in ROLES)
+        return (student - baseline) / (teacher - baseline)
 
     def is_better(self, role: str, other: str) -> bool | None:
         """Return True if `role` is strictly better than `other`; None if one of them was not measured."""
@@ -170,7 +172,8 @@ def _wins_sentence(lines: Sequence[MetricLine], images: str) -> str:
     tasks = "tasks" if len(lines) > 1 else "task"
     return (
         f"{images}, the student beats the trivial baseline on {_count(beaten)} of {len(lines)} {tasks}"
-        f"{_names(beaten)}, reaches nine tenths of its teacher on {_count(near)}{_names(near)} "
+        f"{_names(beaten)}, reaches nine tenths of its teacher's lead over that baseline on "
+        f"{_count(near)}{_names(near)} "
         f"and is better than its teacher on {_count(passed)}{_names(passed)}."
     )
 

@@ -37,6 +37,8 @@ from pipeline.steps.artifact import Artifact
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
 
+FLOW = "must"
+"""The name of all flows, which Prefect puts before a deployment's own: `must/train-teacher`."""
 Values = Mapping[str, Any]
 """The values of a form's parameters by name."""
 Text = Annotated[str, Field(min_length=1)]
@@ -72,21 +74,23 @@ OVERRIDES = _parameter(
     "overrides", list[str], "Keys of the recipe to change for this run, such as student.epochs=3.", []
 )
 COMMON = (RECIPE, ROOT, OVERRIDES)
-START = _parameter("start", Text | None, "Make this step, such as label, and all behind it again.")
+START = _parameter("start", Text | None, "Make this step, such as label or teacher.street, and all behind it again.")
 FORCE_STEPS = _parameter(
-    "force", list[str], "Make these steps again, and what is behind them if their results differ.", []
+    "force", list[str], "Make these steps, such as student, again, and what is behind them if their results differ.", []
 )
 FORCE = _parameter("force", bool, "Make it again though it is there.", False)
-TEACHER = _parameter("teacher", Text, "Name of the teacher, as under teachers in the recipe.", ...)
-STAGE = _parameter("stage", Text, "Name of the stage, as under stages in the recipe.", ...)
+TEACHER = _parameter("teacher", Text, "Name of the teacher, as under teachers in the recipe, such as street.", ...)
+STAGE = _parameter("stage", Text, "Name of the stage, as under stages in the recipe, such as clothing.", ...)
 COMPARISON = _parameter(
-    "comparison", Text | None, "Name of the comparison, as under compare in the recipe; else all of them."
+    "comparison",
+    Text | None,
+    "Name of the comparison, as under compare in the recipe, such as small; else all of them.",
 )
 SCHEDULE = (
-    _parameter("epochs", Positive, "Passes over the images; else as the recipe says."),
-    _parameter("steps", Count, "Optimiser steps, instead of epochs."),
-    _parameter("batch", Count, "Images per optimiser step; else as the recipe says."),
-    _parameter("lr", Positive, "Highest learning rate; else as the recipe says."),
+    _parameter("epochs", Positive, "Passes over the images, such as 10; else as the recipe says."),
+    _parameter("steps", Count, "Optimiser steps, such as 2000, instead of epochs."),
+    _parameter("batch", Count, "Images per optimiser step, such as 32; else as the recipe says."),
+    _parameter("lr", Positive, "Highest learning rate, such as 0.001; else as the recipe says."),
 )
 LABEL_BATCH = _parameter("batch", Count, "Images that go through a teacher at once; else as the recipe says.")
 SPLITS = _parameter("splits", Literal["test", "val"] | None, "Held-out split to prefer; else as the recipe says.")
@@ -115,7 +119,7 @@ class Request:
 def _deploy(*parameters: inspect.Parameter) -> Callable[[Callable[[Values], Request]], Flow[..., State[Any]]]:
     """Make a flow with these parameters of a function that turns their values into a request.
 
-    The flow is named after the function, and described by its docstring.
+    Its deployment is named after the function, in `prefect.yaml`, and it is described by its docstring.
     """
 
     def make(request_for: Callable[[Values], Request]) -> Flow[..., State[Any]]:
@@ -124,7 +128,7 @@ def _deploy(*parameters: inspect.Parameter) -> Callable[[Callable[[Values], Requ
             return _run(request_for(values), values)
 
         vars(body)["__signature__"] = inspect.Signature(parameters)  # Prefect reads the form off it
-        return flow(name=request_for.__name__.replace("_", "-"), persist_result=False)(body)
+        return flow(name=FLOW, persist_result=False)(body)
 
     return make
 

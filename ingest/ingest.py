@@ -13,19 +13,23 @@ import contextlib
 import dataclasses
 import importlib
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tasks
+from ingest.dataset import IngestedSet
 from ingest.incremental import ExistingShard, KnownFile, PreviousShards, Size, SourceIndex, SourceMatch
 from ingest.shard_packer import PackedRecord, ShardPacker
 from pipeline.data.decode import inspect_image
 from pipeline.data.prefetch import prefetch
 from pipeline.errors import DataError, mask_credentials
 from pipeline.sources import BaseSource, SourceRecord, Stamp
-from pipeline.steps.artifact import INHERITED_FILES, Inputs, masked, write_json
+from pipeline.steps.artifact import INHERITED_FILES, Artifact, Inputs, masked, write_json
+from pipeline.storage.path import URL
 from pipeline.stores.images import NewImage
+from pipeline.stores.labels import Label
 
 INCREMENTAL_KEYS = ("files", "source.path", "source.max_bad")
 """Settings that decide neither which images are in the set nor in which split."""
@@ -69,7 +73,21 @@ def ingest(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str,
     run.index.write(out)
     write_json(out / "set.json", packer.summary())
     skipped = {"skipped": dict(run.source.skipped)} if run.source.skipped else {}
-    return {**packer.counts, "read_now": run.read_now, **skipped, INHERITED_FILES: packer.inherited}
+    lost = _lost_classes(inputs.previous, run.labels)
+    warnings = {"warnings": lost} if lost else {}
+    return {**packer.counts, "read_now": run.read_now, **skipped, **warnings, INHERITED_FILES: packer.inherited}
+
+
+def _lost_classes(previous: Artifact | None, labels: Mapping[str, Label]) -> list[str]:
+    """Return a sentence for each task whose classes at the previous ingest are no longer all there."""
+    sentences = []
+    for task, before in (IngestedSet(previous).spaces if previous else {}).items():
+        now = labels[task].space.classes if task in labels else ()
+        lost = [name for name in before.classes if name not in now]
+        if lost or task not in labels:
+            named = f"the {task} classes {', '.join(lost)}" if lost else f"labels for {task}"
+            sentences.append(f"no longer has {named}, which it had when it was read last")
+    return sentences
 
 
 @dataclasses.dataclass
@@ -102,6 +120,11 @@ class _MatchedImage:
     duplicates: Sequence[PackedRecord]
 
 
+def _whole(path: Any) -> Any:
+    """Return a local path as an absolute one, so that it does not matter how it is written."""
+    return os.path.abspath(os.path.expanduser(path)) if isinstance(path, str) and not URL.match(path) else path
+
+
 class _Ingest:
     """One ingest of a set."""
 
@@ -109,7 +132,7 @@ class _Ingest:
         previous = inputs.previous
         source_path = config["source"].get("path")
         # of another path, names mean other files
-        same = previous and previous.manifest["config"]["source"].get("path") == masked(source_path)
+        same = previous and _whole(previous.manifest["config"]["source"].get("path")) == _whole(masked(source_path))
         indexed = previous if same else None
         self.source = open_source(config["source"])
         self.labels = {task: tasks.label(space) for task, space in self.source.spaces().items()}

@@ -11,7 +11,7 @@ from ingest.pool import rejected_rows
 from pipeline.data.dataset import LabelSource
 from pipeline.steps.artifact import Artifact, read_json
 from pipeline.stores.images import ImageShard
-from pipeline.stores.labels import LabelSpace
+from pipeline.stores.labels import LabelOrigin, LabelSpace
 
 
 class LabelledHead(Protocol):
@@ -88,7 +88,8 @@ class LabelPrecedence:
         if self.labels != "true_only" and place in self._pseudo:
             file, without = self.artifacts["label"].external_file(self._pseudo[place]), self._rejected.get(place)
             label, excluded = tasks.label(head.space), without or frozenset()
-            source = LabelSource(file, label, head.threshold, head.applicability, excluded=excluded)
+            made_by = LabelOrigin("pseudo", head.teacher)
+            source = LabelSource(file, label, head.threshold, head.applicability, excluded=excluded, origin=made_by)
             found.append(RankedSource(source, None))
         return found
 
@@ -108,22 +109,25 @@ class LabelPrecedence:
 
 
 class TrueLabelIndex:
-    """True labels of the training images of one set, found for images of other sets by the images' keys."""
+    """True labels of the images of one set in some splits, found for images of other sets by the images' keys."""
 
-    def __init__(self, name: str, ingested: IngestedSet) -> None:
+    def __init__(self, name: str, ingested: IngestedSet, splits: Sequence[str] = ("train",)) -> None:
         self.name, self.ingested = name, ingested
-        shards = ingested.images("train").shards
-        self._places = {key: (shard.name, row) for shard in shards for row, key in enumerate(shard.keys)}
+        shards = [(split, shard) for split in splits for shard in ingested.images(split).shards]
+        self._places = {
+            key: ((split, shard.name), row) for split, shard in shards for row, key in enumerate(shard.keys)
+        }
 
-    def sources(self, space: LabelSpace, dataset: str, shard: ImageShard) -> list[LabelSource]:
-        """Return the labels for a shard of the set `dataset`: its own, or those of images that are in both sets."""
+    def sources(self, space: LabelSpace, dataset: str, shard: ImageShard, split: str = "train") -> list[LabelSource]:
+        """Return the labels for a shard of a split of the set `dataset`: its own, or those of images in both sets."""
         if dataset == self.name:
-            return [self._source(space, shard.name)]
-        places = [self._places.get(key, ("", -1)) for key in shard.keys]
+            return [self._source(space, (split, shard.name))]
+        places = [self._places.get(key, (None, -1)) for key in shard.keys]
         return [
             self._source(space, other, tuple(row if where == other else -1 for where, row in places))
-            for other in sorted({where for where, _ in places} - {""})
+            for other in sorted({where for where, _ in places if where})
         ]
 
-    def _source(self, space: LabelSpace, shard: str, rows: tuple[int, ...] | None = None) -> LabelSource:
-        return LabelSource(self.ingested.true_labels(space.task, "train", shard), tasks.label(space), label_rows=rows)
+    def _source(self, space: LabelSpace, place: tuple[str, str], rows: tuple[int, ...] | None = None) -> LabelSource:
+        file, origin = self.ingested.true_labels(space.task, *place), LabelOrigin("true", self.name)
+        return LabelSource(file, tasks.label(space), label_rows=rows, origin=origin)

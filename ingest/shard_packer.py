@@ -22,7 +22,8 @@ from pipeline.sources._splits import SPLITS
 from pipeline.steps.artifact import WORK
 from pipeline.storage.root import link_or_copy
 from pipeline.stores.images import NewImage, ShardWriter, local_shard, write_table
-from pipeline.stores.labels import Label, LabelWriter, Row, store_metadata
+from pipeline.stores.label_writer import LabelWriter, store_metadata
+from pipeline.stores.labels import Label, Row
 
 TRUTH = "truth"
 DOWNLOAD_SHARE = 1 / 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence, Set
 
 import numpy as np
@@ -79,7 +80,7 @@ def drop_unlabelled(shard: DatasetShard) -> DatasetShard:
     for label_sources in shard.label_sources.values():
         for source in label_sources:
             known |= source.has_label(shard.images)
-    return DatasetShard(shard.images, shard.rows[known[shard.rows]], shard.label_sources)
+    return dataclasses.replace(shard, rows=shard.rows[known[shard.rows]])
 
 
 def held_out_keys(ingested: IngestedSet) -> set[str]:

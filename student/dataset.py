@@ -88,7 +88,7 @@ def student_shards(config: StudentConfig, heads: Mapping[str, StudentHead], inpu
             if sources:
                 label_sources[head.teacher] = tuple(ranked.source for ranked in sources)
         if label_sources:
-            yield DatasetShard(shard, rows, label_sources)
+            yield DatasetShard(shard, rows, label_sources, name)
 
 
 def count_rejected(inputs: Inputs) -> dict[str, Any]:

@@ -30,7 +30,8 @@ from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
 from pipeline.stores.images import ImageShard, NewImage, ShardWriter
-from pipeline.stores.labels import Label, LabelSpace, LabelWriter, Value, store_metadata
+from pipeline.stores.label_writer import LabelWriter, store_metadata
+from pipeline.stores.labels import Label, LabelSpace, Value
 from tests.disk import image_shard, stored
 from tests.made_once import make_once
 from tests.processes import Launcher

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import tasks
 from pipeline.data.dataset import ImageDataset
-from pipeline.export import ExportSample, write_export
+from pipeline.export import TRAIN, ExportSample, with_names, write_export
 from pipeline.recipe.student import StudentConfig
 from student.dataset import StudentHead, heads_of, student_dataset
 from student.export_samples import labelled_samples
@@ -20,12 +20,20 @@ CONFIG = StudentConfig(loss_weights={"gabor": 1})
 
 
 def export(world: World, form: str, out: Path, heads: Sequence[str] = (), **student: Any) -> dict[str, Any]:
-    """Write the world's labels in a form, and return the summary."""
+    """Write the world's training labels in a form, images named by their keys, and return the summary."""
     config = CONFIG.model_copy(update=student)
     selected = _select_heads(world, config, heads)
     labels = {name: tasks.label(head.space) for name, head in selected.items()}
-    samples = labelled_samples(config, selected, world.inputs("student"))
+    samples = (each for each in labelled_samples(config, selected, world.inputs("student")) if each.split == TRAIN)
     return write_export(form, out, labels, samples, {"recipe": "world"})
+
+
+def export_splits(world: World, form: str, out: Path, heads: Sequence[str] = ()) -> dict[str, Any]:
+    """Write the world's labels as the command does, and return the summary."""
+    selected = _select_heads(world, CONFIG, heads)
+    labels = {name: tasks.label(head.space) for name, head in selected.items()}
+    samples = with_names(labelled_samples(CONFIG, selected, world.inputs("student")), "source")
+    return write_export(form, out, labels, samples, {})
 
 
 def dataset(world: World, heads: Sequence[str] = (), **student: Any) -> ImageDataset:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +12,8 @@ import pytest
 
 import tasks
 from pipeline.errors import ConfigError
-from pipeline.export import SUMMARY, BaseWriter, ExportSample, form_names, load_writer, write_export
-from pipeline.stores.labels import LabelSpace
+from pipeline.export import LABELS, SUMMARY, BaseWriter, ExportSample, form_names, load_writer, write_export
+from pipeline.stores.labels import LabelOrigin, LabelSpace
 from tests.spaces import SPACES, name_of, unknown_value, value_of
 
 SIZE = (48, 32)
@@ -26,6 +28,20 @@ def samples(space: LabelSpace) -> list[ExportSample]:
     return [
         ExportSample(f"{number:016x}", f"image {number}".encode(), "jpg", SIZE, f"{number}.jpg", found)
         for number, found in enumerate(values)
+    ]
+
+
+def held_out(space: LabelSpace) -> list[ExportSample]:
+    """Return an image of each split, in folders of their sets, with a predicted and a true label."""
+    return [
+        dataclasses.replace(sample, values=samples(space)[0].values, origins={"it": origin}, name=name, split=split)
+        for sample, origin, name, split in zip(
+            samples(space),
+            (LabelOrigin("pseudo", "teacher"), LabelOrigin("true", "set")),
+            ("set/a.b/0.x.jpg", "set/a.b/1.jpg"),
+            ("train", "val"),
+            strict=False,
+        )
     ]
 
 
@@ -58,6 +74,25 @@ def test_write_export_writes_supported_tasks_and_refuses_others(form: str, space
     data = b"".join(file.read_bytes() for file in sorted(out.rglob("*")) if file.is_file())
     assert b"image 0" in data, "the image's own bytes"
     assert b"image 2" not in data, "an image without a label"
+
+
+@every_form
+@every_space
+def test_write_export_writes_names_splits_and_origins(form: str, space: LabelSpace, tmp_path: Path) -> None:
+    if load_writer(form).what_is_lost(space.task) is None:
+        return
+    summary = write_export(form, tmp_path / "out", {"it": tasks.label(space)}, held_out(space), {})
+    assert summary["splits"] == {"train": 1, "val": 1}
+    with open(tmp_path / "out" / LABELS, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["file"], row["split"], row["origin"], row["origin_name"]) for row in rows] == [
+        ("set/a.b/0.x.jpg", "train", "pseudo", "teacher"),
+        ("set/a.b/1.jpg", "val", "true", "set"),
+    ]
+    assert [row["source"] for row in rows] == ["0.jpg", "1.jpg"]
+    assert any("val" in file.name or "val" in str(file.parent) for file in (tmp_path / "out").rglob("*")) or (
+        form == "fiftyone"
+    ), "a form with splits says so in the names of its files, and FiftyOne in a tag"
 
 
 @every_form

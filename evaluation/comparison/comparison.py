@@ -11,6 +11,7 @@ from evaluation import backbone_table
 from evaluation.backbone_table import Cell, MetricColumn, leading_records, records_in
 from evaluation.comparison.cost import Cost, artifact_cost, backbone_cost, sum_costs
 from evaluation.comparison.significance import Ranking, advice_sentence, rank_rows
+from evaluation.learned_labels import MARK, LearnedLabels
 from evaluation.measurement import Measurement, max_or_min
 from pipeline.recipe.comparison import NO_STAGE, SUPERVISED, TRIAL, Trial, comparison_of, row_name
 from pipeline.recipe.stage import SCRATCH
@@ -40,10 +41,17 @@ class Row:
     """Cost of one training, with the median time of the seeds."""
     views: int = 0
     """Views of images seen in one training."""
+    trained_on_labels: bool = False
+    """Its backbone was trained on the set's labels for the task that it is measured on."""
 
     @property
     def name(self) -> str:
         return row_name(self.method, self.start)
+
+    @property
+    def marked_name(self) -> str:
+        """The name, with a footnote mark if it was trained on the labels that it is measured on."""
+        return f"{self.name} {MARK}" if self.trained_on_labels else self.name
 
     def cell(self, column: MetricColumn) -> Cell | None:
         """Return the values in the order of the seeds, None if there are none."""
@@ -177,19 +185,21 @@ def _read(name: str, measured: Sequence[Artifact], artifacts: Mapping[str, Artif
     rows: dict[tuple[str, str, ComparisonSetting], list[Artifact]] = {}
     values: dict[tuple[str, str, ComparisonSetting], dict[MetricColumn, dict[int, float]]] = {}
     start_costs: dict[str, Cost] = {}
+    marked, learned = set[tuple[str, str, ComparisonSetting]](), LearnedLabels(artifacts)
     for made in measured:
         trial, step = Trial(**made.manifest["config"][TRIAL]), made.manifest["config"]["start"]["step"]
         if trial.method == NO_STAGE and step:
             start_costs[trial.start] = sum_costs(backbone_cost(artifacts[step], artifacts))
         row = trial.method, trial.start, ComparisonSetting(trial.backbone, trial.share, trial.steps)
         rows.setdefault(row, []).append(made)
-        for record in records_in(made):
+        for record in records_in(made, learned):
             records.append(record)
+            marked.update([row] if record.trained_on_labels else [])
             values.setdefault(row, {}).setdefault(MetricColumn.of(record), {})[trial.seed] = record.value
     leading = leading_records(records)
     return Comparison(
         name=name,
-        rows=[Row(*row, values[row], *_training_cost(group, artifacts)) for row, group in rows.items()],
+        rows=[Row(*row, values[row], *_training_cost(group, artifacts), row in marked) for row, group in rows.items()],
         columns=backbone_table.table_columns(leading),
         better={record.metric: record.better for record in leading},
         about=backbone_table.protocol_descriptions(leading),

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from evaluation.backbone_table import BackboneTable, Cell, MetricColumn, backbone_tables, read_measurements
+from evaluation.backbone_table import (
+    BackboneTable,
+    Cell,
+    MetricColumn,
+    backbone_tables,
+    read_measurements,
+    student_start,
+)
 from evaluation.comparison.cost import Cost, backbone_cost
+from evaluation.learned_labels import FOOTNOTE
 from evaluation.measurement import CLEAN
 from evaluation.report.formatting import DASH, count, duration
 from evaluation.report.html import ReportTable, StyledText, render
@@ -20,19 +28,22 @@ def backbones(run: RunRecord) -> Markup:
     measured = backbone_tables(read_measurements(run.artifacts))
     if not measured:
         return Markup()
+    start = student_start(run.artifacts)
     return render(
         "backbones.html",
-        boards=[(board, _score_table(board)) for board in measured],
+        boards=[(board, _score_table(board, start)) for board in measured],
+        student_start=start,
+        footnote=FOOTNOTE,
         costs=_cost_table(run),
         protocols={name: text for board in measured for name, text in board.about.items()},
     )
 
 
-def _score_table(board: BackboneTable) -> ReportTable:
+def _score_table(board: BackboneTable, student_start: str | None) -> ReportTable:
     head = ["Backbone", *map(column_title, board.columns)]
     rows = [
         [
-            start,
+            board.row_name(start, student_start),
             *(score(board.cells.get((start, column)), column, start in board.best(column)) for column in board.columns),
         ]
         for start in board.starts

@@ -9,6 +9,7 @@ from markupsafe import Markup
 from evaluation.backbone_table import MetricColumn
 from evaluation.comparison.comparison import Comparison, ComparisonSetting, Row, read_comparisons
 from evaluation.comparison.cost import Cost
+from evaluation.learned_labels import FOOTNOTE
 from evaluation.measurement import max_or_min
 from evaluation.report.backbones import column_title, cost_cells, scale_of, score
 from evaluation.report.charts import Dot, lines_chart
@@ -22,7 +23,13 @@ def comparisons(run: RunRecord) -> Markup:
     """Render every comparison of the run; nothing if there is none."""
     read = read_comparisons(run.artifacts).values()
     parts = [
-        {"found": found, "scores": score_table(found), "plots": list(_plots(found)), "costs": cost_table(found)}
+        {
+            "found": found,
+            "scores": score_table(found),
+            "footnote": FOOTNOTE if any(row.trained_on_labels for row in found.rows) else "",
+            "plots": list(_plots(found)),
+            "costs": cost_table(found),
+        }
         for found in read
     ]
     return render("comparisons.html", comparisons=parts) if parts else Markup()
@@ -50,7 +57,7 @@ def score_table(found: Comparison) -> ReportTable:
 def _setting_cells(row: Row) -> list[str]:
     share = DASH if row.setting.share is None else f"{row.setting.share:.0%}"
     steps = DASH if row.setting.steps is None else f"{row.setting.steps:,}"
-    return [row.name, row.setting.backbone, share, steps]
+    return [row.marked_name, row.setting.backbone, share, steps]
 
 
 def _scores(found: Comparison, row: Row) -> Iterator[StyledText | str]:

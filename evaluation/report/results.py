@@ -26,7 +26,7 @@ from evaluation.report.charts import standing
 from evaluation.report.formatting import DASH, duration, percent, plural
 from evaluation.report.html import ReportTable, StyledText, render
 from evaluation.report.run_record import RunRecord
-from pipeline.steps.artifact import read_json
+from pipeline.steps.artifact import Artifact, of_kind, read_json
 from pipeline.storage.parquet import read_parquet
 from pipeline.stores.labels import INAPPLICABLE
 
@@ -128,6 +128,7 @@ def warnings(run: RunRecord) -> list[ReportWarning]:
     return [
         *map(ReportWarning, sentences),
         *_unusable(run),
+        *map(ReportWarning, lost_labels(run.artifacts)),
         *_conflicts(run),
         *map(ReportWarning, [*_held_out(run), *_failed(run)]),
     ]
@@ -171,6 +172,12 @@ def _unusable(run: RunRecord) -> Iterator[ReportWarning]:
             files = plural(bad + artifact.counts.get("images", 0), "file")
             text = f"{bad:,} of {files} of the set {name} can't be used and were left out. First: "
             yield ReportWarning(text, first["source"], f": {first['reason']}.")
+
+
+def lost_labels(artifacts: Mapping[str, Artifact]) -> Iterator[str]:
+    """Yield a sentence for each set that has fewer classes than when it was read before."""
+    for name, artifact in of_kind(artifacts.values(), "data").items():
+        yield from (f"The set {name} {warning}." for warning in artifact.counts.get("warnings", ()))
 
 
 def _conflicts(run: RunRecord) -> Iterator[ReportWarning]:

@@ -10,15 +10,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from multiprocessing.queues import SimpleQueue
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.run.step_runner import VISIBLE_GPUS, Environ
+from pipeline.errors import PROJECT, ConfigError
 from pipeline.recipe.runtime import RuntimeConfig
 from pipeline.steps.runtime import usable_cores
 
 if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner
 
+PACKAGES = ("browser", "evaluation", "flows", "ingest", "pipeline", "selfsup", "student", "tasks", "teachers")
+"""The packages that workers import."""
 POLL_S = 1.0
 """Between checks that the run still exists."""
 
@@ -81,10 +85,22 @@ def _exit_with(run: int) -> None:
 def _ray(address: str | None, count: int) -> TaskRunner[Any]:
     from prefect_ray import RayTaskRunner
 
+    _check_current_folder()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     local = {} if address else {"num_cpus": count, "include_dashboard": False}
     return RayTaskRunner(address, init_kwargs={**quiet, **local})
+
+
+def _check_current_folder() -> None:
+    """Raise ConfigError if the current folder, where Ray's workers look first, has a file of a package's name."""
+    for name in (*PACKAGES, "cli"):
+        for path in (Path(f"{name}.py"), Path(name, "__init__.py")):
+            if path.is_file() and path.resolve() != PROJECT / path:
+                raise ConfigError(
+                    f"runtime.runner: ray's workers import from the current folder first, and {path.resolve()} hides "
+                    f"the package {name!r} of must there. Start in another folder, rename it, or choose another runner."
+                )
 
 
 def _dask(address: str | None, count: int) -> TaskRunner[Any]:

@@ -22,7 +22,7 @@ from pipeline.recipe.evaluation import StartConfig, check_names, start_of
 from pipeline.recipe.plugins import CHOSEN, modules
 from pipeline.recipe.reader import read_section
 from pipeline.recipe.recipe import Recipe
-from pipeline.recipe.stage import COMPARED, RESERVED_STARTS, STUDENT, StageConfig
+from pipeline.recipe.stage import COMPARED, RESERVED_STARTS, SCRATCH, STUDENT, StageConfig
 from pipeline.sources import BaseSource
 from pipeline.stores.labels import LabelSpace
 from pipeline.stores.rejections import NO_REJECTIONS, rejected_images
@@ -99,10 +99,30 @@ def resolve(recipe: Recipe, rejects: pa.Table = NO_REJECTIONS) -> ResolvedRecipe
             sources[name] = open_source(config.model_dump(mode="json"))
             spaces[name] = sources[name].spaces()
     comparisons = {name: tuple(_trials(recipe, name, config)) for name, config in recipe.compare.items()}
+    return ResolvedRecipe(
+        recipe, rejects, sources, spaces, tuple(recipe.chain()), _measured_starts(recipe), comparisons
+    )
+
+
+def _measured_starts(recipe: Recipe) -> tuple[StartConfig, ...]:
+    """Return the backbones that `evaluate` measures: those of its `starts`, and what the student starts from."""
     names = recipe.evaluate.backbone_starts([stage.name for stage in recipe.stages])
-    starts = tuple(_start(name, recipe, recipe.student.backbone, "evaluate.starts") for name in names)
+    if not names:
+        return ()
+    starts = [_start(name, recipe, recipe.student.backbone, "evaluate.starts") for name in names]
+    own = _start(recipe.student.weights or SCRATCH, recipe, recipe.student.backbone, "student.weights")
+    if not any(_same_weights(own, start) for start in starts):
+        place = next((number for number, start in enumerate(starts) if start.step), len(starts))
+        starts.insert(place, own)
     check_names(starts)
-    return ResolvedRecipe(recipe, rejects, sources, spaces, tuple(recipe.chain()), starts, comparisons)
+    return tuple(starts)
+
+
+def _same_weights(one: StartConfig, other: StartConfig) -> bool:
+    """Return True if two starts, the first of which no step leaves, are the same weights under any names."""
+    if other.step or not (one.weights and other.weights):
+        return one == other
+    return weights_digest(one.weights) == weights_digest(other.weights)
 
 
 def _start(name: str, recipe: Recipe, backbone: str, place: str) -> StartConfig:

@@ -38,6 +38,10 @@ PRELOADED = ("tasks.training", "tasks.network", "tasks.scoring", "evaluation.eva
 REPORT_S = 0.1
 """Between progress reports of a process."""
 START_ATTEMPTS = 50
+START_LOCK = threading.Lock()
+"""Held while a process is started, because the environment of this one is changed for it."""
+SAFE_PATH = "PYTHONSAFEPATH"
+"""The variable that is Python's option -P."""
 GRACE_S = 30.0
 """For processes to end after they were asked to stop, before they are killed."""
 LOST_PEER_S = 5.0
@@ -75,9 +79,28 @@ def warm_up() -> None:
     # The fork server ends with the run, not by a signal to the run's process group.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     try:
-        forkserver.ensure_running()
+        with _without_current_folder():
+            forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _without_current_folder() -> Iterator[None]:
+    """Keep a Python that is started inside from importing the current folder's files.
+
+    The fork server imports the preloaded modules from there before it knows the run's path: a user's own `tasks.py`
+    would be taken for our package.
+    """
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SAFE_PATH]
+        else:
+            os.environ[SAFE_PATH] = before
 
 
 def run_in_process(call: Call, runtime: Runtime, environs: Sequence[Mapping[str, str]] = ({},)) -> Any:
@@ -107,9 +130,11 @@ def _start_process(call: Call, settings: Mapping[str, Any]) -> tuple[BaseProcess
     """Start a process and return it with the run's end of its pipe. A fork server that was killed is started again."""
     for _ in range(START_ATTEMPTS):
         ours, theirs = CONTEXT.Pipe()
-        process = CONTEXT.Process(target=_main, args=(theirs, call, settings, dict(os.environ)), daemon=True)
         try:
-            process.start()
+            with START_LOCK:
+                process = CONTEXT.Process(target=_main, args=(theirs, call, settings, dict(os.environ)), daemon=True)
+                with _without_current_folder():
+                    process.start()
         except (EOFError, ConnectionError):  # multiprocessing starts another server once this one has wholly ended
             ours.close()
             time.sleep(REPORT_S)

@@ -153,13 +153,20 @@ class ServerApi:
         return ActiveRun(
             run.id,
             run.name,
-            self._client.read_flow(run.flow_id).name,
+            self._name_of(run),
             (run.state_name or "").lower(),
             run.start_time.isoformat() if run.start_time else "",
             [task.name for task in tasks],
             _worker_of(run),
             int(pid) if pid and pid.isdigit() else None,
         )
+
+    def _name_of(self, run: FlowRun) -> str:
+        """Return the name of the run's deployment, or of its flow if it was not started by one."""
+        if run.deployment_id:
+            with contextlib.suppress(ObjectNotFound):
+                return self._client.read_deployment(run.deployment_id).name
+        return self._client.read_flow(run.flow_id).name
 
     def cancel(self, run: ActiveRun) -> None:
         """Ask a run's worker to stop it."""

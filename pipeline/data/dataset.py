@@ -24,7 +24,7 @@ from pipeline.errors import DataError
 from pipeline.recipe.augment import AugmentConfig, Resize
 from pipeline.storage.root import StoredFile
 from pipeline.stores.images import ImageShard
-from pipeline.stores.labels import APPLICABILITY, Label, LabelShard, Value, read_labels
+from pipeline.stores.labels import APPLICABILITY, Label, LabelOrigin, LabelShard, Value, read_labels
 
 SHUFFLE_WINDOW = 64
 """Shards that are shuffled together, and whose labels are in memory; fewer shards are shuffled as a whole."""
@@ -45,6 +45,8 @@ class LabelSource:
     """For each image of the shard its row in the file, -1 for none; None if the file has the same keys in order."""
     excluded: frozenset[int] = frozenset()
     """Rows of the image shard whose labels are not used."""
+    origin: LabelOrigin | None = None
+    """Who made the labels, where that is asked for."""
 
     def label_row(self, image_row: int) -> int:
         """Return the row in the file for a row of the image shard, -1 if the image has no label to use."""
@@ -91,6 +93,8 @@ class DatasetShard:
     images: ImageShard
     rows: NDArray[np.int64]
     label_sources: Mapping[str, tuple[LabelSource, ...]]
+    dataset: str = ""
+    """The name of the set that the images are from, where that is asked for."""
 
 
 @dataclasses.dataclass
@@ -130,16 +134,20 @@ class ImageDataset:
 
     def values(self, index: int) -> dict[str, Value]:
         """Return the labels of an image as stored, by head; heads without one are left out."""
+        return {head: value for head, (value, _) in self.labels(index).items()}
+
+    def labels(self, index: int) -> dict[str, tuple[Value, LabelSource]]:
+        """Return the labels of an image as stored, each with its source, by head; heads without one are left out."""
         number, row = self.locate(index)
-        values: dict[str, Value] = {}
+        found: dict[str, tuple[Value, LabelSource]] = {}
         for head, label_sources in self._open(number).items():
             for labels, source in label_sources:
                 label_row = source.label_row(row)
                 value = None if label_row < 0 else labels.value(label_row, source.threshold, source.applicability)
                 if value is not None:
-                    values[head] = value
+                    found[head] = value, source
                     break
-        return values
+        return found
 
     def keys(self) -> list[str]:
         """Return the images' keys, by index."""

@@ -8,26 +8,36 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import csv
 import dataclasses
 import importlib
 import itertools
+import os
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, require_one_of
+from pipeline.export._names import ExportNames
 from pipeline.recipe.plugins import modules
 from pipeline.steps.artifact import write_json
 from pipeline.storage.atomic import atomic_folder, check_absent
 from pipeline.storage.shortage import explain_shortage
-from pipeline.stores.labels import Label, Value
+from pipeline.stores.labels import Label, LabelOrigin, Value
 from pipeline.stores.rasters import FULL_IMAGE, resample_nearest
 
 SUMMARY = "export.json"
 """The description that every export has in its folder."""
+LABELS = "labels.csv"
+"""The list of labels that every export has in its folder."""
+LABEL_COLUMNS = ("file", "split", "head", "origin", "origin_name", "set", "source", "key")
+TRAIN, VAL = "train", "val"
+"""The splits: the images that the student learns from, and those that are held out."""
+Names = Literal["source", "hash"]
+"""Names of exported images: those of their files, or their keys."""
 BELOW_THRESHOLD = "below the threshold, left out"
 """Reason why a classification is left out: no class reaches the threshold."""
 
@@ -52,10 +62,32 @@ class ExportSample:
     """Name of the file that the image was ingested from."""
     values: Mapping[str, Value]
     """Label by head, in coordinates of the upright image; rasters may be coarser than the image."""
+    origins: Mapping[str, LabelOrigin] = dataclasses.field(default_factory=dict)
+    """Who made the labels, by head."""
+    dataset: str = ""
+    """Name of the set that the image is from."""
+    split: str = TRAIN
+    """TRAIN or VAL; all images of a split come one after another."""
+    name: str = ""
+    """Path of the image in the export, below the form's folder for images; empty for its key."""
 
     @property
     def file_name(self) -> str:
-        return f"{self.key}.{self.suffix}"
+        return self.name or f"{self.key}.{self.suffix}"
+
+    @property
+    def stem(self) -> str:
+        """`file_name` without its suffix: the name of the label files beside it."""
+        return os.path.splitext(self.file_name)[0]
+
+    def origin(self, head: str) -> dict[str, str]:
+        """Return `origin` and `origin_name` of a label: true and its set, or pseudo and its teacher."""
+        made_by = self.origins.get(head)
+        return made_by._asdict() if made_by else {}
+
+    def about(self) -> dict[str, str]:
+        """Return where the image is from: its set, its file in it, and its key."""
+        return {"set": self.dataset, "source": self.source, "key": self.key}
 
 
 class BaseWriter(contextlib.AbstractContextManager["BaseWriter"]):
@@ -96,6 +128,12 @@ class BaseWriter(contextlib.AbstractContextManager["BaseWriter"]):
         tasks = [label.space.task for label in self.heads.values()]
         return name if tasks.count(self.heads[head].space.task) == 1 else template.format(head)
 
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file, by its path in the folder, and make the folders that it lies in."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
     def leave_out(self, head: str, reason: str) -> None:
         """Count a label of this head that is not written."""
         self.counts[head]["images"] -= 1
@@ -128,7 +166,8 @@ def write_export(
 ) -> dict[str, Any]:
     """Write samples to the folder `out`, all or none, and return the content of its `export.json`.
 
-    `about` is added to `export.json`. Samples without a label that the form can hold are counted and left out.
+    `about` is added to `export.json`, `labels.csv` lists the labels. Samples without a label that the form can hold are
+    counted and left out.
 
     Raises ConfigError if `out` is a file, not empty or not writable, or if the form can't hold any of the heads' tasks;
     DataError if the disk is full.
@@ -166,17 +205,48 @@ def _select_heads(
     }
 
 
-def _add_all(writer: BaseWriter, samples: Iterable[ExportSample]) -> dict[str, int]:
-    """Add every sample that has a label of the writer's heads; return how many were added and how many had none."""
-    counts = {"images": 0, "images_without_labels": 0}
+def with_names(samples: Iterable[ExportSample], names: str) -> Iterable[ExportSample]:
+    """Give every sample the name of its file if `names` is "source"; leave its key if it is "hash".
+
+    Raises ConfigError for other `names`.
+    """
+    return _with_file_names(samples) if require_one_of(names, get_args(Names), "--names") == "source" else samples
+
+
+def _with_file_names(samples: Iterable[ExportSample]) -> Iterator[ExportSample]:
+    names = ExportNames()
     for sample in samples:
-        values = {head: value for head, value in sample.values.items() if head in writer.heads}
-        for head in values:
-            writer.counts[head]["images"] += 1
-        if values:
-            writer.add(dataclasses.replace(sample, values=values))
-        counts["images" if values else "images_without_labels"] += 1
-    return counts
+        name = names.name(sample.dataset, sample.source, sample.key, sample.suffix)
+        yield dataclasses.replace(sample, name=name)
+
+
+def _add_all(writer: BaseWriter, samples: Iterable[ExportSample]) -> dict[str, Any]:
+    """Add every sample that has a label of the writer's heads, and list its labels.
+
+    Return how many were added, in all and by split, and how many had no label.
+    """
+    counts, splits = {"images": 0, "images_without_labels": 0}, collections.Counter[str]()
+    with open(writer.folder / LABELS, "w", encoding="utf-8", newline="") as file:
+        listing = csv.DictWriter(file, LABEL_COLUMNS)
+        listing.writeheader()
+        for sample in samples:
+            values = {head: value for head, value in sample.values.items() if head in writer.heads}
+            counts["images" if values else "images_without_labels"] += 1
+            if values:
+                splits[sample.split] += 1
+                written = _add(writer, dataclasses.replace(sample, values=values))
+                place = {"file": sample.file_name, "split": sample.split, **sample.about()}
+                listing.writerows({**place, "head": head, **sample.origin(head)} for head in written)
+    return {**counts, "splits": dict(splits)}
+
+
+def _add(writer: BaseWriter, sample: ExportSample) -> list[str]:
+    """Add a sample, and return the heads whose labels were not left out."""
+    before = {head: writer.counts[head]["images"] for head in sample.values}
+    for head in sample.values:
+        writer.counts[head]["images"] += 1
+    writer.add(sample)
+    return [head for head, images in before.items() if writer.counts[head]["images"] > images]
 
 
 def _describe_heads(writer: BaseWriter) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.stores.labels import IGNORE
 
@@ -45,3 +47,10 @@ def depth_pixels(
 def normals_to_rgb(normals: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Return unit vectors (H, W, 3) as RGB, round((n + 1) * 127.5): at most half a degree off; unknown is black."""
     return (np.rint((normals + 1) * 127.5) * normals.any(axis=-1, keepdims=True)).astype(np.uint8)
+
+
+def png(pixels: NDArray[Any]) -> bytes:
+    """Return the bytes of a PNG file of these pixels."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()

@@ -1,8 +1,9 @@
-"""COCO's JSON: boxes as `instances_train.json`, masks by class as `stuff_train.json`, and the images in `images/`.
+"""COCO's JSON: boxes as `instances_train.json`, masks by class as `stuff_train.json`, the images in `images/train/`.
 
-Heads of the same task have a file each, named after the head. Category ids count from 1 in the order of the classes. An
-image listed without annotations has no objects in it; an image without a label is not listed. `kind: coco` of a recipe
-reads the folder of a single detection head as it is.
+Held-out images are in `instances_val.json` and `images/val/`. Heads of the same task have files each, named after the
+head. Images and annotations say who made the label, in `origin` and `origin_name`. Category ids count from 1 in the
+order of the classes. An image listed without annotations has no objects in it; an image without a label is not listed.
+`kind: coco` of a recipe reads the folder of a single detection head as it is.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from faster_coco_eval.core import mask as rle
 
-from pipeline.export import BaseWriter, ExportSample, to_image_size
+from pipeline.export import TRAIN, BaseWriter, ExportSample, to_image_size
 from pipeline.stores.labels import IGNORE, Label, Value
 
 IMAGES = "images"
@@ -39,19 +40,28 @@ class Writer(BaseWriter):
 
     def __init__(self, folder: Path, heads: Mapping[str, Label]) -> None:
         super().__init__(folder, heads)
-        (folder / IMAGES).mkdir()
-        self._annotation_files: dict[str, _AnnotationFile] = {}
-        for head, label in heads.items():
-            prefix = PREFIX[label.space.task]
-            self.locations[head] = self.name_for(head, f"{prefix}_train.json", f"{prefix}_{{}}.json")
-            self._annotation_files[head] = _AnnotationFile(folder / self.locations[head], label.space.classes, self)
+        (folder / IMAGES / TRAIN).mkdir(parents=True)
+        self._annotation_files: dict[tuple[str, str], _AnnotationFile] = {}
+        for head in heads:
+            self.locations[head] = self._file_name(head, TRAIN)
+            self._annotation_file(head, TRAIN)
+
+    def _file_name(self, head: str, split: str) -> str:
+        prefix = PREFIX[self.heads[head].space.task]
+        return self.name_for(head, f"{prefix}_{split}.json", f"{prefix}_{{}}_{split}.json")
+
+    def _annotation_file(self, head: str, split: str) -> _AnnotationFile:
+        if (head, split) not in self._annotation_files:
+            path, classes = self.folder / self._file_name(head, split), self.heads[head].space.classes
+            self._annotation_files[head, split] = _AnnotationFile(path, classes, self)
+        return self._annotation_files[head, split]
 
     def add(self, sample: ExportSample) -> None:
-        (self.folder / IMAGES / sample.file_name).write_bytes(sample.data)
+        self.write(f"{IMAGES}/{sample.split}/{sample.file_name}", sample.data)
         for head, value in sample.values.items():
             task = self.heads[head].space.task
             annotations = _boxes(value) if task == "detection" else _masks(value, sample.size)
-            self._annotation_files[head].add(sample, annotations)
+            self._annotation_file(head, sample.split).add(sample, annotations, sample.origin(head))
             self.counts[head]["annotations"] += len(annotations)
 
     def finish(self) -> None:
@@ -71,14 +81,14 @@ class _AnnotationFile:
         categories = [{"id": i, "name": name, "supercategory": name} for i, name in enumerate(classes, start=1)]
         self._file.write(f'{{"info": {{}}, "licenses": [], "categories": {_json(categories)}, "images": [')
 
-    def add(self, sample: ExportSample, annotations: list[dict[str, Any]]) -> None:
+    def add(self, sample: ExportSample, annotations: list[dict[str, Any]], origin: Mapping[str, str]) -> None:
         self._images += 1
         width, height = sample.size
         image = {"id": self._images, "file_name": sample.file_name, "width": width, "height": height}
-        self._file.write((",\n" if self._images > 1 else "\n") + _json({**image, "source": sample.source}))
+        self._file.write((",\n" if self._images > 1 else "\n") + _json({**image, **sample.about(), **origin}))
         for annotation in annotations:
             self._annotations += 1
-            entry = {"id": self._annotations, "image_id": self._images, "iscrowd": 0, **annotation}
+            entry = {"id": self._annotations, "image_id": self._images, "iscrowd": 0, **annotation, **origin}
             self._temporary.write((",\n" if self._annotations > 1 else "\n") + _json(entry))
 
     def finish(self) -> None:

@@ -1,11 +1,12 @@
 """FiftyOne's dataset format, for `fiftyone.Dataset.from_dir(..., dataset_type=fiftyone.types.FiftyOneDataset)`.
 
-    metadata.json   samples.json   data/<key>.jpg   fields/<head>/<key>.png
+    metadata.json   samples.json   data/<name>.jpg  fields/<head>/<name>.png
 
 Every head is a field: Classification; Classifications of the classes with a probability of 0.5 or more; Detections with
 relative boxes; Segmentation with `mask_path`, class ids from 1 (0 is unknown, which FiftyOne does not draw) with names
 in `mask_targets`; Heatmap with `map_path`, 16 bits, metric depth in millimetres. The documents are those of FiftyOne
-1.0.0; later versions migrate them on reading.
+1.0.0; later versions migrate them on reading. The fields `<head>_origin` and `<head>_origin_name` say who made a label;
+`train` or `val` is a tag of the sample.
 """
 
 from __future__ import annotations
@@ -17,15 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from pipeline.export import BELOW_THRESHOLD, BaseWriter, ExportSample, to_image_size
-from pipeline.export._png import depth_pixels
+from pipeline.export._png import depth_pixels, png
 from pipeline.steps.artifact import write_json
-from pipeline.stores.labels import IGNORE, PRESENT, Label, LabelSpace, Value
+from pipeline.stores.labels import IGNORE, PRESENT, Label, LabelOrigin, LabelSpace, Value
 
 VERSION = "1.0.0"
-RESERVED = ("id", "filepath", "tags", "metadata", "created_at", "last_modified_at", "key", "source")
+RESERVED = ("id", "filepath", "tags", "metadata", "created_at", "last_modified_at", "key", "source", "set")
 """Fields that every sample has."""
 LABEL_TYPES = {
     "classification": "Classification",
@@ -58,7 +58,7 @@ SAMPLE_FIELDS = [
     _field("metadata", "EmbeddedDocument", embedded_doc_type="fiftyone.core.metadata.ImageMetadata", fields=METADATA),
     *(_field(name, "DateTime", read_only=True) for name in ("created_at", "last_modified_at")),
     *(_field("_media_type", "String"), _field("_rand", "Float"), _field("_dataset_id", "ObjectId")),
-    *(_field("key", "String"), _field("source", "String")),
+    *(_field(name, "String") for name in ("set", "source", "key")),
 ]
 """Fields that every sample has."""
 
@@ -77,7 +77,8 @@ class Writer(BaseWriter):
 
     def __init__(self, folder: Path, heads: Mapping[str, Label]) -> None:
         super().__init__(folder, heads)
-        self._fields = {head: f"{head}_label" if head in RESERVED else head for head in heads}
+        taken = {*RESERVED, *(f"{head}_{name}" for head in heads for name in LabelOrigin._fields)}
+        self._fields = {head: f"{head}_label" if head in taken else head for head in heads}
         (folder / "data").mkdir()
         for head, label in heads.items():
             self.locations[head] = f"the field {self._fields[head]}"
@@ -89,9 +90,12 @@ class Writer(BaseWriter):
         self._first = True
 
     def add(self, sample: ExportSample) -> None:
-        (self.folder / "data" / sample.file_name).write_bytes(sample.data)
-        labels = {self._fields[head]: self._label(head, value, sample) for head, value in sample.values.items()}
-        self._samples.write(("\n" if self._first else ",\n") + json.dumps({**_sample_document(sample), **labels}))
+        self.write(f"data/{sample.file_name}", sample.data)
+        document = _sample_document(sample)
+        for head, value in sample.values.items():
+            document[self._fields[head]] = self._label(head, value, sample)
+            document |= {f"{head}_{name}": each for name, each in sample.origin(head).items()}
+        self._samples.write(("\n" if self._first else ",\n") + json.dumps(document))
         self._first = False
 
     def _label(self, head: str, value: Value, sample: ExportSample) -> Document | None:
@@ -107,14 +111,14 @@ class Writer(BaseWriter):
                 self.leave_out(head, BELOW_THRESHOLD)
                 return None
             return {**document, "label": space.classes[top], "confidence": float(value["probs"][top])}
-        path = f"fields/{self._fields[head]}/{sample.key}.png"
+        path = f"fields/{self._fields[head]}/{sample.stem}.png"
         if space.task == "segmentation":
             classes = to_image_size(value["classes"], sample.size)
             dtype = np.uint8 if len(space.classes) < 256 else np.uint16
-            Image.fromarray(np.where(classes == IGNORE, 0, classes + 1).astype(dtype)).save(self.folder / path)
+            self.write(path, png(np.where(classes == IGNORE, 0, classes + 1).astype(dtype)))
             return {**document, "mask_path": path}
         pixels = depth_pixels(to_image_size(value["depth"], sample.size), space.scale, self.counts[head])
-        Image.fromarray(pixels).save(self.folder / path)
+        self.write(path, png(pixels))
         return {**document, "map_path": path, "range": [0.0, float(max(pixels.max(), 1))]}
 
     def _classifications(self, head: str, value: Value, sample: ExportSample) -> Document:
@@ -153,7 +157,8 @@ class Writer(BaseWriter):
     def finish(self) -> None:
         self._samples.write("\n]}\n")
         spaces = {self._fields[head]: label.space for head, label in self.heads.items()}
-        write_json(self.folder / "metadata.json", _dataset_document(spaces))
+        origins = [_field(f"{head}_{name}", "String") for head in self.heads for name in LabelOrigin._fields]
+        write_json(self.folder / "metadata.json", _dataset_document(spaces, origins))
 
 
 def _sample_document(sample: ExportSample) -> Document:
@@ -163,12 +168,11 @@ def _sample_document(sample: ExportSample) -> Document:
     return {
         "_id": {"$oid": f"{sample.key}00000000"},
         "filepath": f"data/{sample.file_name}",
-        "tags": [],
+        "tags": [sample.split],
         "metadata": {"_cls": "ImageMetadata", "size_bytes": len(sample.data), "mime_type": mime_type, **size},
         "_media_type": "image",
         "_rand": int(sample.key, 16) / 2**64,
-        "key": sample.key,
-        "source": sample.source,
+        **sample.about(),
     }
 
 
@@ -177,8 +181,8 @@ def _id(*parts: object) -> Document:
     return {"$oid": hashlib.sha256("/".join(str(part) for part in parts).encode()).hexdigest()[:24]}
 
 
-def _dataset_document(spaces: Mapping[str, LabelSpace]) -> Document:
-    """Return the document of the dataset: its fields, its classes and its mask targets."""
+def _dataset_document(spaces: Mapping[str, LabelSpace], fields: list[Document]) -> Document:
+    """Return the document of the dataset: its fields (`fields` and the labels), its classes and its mask targets."""
     targets = {
         field: {str(number): name for number, name in enumerate(space.classes, start=1)}
         for field, space in spaces.items()
@@ -198,7 +202,7 @@ def _dataset_document(spaces: Mapping[str, LabelSpace]) -> Document:
         "app_config": {"media_fields": ["filepath"], **media, "plugins": {}},
         "classes": {field: list(space.classes) for field, space in spaces.items() if space.task in with_classes},
         "mask_targets": targets,
-        "sample_fields": [*SAMPLE_FIELDS, *(_label_field(field, space) for field, space in spaces.items())],
+        "sample_fields": [*SAMPLE_FIELDS, *fields, *(_label_field(*each) for each in spaces.items())],
         **{name: [] for name in empty_lists},
         **{name: {} for name in (*empty, *runs)},
     }

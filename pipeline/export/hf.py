@@ -1,6 +1,8 @@
 """Hugging Face datasets: Parquet with images, labels and their types, for `datasets.load_dataset`.
 
-    data/train-00000-of-00004.parquet       image, key, source, width, height, and the columns of every head
+    data/train-00000-of-00004.parquet       image, set, source, key, width, height, and the columns of every head
+
+Every head has `<head>_origin` and `<head>_origin_name`, who made the label. Held-out images are the split `validation`.
 
 | task | columns |
 |---|---|
@@ -15,7 +17,6 @@ Columns of a head are null for an image without its label.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,17 +26,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
-from pipeline.export import BELOW_THRESHOLD, BaseWriter, ExportSample, unique_names
-from pipeline.export._png import to_class_ids
+from pipeline.export import BELOW_THRESHOLD, TRAIN, VAL, BaseWriter, ExportSample, unique_names
+from pipeline.export._png import png, to_class_ids
 from pipeline.stores.codecs import share_to_byte
-from pipeline.stores.labels import PRESENT, Label, Value
+from pipeline.stores.labels import PRESENT, Label, LabelOrigin, Value
 
 ROWS, GROUP_BYTES = 200, 64_000_000
 """Limits of a row group, whichever is reached first: readers load one at a time, and viewers fail above 300 MB."""
 FILE_BYTES = 500_000_000
 """Size of a file at which the next one begins."""
+SPLIT_NAMES = {TRAIN: "train", VAL: "validation"}
+"""Names of the splits, as `datasets` calls them."""
 ARRAYS = {"depth": ("depth", 2), "normals": ("normals", 3), "texture": ("responses", 3)}
 """Name and number of dimensions of the float32 array that is the label of a task."""
 Feature = dict[str, Any]
@@ -52,24 +54,28 @@ class Writer(BaseWriter):
     def __init__(self, folder: Path, heads: Mapping[str, Label]) -> None:
         super().__init__(folder, heads)
         self.locations = {head: f"the columns {head}_*" for head in heads}
-        features = {"image": IMAGE, "key": _value("string"), "source": _value("string")}
+        features = {"image": IMAGE, **{name: _value("string") for name in ("set", "source", "key")}}
         features |= {"width": _value("int32"), "height": _value("int32")}
         for head, label in heads.items():
-            features |= {f"{head}_{name}": feature for name, feature in _label_features(label).items()}
+            columns = {**_label_features(label), **dict.fromkeys(LabelOrigin._fields, _value("string"))}
+            features |= {f"{head}_{name}": feature for name, feature in columns.items()}
         metadata = {"huggingface": json.dumps({"info": {"features": features}})}
         self._schema = pa.schema([(name, _arrow_type(feature)) for name, feature in features.items()], metadata)
         self._cells: dict[str, list[pa.Array]] = {name: [] for name in self._schema.names}
         self._rows = self._bytes = 0
-        self._paths: list[Path] = []
+        self._paths: dict[str, list[Path]] = {}
+        self._split = TRAIN
         self._file: pq.ParquetWriter | None = None
         (folder / "data").mkdir()
 
     def add(self, sample: ExportSample) -> None:
-        image = {"bytes": sample.data, "path": sample.file_name}
-        row: dict[str, Any] = {"image": image, "key": sample.key, "source": sample.source}
+        if sample.split != self._split:
+            self._begin_split(sample.split)
+        row: dict[str, Any] = {"image": {"bytes": sample.data, "path": sample.file_name}, **sample.about()}
         row["width"], row["height"] = sample.size
         for head, value in sample.values.items():
-            row |= {f"{head}_{name}": cell for name, cell in _label_cells(self.heads[head], value).items()}
+            cells = {**_label_cells(self.heads[head], value), **sample.origin(head)}
+            row |= {f"{head}_{name}": cell for name, cell in cells.items()}
             if self.heads[head].space.task == "classification" and not value["probs"].any():
                 self.leave_out(head, BELOW_THRESHOLD)
         for field in self._schema:
@@ -82,26 +88,33 @@ class Writer(BaseWriter):
         if self._rows >= ROWS or self._bytes >= GROUP_BYTES:
             self._flush()
 
+    def _begin_split(self, split: str) -> None:
+        """Write the last rows of a split; the first ones of the next begin a new file."""
+        if self._rows:
+            self._flush()
+        self.files.close()
+        self._split, self._file = split, None
+
     def _flush(self) -> None:
         """Write the collected rows as a row group."""
+        paths = self._paths.setdefault(SPLIT_NAMES[self._split], [])
         if self._file is None:
-            self._paths.append(self.folder / "data" / f"train-{len(self._paths):05d}.parquet")
-            self._file = self.files.enter_context(pq.ParquetWriter(self._paths[-1], self._schema, compression="zstd"))
+            paths.append(self.folder / "data" / f"{SPLIT_NAMES[self._split]}-{len(paths):05d}.parquet")
+            self._file = self.files.enter_context(pq.ParquetWriter(paths[-1], self._schema, compression="zstd"))
         columns = [pa.concat_arrays(cells) for cells in self._cells.values()]
         self._file.write_table(pa.table(columns, self._schema), row_group_size=self._rows)
         self._cells = {name: [] for name in self._cells}
         self._rows = self._bytes = 0
-        if self._paths[-1].stat().st_size >= FILE_BYTES:
+        if paths[-1].stat().st_size >= FILE_BYTES:
             self.files.close()
             self._file = None
 
     def finish(self) -> None:
         """Write the last rows, and rename the files to tell how many there are, as on the Hugging Face hub."""
-        if self._rows:
-            self._flush()
-        self.files.close()
-        for number, path in enumerate(self._paths):
-            path.rename(path.with_name(f"train-{number:05d}-of-{len(self._paths):05d}.parquet"))
+        self._begin_split(TRAIN)
+        for split, paths in self._paths.items():
+            for number, path in enumerate(paths):
+                path.rename(path.with_name(f"{split}-{number:05d}-of-{len(paths):05d}.parquet"))
 
 
 def _value(dtype: str) -> Feature:
@@ -160,7 +173,7 @@ def _label_cells(label: Label, value: Value) -> dict[str, Any]:
     if task == "segmentation":
         files = {"classes": to_class_ids(value["classes"], len(label.space.classes))}
         files["confidence"] = share_to_byte(value["confidence"])
-        return {name: {"bytes": _png(pixels), "path": None} for name, pixels in files.items()}
+        return {name: {"bytes": png(pixels), "path": None} for name, pixels in files.items()}
     name, _ = ARRAYS[task]
     return {name: _one_row(value[name].astype(np.float32))}
 
@@ -171,9 +184,3 @@ def _one_row(array: NDArray[Any]) -> pa.Array:
     for side in reversed(array.shape):
         nested = pa.ListArray.from_arrays(np.arange(0, len(nested) + 1, side, dtype=np.int32), nested)
     return nested
-
-
-def _png(pixels: NDArray[Any]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()

@@ -1,9 +1,10 @@
 """Images and PNG files of the same name and size: class ids, depth in millimetres, normals as RGB.
 
-    images/train/<key>.jpg      masks/train/<key>.png and classes.json      depth/train/<key>.png      normals/...
+    images/train/<name>.jpg     masks/train/<name>.png and classes.json     depth/train/<name>.png     normals/...
 
 `kind: masks`, `kind: depth` (with `rgb: images`) and `kind: normals` of a recipe read the folder as it is, or `kind:
-rasters` all of it. Heads of the same task have a folder each, `masks_<head>`.
+rasters` all of it. Heads of the same task have a folder each, `masks_<head>`. Held-out images lie in `val` instead of
+`train`.
 """
 
 from __future__ import annotations
@@ -13,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from PIL import Image
 
-from pipeline.export import BaseWriter, ExportSample, to_image_size
-from pipeline.export._png import depth_pixels, normals_to_rgb, to_class_ids, unknown_id
+from pipeline.export import TRAIN, BaseWriter, ExportSample, to_image_size
+from pipeline.export._png import depth_pixels, normals_to_rgb, png, to_class_ids, unknown_id
 from pipeline.steps.artifact import write_json
 from pipeline.stores.labels import Label, Value
 
-SPLIT = "train"
 FOLDERS = {"segmentation": "masks", "depth": "depth", "normals": "normals"}
 
 
@@ -41,21 +40,21 @@ class Writer(BaseWriter):
 
     def __init__(self, folder: Path, heads: Mapping[str, Label]) -> None:
         super().__init__(folder, heads)
-        (folder / "images" / SPLIT).mkdir(parents=True)
+        (folder / "images" / TRAIN).mkdir(parents=True)
         for head, label in heads.items():
             name = FOLDERS[label.space.task]
             self.locations[head] = self.name_for(head, name, f"{name}_{{}}")
-            (folder / self.locations[head] / SPLIT).mkdir(parents=True)
+            (folder / self.locations[head] / TRAIN).mkdir(parents=True)
             if label.space.task == "segmentation":
                 classes = dict(enumerate(label.space.classes))
                 content = {"classes": classes, "ignore_index": unknown_id(len(classes))}
                 write_json(folder / self.name_for(head, "classes.json", "classes_{}.json"), content)
 
     def add(self, sample: ExportSample) -> None:
-        (self.folder / "images" / SPLIT / sample.file_name).write_bytes(sample.data)
+        self.write(f"images/{sample.split}/{sample.file_name}", sample.data)
         for head, value in sample.values.items():
             pixels = self._pixels(head, value, sample.size)
-            Image.fromarray(pixels).save(self.folder / self.locations[head] / SPLIT / f"{sample.key}.png")
+            self.write(f"{self.locations[head]}/{sample.split}/{sample.stem}.png", png(pixels))
 
     def _pixels(self, head: str, value: Value, size: tuple[int, int]) -> NDArray[Any]:
         space = self.heads[head].space

@@ -1,4 +1,8 @@
-"""WebDataset tars: `<key>.jpg` with `<key>.<head>.json` (labels that are short lists) or `<key>.<head>.npz` (rasters).
+"""WebDataset tars: `<name>.jpg` with `<name>.<head>.json` (labels of short lists) or `<name>.<head>.npz` (rasters).
+
+`<name>.json` says which set and file the image is from, and under `labels` who made the label of each head. Dots in
+names become `_`, because a name ends at the first one. Tars are `train-000000.tar`, of held-out images
+`val-000000.tar`.
 
 A label's arrays have the names that the task's `label.py` states, with null for NaN in JSON; the classes are in
 `export.json`.
@@ -17,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.export import BaseWriter, ExportSample
+from pipeline.export import TRAIN, VAL, BaseWriter, ExportSample
 from pipeline.stores.labels import Label, Value
 
 IN_JSON = ("classification", "multilabel", "detection")
@@ -34,26 +38,32 @@ class Writer(BaseWriter):
 
     def __init__(self, folder: Path, heads: Mapping[str, Label]) -> None:
         super().__init__(folder, heads)
-        self._tars = self._samples = self._bytes = 0
+        self._tars = dict.fromkeys((TRAIN, VAL), 0)
+        self._samples = self._bytes = 0
         for head, label in heads.items():
-            self.locations[head] = f"<key>.{head}.{'json' if label.space.task in IN_JSON else 'npz'}"
-        self._open_tar()
+            self.locations[head] = f"<name>.{head}.{'json' if label.space.task in IN_JSON else 'npz'}"
+        self._open_tar(TRAIN)
 
-    def _open_tar(self) -> None:
+    def _open_tar(self, split: str) -> None:
         self.files.close()
-        path = self.folder / f"shard-{self._tars:06d}.tar"
-        self._tar = self.files.enter_context(tarfile.TarFile(path, "w", format=tarfile.USTAR_FORMAT))
-        self._tars, self._samples, self._bytes = self._tars + 1, 0, 0
+        path = self.folder / f"{split}-{self._tars[split]:06d}.tar"
+        self._tar = self.files.enter_context(tarfile.TarFile(path, "w", format=tarfile.PAX_FORMAT))
+        self._split, self._samples, self._bytes = split, 0, 0
+        self._tars[split] += 1
 
     def add(self, sample: ExportSample) -> None:
-        if self._samples >= MAX_SAMPLES or self._bytes >= MAX_BYTES:
-            self._open_tar()
+        if self._samples >= MAX_SAMPLES or self._bytes >= MAX_BYTES or sample.split != self._split:
+            self._open_tar(sample.split)
         self._samples += 1
-        self._add_member(sample.file_name, sample.data)
+        folders, _, base = sample.stem.rpartition("/")
+        stem = f"{folders}/{base.replace('.', '_')}".lstrip("/")
+        self._add_member(f"{stem}.{sample.suffix}", sample.data)
+        labels = {head: sample.origin(head) for head in sample.values}
+        self._add_member(f"{stem}.json", json.dumps({**sample.about(), "labels": labels}).encode())
         for head, value in sample.values.items():
             in_json = self.heads[head].space.task in IN_JSON
             data = _to_json(value) if in_json else _to_npz(value)
-            self._add_member(f"{sample.key}.{head}.{'json' if in_json else 'npz'}", data)
+            self._add_member(f"{stem}.{head}.{'json' if in_json else 'npz'}", data)
 
     def _add_member(self, name: str, data: bytes) -> None:
         info = tarfile.TarInfo(name)

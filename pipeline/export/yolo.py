@@ -1,10 +1,11 @@
 """Data sets in YOLO's layout, as Ultralytics reads it: one per head, in a folder named after the head.
 
-    <head>/data.yaml   images/train/<key>.jpg   labels/train/<key>.txt     detection: class, center and size, relative
-    <head>/train/<class>/<key>.jpg                                         classification: a folder per class
+    <head>/data.yaml   images/train/<name>.jpg  labels/train/<name>.txt    detection: class, center and size, relative
+    <head>/train/<class>/<name>.jpg                                        classification: a folder per class
 
-An image without boxes has an empty text file; an image without a label of the head is not in the head's folder. Readers
-number class folders in order of their names, and a class without images has no folder.
+Held-out images lie in `val` instead of `train`. An image without boxes has an empty text file; an image without a label
+of the head is not in the head's folder. Readers number class folders in order of their names, and a class without
+images has no folder.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from pipeline.export import BELOW_THRESHOLD, BaseWriter, ExportSample, unique_names
+from pipeline.export import BELOW_THRESHOLD, TRAIN, VAL, BaseWriter, ExportSample, unique_names
 from pipeline.stores.labels import Label, Value
 
-SPLIT = "train"
 MOST_BYTES = 200
 """Length of a folder's name: file systems take 255 bytes, and a number may follow that makes it unique."""
 
@@ -26,8 +26,8 @@ MOST_BYTES = 200
 class Writer(BaseWriter):
     """Writes boxes and class folders.
 
-    Boxes are clipped to the image because readers refuse numbers above 1. `data.yaml` names the training images for
-    validation as well because readers require an entry: replace it by a folder of other images.
+    Boxes are clipped to the image because readers refuse numbers above 1. Without held-out images `data.yaml` names the
+    training images for validation as well, because readers require an entry: replace it by a folder of other images.
     """
 
     supported = {  # noqa: RUF012 - a constant
@@ -38,39 +38,44 @@ class Writer(BaseWriter):
 
     def __init__(self, folder: Path, heads: Mapping[str, Label]) -> None:
         super().__init__(folder, heads)
-        self._class_folders: dict[str, list[Path]] = {}
+        self._class_folders: dict[str, list[str]] = {}
+        self._with_val: set[str] = set()
         for head, label in heads.items():
             self.locations[head] = head
             if label.space.task == "detection":
-                (folder / head / "images" / SPLIT).mkdir(parents=True)
-                (folder / head / "labels" / SPLIT).mkdir(parents=True)
-                classes = dict(enumerate(label.space.classes))
-                content = {"train": f"images/{SPLIT}", "val": f"images/{SPLIT}", "names": classes}
-                text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-                (folder / head / "data.yaml").write_text(text, encoding="utf-8")
+                (folder / head / "images" / TRAIN).mkdir(parents=True)
+                (folder / head / "labels" / TRAIN).mkdir(parents=True)
             else:
-                names = unique_names([_folder_name(name) for name in label.space.classes])
-                self._class_folders[head] = [folder / head / SPLIT / name for name in names]
+                self._class_folders[head] = unique_names([_folder_name(name) for name in label.space.classes])
 
     def add(self, sample: ExportSample) -> None:
         for head, value in sample.values.items():
-            path = self._write_label(head, value, sample)
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(sample.data)
+            name = self._write_label(head, value, sample)
+            if name is not None:
+                self.write(name, sample.data)
 
-    def _write_label(self, head: str, value: Value, sample: ExportSample) -> Path | None:
+    def _write_label(self, head: str, value: Value, sample: ExportSample) -> str | None:
         """Write the label, and return the path for the image; None if no class is known."""
-        root = self.folder / head
         if head in self._class_folders:
             if not value["probs"].any():
                 self.leave_out(head, BELOW_THRESHOLD)
                 return None
-            return self._class_folders[head][int(value["probs"].argmax())] / sample.file_name
+            class_folder = self._class_folders[head][int(value["probs"].argmax())]
+            return f"{head}/{sample.split}/{class_folder}/{sample.file_name}"
         lines = _box_lines(value, sample.size)
-        (root / "labels" / SPLIT / f"{sample.key}.txt").write_text("".join(lines), encoding="ascii")
+        self.write(f"{head}/labels/{sample.split}/{sample.stem}.txt", "".join(lines).encode("ascii"))
         self.counts[head]["boxes"] += len(lines)
-        return root / "images" / SPLIT / sample.file_name
+        if sample.split != TRAIN:
+            self._with_val.add(head)
+        return f"{head}/images/{sample.split}/{sample.file_name}"
+
+    def finish(self) -> None:
+        for head, label in self.heads.items():
+            if head not in self._class_folders:
+                val = f"images/{VAL if head in self._with_val else TRAIN}"
+                content = {"train": f"images/{TRAIN}", "val": val, "names": dict(enumerate(label.space.classes))}
+                text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+                self.write(f"{head}/data.yaml", text.encode())
 
 
 def _box_lines(value: Value, size: tuple[int, int]) -> list[str]:

@@ -60,7 +60,8 @@ class EvaluateConfig(MeasurementConfig):
     """Sets to fine-tune on, from every start, for each task that a set has labels for."""
     starts: list[str] | None = None
     """Backbones to measure: `scratch`, `student`, `stage.<name>`, `teacher.<name>`, or weights as a teacher names them;
-    null for scratch, the student and all stages."""
+    null for scratch, the student and all stages. What the student starts from, `student.weights` or random weights, is
+    always measured as well."""
     image_size: int | None = Field(default=None, multiple_of=32, ge=32)
     """Side of the square input for backbones, pixels; null for the student's."""
 

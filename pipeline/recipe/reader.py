@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.errors import ConfigError, require_one_of
+from pipeline.recipe.paths import make_paths_absolute
 from pipeline.recipe.plugins import CHOSEN, UNKNOWN_KIND, config_class
 from pipeline.recipe.recipe import Expansion, Location, Recipe
 from pipeline.recipe.yaml_text import parse_yaml, read_text
@@ -26,22 +27,27 @@ LONGEST_VALUE = 200
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read the recipe in a YAML file, and apply `key.sub=value` overrides. ConfigError says where and what is wrong."""
-    return parse_recipe(read_text(path), str(path), overrides)
+    """Read the recipe in a YAML file, and apply `key.sub=value` overrides. ConfigError says where and what is wrong.
+
+    Its paths begin in the folder of the file, those of overrides in the current one.
+    """
+    return parse_recipe(read_text(path), str(path), overrides, path.parent)
 
 
-def parse_recipe(text: str, origin: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe from YAML text; errors begin with `origin`."""
+def parse_recipe(text: str, origin: str, overrides: Sequence[str] = (), folder: Path | None = None) -> Recipe:
+    """Read a recipe from YAML text; errors begin with `origin`. Paths begin in `folder`, or stay as they are."""
     if isinstance(overrides, str):
         raise ConfigError(f"overrides are a list of texts, as [{overrides!r}], and no text.")
     data = parse_yaml(text, origin)
     if not isinstance(data, dict):
         raise ConfigError(f"{origin}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}.")
     data = _change(data, lambda value, place: value)
-    for override in overrides:
-        apply_override(data, override)
+    changed = [apply_override(data, override) for override in overrides]
     variables: dict[Location, Expansion] = {}
-    recipe = read_section(Recipe, expand(data, origin, variables), origin)
+    expanded = expand(data, origin, variables)
+    if folder is not None:
+        make_paths_absolute(expanded, folder, changed, variables)
+    recipe = read_section(Recipe, expanded, origin)
     return recipe.with_variables(variables)
 
 
@@ -66,26 +72,32 @@ def _change(value: Any, change: Callable[[Any, Location], Any], place: Location 
     return change(value, place)
 
 
-def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set `a.b.c=value` in nested mappings; the value is YAML. In a list of named sections, `b` is a name."""
+def apply_override(data: dict[str, Any], override: str) -> Location:
+    """Set `a.b.c=value` in nested mappings, and return its place; the value is YAML.
+
+    In a list of named sections, `b` is a name.
+    """
     path, found, value = override.partition("=")
     if not found or not path:
         raise ConfigError(f"-o {override!r}: write key.sub=value, for example student.epochs=3.")
     *parents, last = path.split(".")
     if len(parents) > 1 and parents[0] in NAMED and isinstance(data.get(parents[0]), dict):
         require_one_of(parents[1], map(str, data[parents[0]]), f"-o {override!r}: {parents[0]}")
-    place = data
+    place, location = data, list[str | int]()
     for parent in parents:
         if isinstance(place, list):
-            named = {each["name"]: each for each in place if isinstance(each, dict) and "name" in each}
-            place = named[require_one_of(parent, named, f"-o {override!r}:")]
+            named = {each["name"]: n for n, each in enumerate(place) if isinstance(each, dict) and "name" in each}
+            location.append(named[require_one_of(parent, named, f"-o {override!r}:")])
+            place = place[location[-1]]
             continue
+        location.append(parent)
         place = place.setdefault(parent, {})
         if not isinstance(place, dict | list):
             raise ConfigError(f"-o {override!r}: {parent!r} holds the value {place!r} and has no keys.")
     if not isinstance(place, dict):
         raise ConfigError(f"-o {override!r}: {path.rpartition('.')[0]} is a list: name the section to change.")
     place[last] = parse_yaml(value, f"-o {override!r}")
+    return (*location, last)
 
 
 _VARIABLE = re.compile(r"\$\$\{|\$\{(\w+)(?::-([^}]*))?\}")

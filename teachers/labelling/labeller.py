@@ -25,7 +25,8 @@ from pipeline.steps.workspace import waiting
 from pipeline.storage.lock import LOCKS, hold_lock
 from pipeline.storage.root import in_parallel
 from pipeline.stores.images import ImageShard
-from pipeline.stores.labels import APPLICABILITY, Label, LabelSpace, LabelWriter, store_metadata
+from pipeline.stores.label_writer import LabelWriter, store_metadata
+from pipeline.stores.labels import APPLICABILITY, Label, LabelSpace
 from pipeline.stores.naming import LABEL_STEP, STUDENT_LABEL_STEP, store_name, student_maker
 from tasks.applicability import Applicability
 from tasks.prediction import Predictor, load_network

@@ -13,7 +13,8 @@ from browser.answers import Answers
 from browser.loading import Loading
 from pipeline.storage.root import Root, local_file
 from pipeline.stores.calibration import Calibration, Isotonic, Reliability, ReliabilityCurve
-from pipeline.stores.labels import LabelShard, LabelWriter, store_metadata
+from pipeline.stores.label_writer import LabelWriter, store_metadata
+from pipeline.stores.labels import LabelShard
 from pipeline.stores.naming import store_name
 from tests.conftest import World
 

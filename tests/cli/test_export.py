@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import shutil
@@ -49,22 +50,34 @@ def test_export_labels_writes_the_pool_and_a_summary(
 ) -> None:
     assert_exit_code(0, recipe, out, "--to", "masks", "--root", finished_root)
     printed = capsys.readouterr().out
-    assert f"Wrote 48 images to {out}." in printed
-    assert "masks (segmentation): 48 images, in masks" in printed
+    assert f"Wrote 50 images to {out} (48 train, 2 val)." in printed
+    assert "masks (segmentation): 50 images, in masks" in printed
     assert "not held: the confidence of each pixel" in printed
     assert "gabor is left out: masks has no place for texture: its labels are rasters" in printed
     summary: dict[str, Any] = json.loads((out / "export.json").read_text("utf-8"))
     assert (summary["form"], summary["recipe"], summary["labels"]) == ("masks", "tiny", "true_first")
     assert summary["thresholds"] == {"masks": 0.5, "gabor": 0.0}
-    assert summary["images"] == 48
-    assert len(list(masks.Source(masks.Config(path=str(out))).records())) == 48
+    assert (summary["images"], summary["splits"], summary["names"]) == (50, {"train": 48, "val": 2}, "source")
+    assert len(list(masks.Source(masks.Config(path=str(out))).records())) == 50
+    with open(out / "labels.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert all(row["file"] == f"{row['set']}/{row['source']}" for row in rows)
+    assert (out / "images" / "train" / rows[0]["file"]).exists()
+
+
+def test_export_labels_names_images_by_their_keys(finished_root: Path, recipe: Path, out: Path) -> None:
+    assert_exit_code(0, recipe, out, "--to", "masks", "--root", finished_root, "--names", "hash")
+    with open(out / "labels.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["file"].partition(".")[0] for row in rows} == {row["key"] for row in rows}
+    assert len(list((out / "images" / "train").iterdir())) == 48
 
 
 def test_export_labels_applies_overrides_of_the_student(finished_root: Path, recipe: Path, out: Path) -> None:
     more = ("-o", "student.labels=true_only", "-o", "student.thresholds.masks=0.9", "--head", "masks")
     assert_exit_code(0, recipe, out, "--to", "coco", "--root", finished_root, *more)
     summary = json.loads((out / "export.json").read_text("utf-8"))
-    assert (summary["images"], summary["labels"], summary["thresholds"]) == (12, "true_only", {"masks": 0.9})
+    assert (summary["images"], summary["labels"], summary["thresholds"]) == (14, "true_only", {"masks": 0.9})
     assert not summary["left_out"]
 
 
@@ -78,6 +91,7 @@ def test_export_labels_accepts_an_empty_folder(finished_root: Path, recipe: Path
     ("arguments", "code", "message"),
     [
         (["--to", "cocoa"], 2, "--to 'cocoa' is unknown. Did you mean 'coco'? Known: coco, "),
+        (["--to", "coco", "--names", "file"], 2, "--names 'file' is unknown. Known: hash, source"),
         (["--to", "coco", "--head", "mask"], 2, "--head 'mask' is unknown. Did you mean 'masks'"),
         (["--to", "coco", "--head", "gabor"], 2, "coco can hold labels for detection, segmentation, and the heads are"),
         (["--to", "coco", "-o", "student.thresholds.mask=1"], 2, "student.thresholds names 'mask'"),
@@ -155,7 +169,7 @@ def test_export_labels_corrected_make_a_new_student_and_no_new_labels(
     root, out = tmp_path / "root", tmp_path / "out"
     shutil.copytree(finished_root, root)
     assert_exit_code(0, recipe, out, "--to", "masks", "--root", root, "--head", "masks")
-    for file in (out / "masks" / "train").iterdir():
+    for file in (out / "masks" / "train").rglob("*.png"):
         Image.new("L", Image.open(file).size, 2).save(file)
     fixed = [f"data.fixed={{kind: masks, path: {out}}}", "student.truths.masks=[fixed]"]
     outcome = must.run(recipe, root, fixed, Selection("student"))

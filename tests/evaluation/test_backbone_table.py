@@ -177,7 +177,7 @@ def test_backbones_table_on_the_console() -> None:
         [like(seed=0, value=0.4), like(seed=1, value=0.6), like(start="scratch", protocol="knn v1")]
     )
     table = backbones_table(board)
-    assert [list(column.cells) for column in table.columns] == [
+    assert [[str(cell) for cell in column.cells] for column in table.columns] == [
         ["student", "scratch"],
         ["-", "0.500"],
         ["0.500 ± 0.141", "-"],

@@ -43,21 +43,25 @@ def line(better: str, **values: float) -> MetricLine:
 
 
 @pytest.mark.parametrize(
-    ("better", "student", "teacher", "share"),
+    ("better", "student", "teacher", "baseline", "share"),
     [
-        ("higher", 0.45, 0.5, 0.9),
-        ("higher", 0.6, 0.5, 1.2),
-        ("lower", 2.0, 1.0, 0.5),
-        ("lower", 1.0, 2.0, 2.0),
-        ("higher", 0.1, 0.0, None),
-        ("higher", -0.1, 0.5, None),
-        ("lower", 0.0, 1.0, None),
+        ("higher", 0.46, 0.5, 0.1, 0.9),
+        ("higher", 0.6, 0.5, 0.1, 1.25),
+        ("higher", 0.1, 0.5, 0.1, 0.0),
+        ("higher", 0.0, 0.5, 0.1, -0.25),
+        ("higher", -0.1, 0.5, -0.5, 0.4),
+        ("lower", 2.0, 1.0, 3.0, 0.5),
+        ("lower", 0.0, 1.0, 2.0, 2.0),
+        ("higher", 0.9, 0.5, 0.5, None),
+        ("higher", 0.1, 0.0, 0.5, None),
+        ("lower", 1.0, 3.0, 2.0, None),
     ],
 )
-def test_metric_line_share_grows_with_the_student(
-    better: str, student: float, teacher: float, share: float | None
+def test_metric_line_share_is_of_the_teachers_lead_over_the_baseline(
+    better: str, student: float, teacher: float, baseline: float, share: float | None
 ) -> None:
-    assert line(better, student=student, teacher=teacher).share == (share if share is None else pytest.approx(share))
+    found = line(better, student=student, teacher=teacher, baseline=baseline).share
+    assert found == (share if share is None else pytest.approx(share))
 
 
 def test_read_class_lines_begins_with_the_weakest_of_the_student() -> None:
@@ -88,6 +92,8 @@ def test_read_class_lines_passes_over_targets_with_one_class_or_without() -> Non
 
 def test_metric_line_share_is_none_without_a_teacher() -> None:
     assert line("higher", student=0.5, baseline=0.1).share is None
+    assert line("higher", student=0.5, teacher=0.6).share is None, "nor without a baseline"
+    assert line("higher", teacher=0.6, baseline=0.1).share is None
 
 
 def test_metric_line_is_better_follows_the_direction_and_is_strict() -> None:
@@ -132,7 +138,8 @@ def test_outcome_sentences_count_and_name_heads() -> None:
     own, away = outcome_sentences(lines, home)
     assert own == (
         "On the teachers' own held-out images, the student beats the trivial baseline on 1 of 2 tasks (depth), "
-        "reaches nine tenths of its teacher on 1 (depth) and is better than its teacher on none."
+        "reaches nine tenths of its teacher's lead over that baseline on 1 (depth) and is better than its teacher on "
+        "none."
     )
     assert away.startswith("On attic, which these teachers did not learn from, the student beats")
     assert away.endswith("is better than its teacher on 1 (depth).")

@@ -56,6 +56,8 @@ def test_form_is_flat_and_describes_each_parameter(name: str) -> None:
 def test_prefect_yaml_deploys_every_flow() -> None:
     deployed = yaml.safe_load((PROJECT / "prefect.yaml").read_text("utf-8"))["deployments"]
     assert [each["entrypoint"] for each in deployed] == [f"flows.deployments.{name}" for name in FLOWS]
+    assert [each["name"] for each in deployed] == [name.replace("_", "-") for name in FLOWS]
+    assert all(flow(name).name == each["tags"][0] == "must" for name, each in zip(FLOWS, deployed, strict=True))
 
 
 @pytest.fixture
@@ -237,9 +239,9 @@ class Tutorial:
             self.run_command(command, fails)
 
     def flow_runs(self) -> list[tuple[str, str, str, str]]:
-        """Return (flow, name, state, message) of every flow run, in order."""
+        """Return (deployment, name, state, message) of every flow run, in order."""
         query = """
-            select f.name, r.name, r.state_name, s.message from flow_run r join flow f on r.flow_id = f.id
+            select d.name, r.name, r.state_name, s.message from flow_run r join deployment d on r.deployment_id = d.id
             join flow_run_state s on r.state_id = s.id order by r.created
         """
         return [(flow, name, state, message) for flow, name, state, message in query_prefect(self.home, query)]

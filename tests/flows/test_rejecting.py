@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import must
-from cli.export import export_labels
+from cli.export import LabelExport, export_labels
 from flows.plan.selection import Selection
 from flows.run.run import Outcome
 from pipeline.errors import ConfigError, DataError
@@ -117,17 +117,17 @@ def test_rejected_labels_are_not_exported(copy: Path, recipe: Path, tmp_path: Pa
     """No run is needed for that, unless images were rejected."""
     root, before = Root.of(copy), must.run(recipe, copy)
     read = read_recipe(recipe)
-    masks, worse, wrong = export_labels(read, root, "masks", tmp_path / "before"), *used(before)[3:5]
+    masks, worse, wrong = export_labels(read, root, LabelExport("masks", tmp_path / "before")), *used(before)[3:5]
     reject(root, [wrong], labels_of(before.artifacts["teacher.masks"]), "sky is road")
-    without = export_labels(read, root, "masks", tmp_path / "without")
-    assert (masks["images"], without["images"]) == (48, 47)
+    without = export_labels(read, root, LabelExport("masks", tmp_path / "without"))
+    assert (masks["splits"]["train"], without["splits"]["train"]) == (48, 47)
     reject(root, [worse], None, "blurred")
     with pytest.raises(
         DataError, match=r"there is nothing for pool, label as .*`must label` with this recipe and root"
     ):
-        export_labels(read, root, "masks", tmp_path / "stale")
+        export_labels(read, root, LabelExport("masks", tmp_path / "stale"))
     must.run(recipe, copy, steps=Selection("label"))
-    assert export_labels(read, root, "masks", tmp_path / "less")["images"] == 46
+    assert export_labels(read, root, LabelExport("masks", tmp_path / "less"))["splits"]["train"] == 46
 
 
 def test_plan_says_that_the_list_of_rejections_is_gone(copy: Path, recipe: Path) -> None:

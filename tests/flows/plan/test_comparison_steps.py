@@ -272,6 +272,8 @@ def test_comparison_records_say_how_they_were_measured(compared: Outcome) -> Non
     rows = {json.dumps(record.pop("trial")) for record in kept}
     assert len(rows) == len(probes), "whose number it is"
     assert {record.pop("comparison") for record in kept} == {"all"}
+    trained = {record["start"].partition(".")[0] for record in kept if record.pop("trained_on_labels", False)}
+    assert trained == {"supervised"}, "its row learned the labels that it is measured on"
     assert sorted(map(json.dumps, kept)) == sorted(map(json.dumps, records))
 
 
@@ -347,7 +349,7 @@ def test_comparisons_section_has_table_advice_plot_and_cost(page: str) -> None:
     assert 'aria-label="test_resnet, 100% of the images: accuracy by knn v1, 6 labels"' in part
     [table] = part.split("<table>")[1:]
     for name in ROWS:
-        assert f">{name}<" in table
+        assert f">{name}{' †' * name.startswith('supervised')}<" in table
     assert table.count("<tr>") == 1 + 6
     assert "nearest neighbours by cosine" in part, "the protocol is told"
 

@@ -55,7 +55,8 @@ def test_evaluation_steps_measure_scratch_student_and_stages_by_default() -> Non
 
 def test_evaluation_steps_probe_sets_with_classes_and_finetune_on_named_sets() -> None:
     found = asked("evaluate: {probes: [knn], finetune: [world, kinds], starts: [student]}")
-    assert found == ["probe.student.kinds", "finetune.student.world", "finetune.student.kinds"]
+    measured = ["probe.{}.kinds", "finetune.{}.world", "finetune.{}.kinds"]
+    assert found == [name.format(start) for start in ("scratch", "student") for name in measured]
 
 
 def test_evaluation_steps_read_their_backbone_and_set_alone() -> None:
@@ -292,7 +293,7 @@ def test_backbones_section_of_a_run_has_scores_and_costs(measured: tuple[Outcome
     assert "Measured on 5 images of kinds/test." in part
     board, costs = part.split("<table>")[1:]
     for start in ("scratch", "student", "teacher.masks"):
-        assert f">{start}<" in board
+        assert f">{start}{' (the student&#39;s start)' * (start == 'scratch')}<" in board
         assert f">{start}<" in costs
     student = costs.split(">student<")[1].split("</tr>")[0]
     assert student.count(">60<") == 2, "its own steps, and those of the teacher that was trained"

@@ -122,7 +122,7 @@ def test_up_restarts_the_server_while_a_run_goes_on(
 
 @pytest.mark.parametrize("worker_killed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_down_stops_a_deployed_run(background: Background, recipe: Path, root: Path, worker_killed: bool) -> None:
-    background.train("train-teacher/must", recipe, root, teacher="masks", steps=100_000)
+    background.train("must/train-teacher", recipe, root, teacher="masks", steps=100_000)
     if worker_killed:
         background.kill("worker")
         assert background.must("up").returncode == 0
@@ -139,7 +139,7 @@ def test_down_stops_a_deployed_run(background: Background, recipe: Path, root: P
 
 @pytest.mark.slow
 def test_run_finishes_without_its_worker(background: Background, recipe: Path, root: Path, finished_root: Path) -> None:
-    background.train("selftrain/must", recipe, root)
+    background.train("must/selftrain", recipe, root)
     background.kill("worker")
     background.wait_until(lambda: "Completed" in dict(background.states()).values())
     assert digests(root) == digests(finished_root)
@@ -150,7 +150,7 @@ def test_run_finishes_without_its_worker(background: Background, recipe: Path, r
 def test_up_marks_a_run_killed_with_its_worker_as_crashed(
     background: Background, recipe: Path, root: Path, resume: Resume
 ) -> None:
-    background.train("selftrain/must", recipe, root, "student", overrides=["student.steps=100000"])
+    background.train("must/selftrain", recipe, root, "student", overrides=["student.steps=100000"])
     [run] = background.status()["runs"]
     background.kill("worker")
     with contextlib.suppress(ProcessLookupError):

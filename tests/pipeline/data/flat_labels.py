@@ -9,7 +9,8 @@ import numpy as np
 
 import tasks
 from pipeline.data.dataset import DatasetShard, ImageDataset, LabelSource
-from pipeline.stores.labels import LabelSpace, LabelWriter, Value, store_metadata
+from pipeline.stores.label_writer import LabelWriter, store_metadata
+from pipeline.stores.labels import LabelSpace, Value
 from tests.disk import stored
 
 KINDS = tasks.label(LabelSpace("classification", ("a", "b", "c", "d")))

@@ -14,7 +14,7 @@ from pipeline.data import dataset as datasets
 from pipeline.data.dataset import DatasetShard, ImageDataset, LabelSource, check_joined
 from pipeline.errors import DataError
 from pipeline.stores.images import ImageShard
-from pipeline.stores.labels import LabelWriter, store_metadata
+from pipeline.stores.label_writer import LabelWriter, store_metadata
 from tests.augment import NO_AUGMENTATION
 from tests.disk import stored
 from tests.pipeline.data.flat_labels import DEPTH, flat, relabel

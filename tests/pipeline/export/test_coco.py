@@ -30,7 +30,7 @@ def test_coco_writer_boxes_are_read_by_pycocotools(world: World, tmp_path: Path)
     for number, image in found.imgs.items():
         sample = wanted[image["file_name"].partition(".")[0]]
         assert (image["width"], image["height"]) == sample.size
-        assert (tmp_path / "out" / "images" / image["file_name"]).read_bytes() == sample.data
+        assert (tmp_path / "out" / "images" / "train" / image["file_name"]).read_bytes() == sample.data
         annotations = found.loadAnns(found.getAnnIds(number))
         boxes = np.array([each["bbox"] for each in annotations]).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]

@@ -48,6 +48,8 @@ INSIDE = {
 ABOUT_FIELD = {
     *("name", "ftype", "embedded_doc_type", "subfield", "fields", "db_field", "description", "info", "read_only"),
 }
+HEADS = ("kinds", "boxes", "masks", "depth")
+ORIGINS = [f"{head}_{name}" for head in HEADS for name in ("origin", "origin_name")]
 METADATA = {"_cls", "size_bytes", "mime_type", "width", "height", "num_channels"}
 
 
@@ -90,7 +92,7 @@ def test_fiftyone_writer_writes_the_fields_that_fiftyone_stores(out: Path) -> No
         assert fields[name]["embedded_doc_type"] == f"{LABEL}.{kind}"
     for field in fields.values():
         check_inside(field)
-    assert set(fields) == {*FIELDS, "key", "source", "kinds", "boxes", "masks", "depth"}
+    assert set(fields) == {*FIELDS, "key", "source", "set", *HEADS, *ORIGINS}
     assert list(about["mask_targets"]["masks"]) == [str(number) for number in range(1, 8)]
 
 
@@ -106,7 +108,7 @@ def test_fiftyone_writer_samples_hold_the_dataset_labels(out: Path, world: World
         assert (out / each["filepath"]).read_bytes() == sample.data
         assert set(each["metadata"]) == METADATA
         assert (each["metadata"]["width"], each["metadata"]["height"]) == sample.size
-        assert (each["tags"], each["_media_type"]) == ([], "image")
+        assert (each["tags"], each["_media_type"]) == (["train"], "image")
         check_class(each["kinds"], sample.values["kinds"]["probs"], about["kinds"]["classes"])
         check_boxes(each["boxes"], sample.values["boxes"], sample.size, about["boxes"]["classes"])
         check_maps(out, each, sample)

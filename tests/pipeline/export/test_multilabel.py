@@ -41,7 +41,7 @@ def test_hf_writer_writes_classes_found_and_all_probabilities_of_a_multilabel_he
 
 def test_webdataset_writer_writes_null_for_unknown_multilabel_classes(tmp_path: Path) -> None:
     export("webdataset", tmp_path / "out")
-    with tarfile.open(tmp_path / "out/shard-000000.tar") as tar:
+    with tarfile.open(tmp_path / "out/train-000000.tar") as tar:
         member = tar.extractfile(f"{KEY}.findings.json")
         assert member
         assert json.load(member) == {"probs": [0.75, 0.25, None, 0.5]}

@@ -28,6 +28,7 @@ def test_webdataset_writer_labels_are_decoded_by_webdataset(
     seen = 0
     for found in webdataset.WebDataset(tars, shardshuffle=False).decode("pil"):
         sample = wanted[found["__key__"]]
+        assert (found["json"]["source"], set(found["json"]["labels"])) == (sample.source, set(sample.values))
         assert found["jpg"].tobytes() == decode_image(sample.data).tobytes()
         for head, value in sample.values.items():
             label = found.get(f"{head}.json") or found[f"{head}.npz"]

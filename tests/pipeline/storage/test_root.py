@@ -21,7 +21,8 @@ from pipeline.storage.path import StoragePath
 from pipeline.storage.remote_file import RemoteFile
 from pipeline.storage.root import Root, StoredFile, hash_file
 from pipeline.stores.images import ImageShard
-from pipeline.stores.labels import LabelSpace, LabelWriter, read_labels, store_metadata
+from pipeline.stores.label_writer import LabelWriter, store_metadata
+from pipeline.stores.labels import LabelSpace, read_labels
 from tests.s3 import listening
 
 MakeImages = Callable[[str, Sequence[NDArray[np.uint8]]], ImageShard]

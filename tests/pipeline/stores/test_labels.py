@@ -12,15 +12,8 @@ import pytest
 
 import tasks
 from pipeline.errors import DataError
-from pipeline.stores.labels import (
-    ROW_GROUP,
-    LabelShard,
-    LabelSpace,
-    LabelWriter,
-    Value,
-    read_metadata,
-    store_metadata,
-)
+from pipeline.stores.label_writer import LabelWriter, store_metadata
+from pipeline.stores.labels import ROW_GROUP, LabelShard, LabelSpace, Value, read_metadata
 from tests.disk import stored
 
 SPACE = LabelSpace("detection", ("cup", "spoon"))
