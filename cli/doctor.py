@@ -8,12 +8,13 @@ import os
 import platform
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline.errors import MustError, install_command
 from pipeline.recipe.base import BaseConfig
 from pipeline.recipe.comparison import COMPARE
+from pipeline.recipe.recipe import Recipe
 from pipeline.recipe.runtime import RuntimeConfig
 from pipeline.steps.runtime import usable_cores
 from pipeline.storage.atomic import PART_SUFFIX
@@ -39,12 +40,17 @@ UNCONDITIONAL = (
     "other's files. Start one run at a time on this root, or use a storage that supports conditional requests; "
     "see docs/how-to/remote.md."
 )
-Finding = tuple[bool, str, str]
-"""True if it is as it should be; what was checked; what was found."""
+Finding = tuple[bool | None, str, str]
+"""True if it is as it should be, False if not, None if it is odd but may be meant; what was checked, and found."""
+MARKS = {True: "ok ", False: "BAD", None: " ? "}
+"""How a finding is shown."""
 
 
-def examine(root: str, recipe: Path | None) -> Iterator[Finding]:
-    """Yield a finding for everything that a run depends on, quick checks first."""
+def examine(root: str, recipe: Path | None, trial: bool = False) -> Iterator[Finding]:
+    """Yield a finding for everything that a run depends on, quick checks first.
+
+    With `trial`, the models make some training steps, which tell how long the run will take.
+    """
     yield True, "python", f"{platform.python_version()} on {platform.platform(terse=True)}"
     yield True, "cores", f"{usable_cores()} usable of {os.cpu_count()}"
     for name in LIBRARIES:
@@ -55,7 +61,7 @@ def examine(root: str, recipe: Path | None) -> Iterator[Finding]:
     yield _check_storage(root) if URL.match(root) else _check_disk(Path(root).resolve())
     yield _find_device()
     if recipe:
-        yield from _check_recipe(recipe)
+        yield from _check_recipe(recipe, trial)
 
 
 def _check_library(name: str) -> Finding:
@@ -107,9 +113,10 @@ def _find_device() -> Finding:
     return True, "device", device_name(device) + (f" (CUDA {torch.version.cuda})" if device == "cuda" else "")
 
 
-def _check_recipe(path: Path) -> Iterator[Finding]:
+def _check_recipe(path: Path, trial: bool) -> Iterator[Finding]:
     from flows.plan.resolve import resolve  # noqa: PLC0415
     from ingest.ingest import open_source  # noqa: PLC0415
+    from ingest.survey import survey  # noqa: PLC0415
     from pipeline.recipe.reader import read_recipe  # noqa: PLC0415
 
     try:
@@ -117,15 +124,17 @@ def _check_recipe(path: Path) -> Iterator[Finding]:
     except MustError as error:
         yield False, str(path), str(error)
         return
-    usable = {}
-    for name, source in recipe.data.items():
+    usable, images = {}, dict[str, int]()
+    for name, config in recipe.data.items():
         try:
-            stamps = open_source(source.model_dump(mode="json")).file_stamps()
-            files = [name for name, *_ in stamps if not name.endswith("/")]  # a class without files is a folder
-            yield bool(files), f"data.{name}", f"{len(files)} files"
-            usable[name] = source
+            found = survey(open_source(config.model_dump(mode="json")))
         except MustError as error:
             yield False, f"data.{name}", str(error)
+            continue
+        yield True, f"data.{name}", found.describe()
+        yield from ((True, f"data.{name}.{task}", labels.describe()) for task, labels in found.tasks.items())
+        yield from ((None, f"data.{name}", warning) for warning in found.warnings())
+        usable[name], images[name] = config, found.images.get("train", 0)
     try:
         sections = resolve(recipe.model_copy(update={"data": usable})).models()
     except MustError as error:
@@ -139,6 +148,16 @@ def _check_recipe(path: Path) -> Iterator[Finding]:
         elif problem not in reported or not place.startswith(f"{COMPARE}."):  # trials share a start: report it once
             reported.add(problem)
             yield False, place, problem
+    if trial and not reported and usable.keys() == recipe.data.keys():
+        yield from _estimate(recipe, images)
+
+
+def _estimate(recipe: Recipe, images: Mapping[str, int]) -> Iterator[Finding]:
+    from cli.estimate import estimate  # noqa: PLC0415
+    from pipeline.training.device import find_device  # noqa: PLC0415
+
+    for what, cost in estimate(recipe, images, find_device(recipe.runtime.device)):
+        yield True, f"time of {what}", cost
 
 
 def _find_model_problem(section: BaseConfig, settings: RuntimeConfig) -> str | None:

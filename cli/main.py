@@ -164,14 +164,18 @@ def init_command(
 def doctor_command(
     recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="Check its data and models as well.")] = None,
     root: RootOption = DEFAULT_ROOT,
+    trial: Annotated[bool, typer.Option(help="Train models for ten seconds, to tell how long a run takes.")] = True,
 ) -> None:
-    """Check the environment, the root and a recipe's data and models; exit code 2 if something is wrong."""
-    from cli.doctor import examine
+    """Check the environment, the root and a recipe's data and models; exit code 2 if something is wrong.
+
+    Samples of every set are opened: what they hold, and what is odd about it, marked with ?.
+    """
+    from cli.doctor import MARKS, examine
 
     all_fine = True
-    for fine, subject, finding in examine(root, recipe):
-        all_fine &= fine
-        print(f"{'ok ' if fine else 'BAD'} {subject:<34} {finding}", flush=True)
+    for fine, subject, finding in examine(root, recipe, trial):
+        all_fine &= fine is not False
+        print(f"{MARKS[fine]} {subject:<34} {finding}", flush=True)
     if not all_fine:
         raise typer.Exit(2)
 

@@ -26,7 +26,8 @@ from pipeline.data.decode import inspect_image
 from pipeline.data.prefetch import prefetch
 from pipeline.errors import DataError, mask_credentials
 from pipeline.sources import BaseSource, SourceRecord, Stamp
-from pipeline.steps.artifact import INHERITED_FILES, Artifact, Inputs, masked, write_json
+from pipeline.steps.artifact import INHERITED_FILES, Artifact, Inputs, write_json
+from pipeline.steps.config_hash import masked
 from pipeline.storage.path import URL
 from pipeline.stores.images import NewImage
 from pipeline.stores.labels import Label

@@ -12,7 +12,8 @@ import pyarrow as pa
 from flows.plan.resolve import ResolvedRecipe
 from ingest.ingest import INCREMENTAL_KEYS
 from ingest.rejections import REJECTED_IMAGES, REJECTED_LABELS, rejections_config
-from pipeline.steps.artifact import Step, StepKind, hash_json
+from pipeline.steps.artifact import Step, StepKind
+from pipeline.steps.config_hash import hash_json
 from pipeline.stores.rejections import rejected_images, rejected_labels, rejected_teachers
 
 IMAGES_COPY = StepKind("rejected_images", "ingest.rejections:copy_images", early=True)

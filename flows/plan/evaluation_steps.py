@@ -38,7 +38,10 @@ EVALUATE = StepKind(
     measures=True,
     label_check=LabelCheck(evaluation_needs, "ingest.validation:check_held_out"),
 )
-PROBE = StepKind("probe", "evaluation.probing:probe", version=2, measures=True, label_check=CHECK)
+LOCATION = ("start.weights",)
+PROBE = StepKind(
+    "probe", "evaluation.probing:probe", version=2, measures=True, label_check=CHECK, location_keys=LOCATION
+)
 FINETUNE = StepKind(
     "finetune",
     "evaluation.finetuning:finetune",
@@ -46,6 +49,7 @@ FINETUNE = StepKind(
     measures=True,
     incremental_keys=("labels", "seeds"),
     label_check=CHECK,
+    location_keys=LOCATION,
 )
 
 SHARED_KEYS = ("set", "splits", "labels", "seeds", "seed", "corruptions")

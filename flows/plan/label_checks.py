@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pipeline.errors import error_context
-from pipeline.steps.artifact import Inputs, LabelCheck, Step, hash_json, import_function
+from pipeline.steps.artifact import Inputs, LabelCheck, Step, import_function
+from pipeline.steps.config_hash import hash_json
 
 
 def check_labels(steps: Iterable[Step], inputs: Inputs) -> None:

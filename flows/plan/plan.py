@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence, Set
 from typing import Any
 
-from pipeline.steps.artifact import Artifact, Step, masked
+from pipeline.steps.artifact import Artifact, Step
+from pipeline.steps.config_hash import masked
 from pipeline.steps.workspace import Workspace
 
 

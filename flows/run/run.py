@@ -32,7 +32,8 @@ from flows.run.processes import open_private
 from pipeline.errors import ConfigError, Stopped, mask_credentials
 from pipeline.recipe.reader import as_written
 from pipeline.recipe.recipe import Recipe
-from pipeline.steps.artifact import Artifact, Inputs, Step, dump_json, masked, read_json
+from pipeline.steps.artifact import Artifact, Inputs, Step, dump_json, read_json
+from pipeline.steps.config_hash import masked
 from pipeline.steps.events import parse_events
 from pipeline.steps.runtime import Runtime, stopped_in
 from pipeline.storage.lock import IsHeld, hold_lock

@@ -21,7 +21,8 @@ import yaml
 from flows.server.daemons import Service, Services, locked_services, wait_for
 from flows.server.embedded import answers, check_user_server, temporary_environ, user_api_url
 from pipeline.errors import PROJECT, ConfigError, MustError
-from pipeline.steps.artifact import hash_file, hash_json
+from pipeline.steps.artifact import hash_file
+from pipeline.steps.config_hash import hash_json
 
 if TYPE_CHECKING:
     from flows.server.api import ServerApi

@@ -9,7 +9,8 @@ import re
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import ConfigError
-from pipeline.steps.artifact import hash_file, hash_json
+from pipeline.steps.artifact import hash_file
+from pipeline.steps.config_hash import hash_json
 
 PUBLISHERS = ("timm", "torchvision")
 """Libraries that download the weights they publish."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib
 import importlib.metadata
 import json
@@ -21,7 +20,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from pipeline.errors import ConfigError, DataError, mask_credentials
+from pipeline.errors import ConfigError, DataError
+from pipeline.steps.config_hash import hash_json, masked, without_locations
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.atomic import PART_SUFFIX, atomic_write, fsync
 from pipeline.storage.root import Root, StoredFile, hash_file, hash_if_exists, path_in_errors
@@ -86,6 +86,10 @@ class StepKind:
     """Of a step that can reuse the work of an earlier artifact: the keys of its configuration (`files`, `source.path`)
     in which that artifact may differ."""
     label_check: LabelCheck | None = None
+    location_keys: tuple[str, ...] = ()
+    """The keys of its configuration (`source.path`) that may name a file or folder of this machine, of whose content
+    other keys tell. Such a path is not in the fingerprint: what is moved stays the same.
+    """
 
     @property
     def reuses_earlier_work(self) -> bool:
@@ -225,25 +229,11 @@ def of_kind(artifacts: Iterable[Artifact], kind: str) -> dict[str, Artifact]:
     return {made.section[-1]: made for made in artifacts if made.kind == kind}
 
 
-def hash_json(value: Any) -> str:
-    """Return the sha256, in hex, of a JSON value in canonical form."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def fingerprint(step: Step, digests: Mapping[str, str]) -> str:
     """Return the address of a step's result, 16 hex digits, given the digests of its inputs by step name."""
     inputs = {name: digests[name] for name in step.inputs}
-    return hash_json([SCHEMA_VERSION, step.kind.name, step.kind.version, masked(step.config), inputs])[:16]
-
-
-def masked(value: Any) -> Any:
-    """Return a JSON value, copied, with no credentials in its URLs: so it is stored, and so it is hashed."""
-    if isinstance(value, str):
-        return mask_credentials(value)
-    if isinstance(value, Mapping):
-        return {key: masked(item) for key, item in value.items()}
-    return [masked(item) for item in value] if isinstance(value, list | tuple) else value
+    config = masked(without_locations(step.config, step.kind.location_keys))
+    return hash_json([SCHEMA_VERSION, step.kind.name, step.kind.version, config, inputs])[:16]
 
 
 def write_atomically(path: Path, text: str) -> None:

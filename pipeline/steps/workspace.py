@@ -24,10 +24,9 @@ from pipeline.steps.artifact import (
     Step,
     contents,
     dump_json,
-    hash_json,
-    masked,
     parse_manifest,
 )
+from pipeline.steps.config_hash import hash_json, masked, without_key
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.lock import LOCKS, IsHeld, OnWait, hold_lock
 from pipeline.storage.path import StoragePath
@@ -188,14 +187,7 @@ class Workspace:
 
 def _base(kind: str, version: int, config: Mapping[str, Any], incremental_keys: tuple[str, ...]) -> str:
     """Return a hash of what an artifact and one that goes on from it have in common."""
-    return hash_json([SCHEMA_VERSION, kind, version, masked(functools.reduce(_without, incremental_keys, config))])
-
-
-def _without(config: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return a configuration without a key, which may be nested: `source.path`."""
-    first, _, rest = key.partition(".")
-    left = {name: value for name, value in config.items() if name != first}
-    return {**left, first: _without(config[first], rest)} if rest and first in config else left
+    return hash_json([SCHEMA_VERSION, kind, version, masked(functools.reduce(without_key, incremental_keys, config))])
 
 
 def _check_lock(step: str, is_held: IsHeld) -> None:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import DataError
-from pipeline.steps.artifact import dump_json, hash_json, parse_json
+from pipeline.steps.artifact import dump_json, parse_json
+from pipeline.steps.config_hash import hash_json
 from pipeline.steps.runtime import Runtime
 from pipeline.training.device import find_device, processor_name
 

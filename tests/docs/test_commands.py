@@ -155,6 +155,7 @@ def page_folder(small_world: Path, tmp_path: Path) -> Path:
     """A folder of a page's own, which shares images and root with the others."""
     for name in ("photos", "labelled", "must-root"):
         (tmp_path / name).symlink_to(small_world / name)
+    Scenario("", tmp_path).run("must run mine.yaml --to evaluate", "the base recipe, by paths in this folder")
     return tmp_path
 
 
@@ -186,7 +187,7 @@ def test_deployment_page_lists_the_parameters_of_all_flows() -> None:
 
     common = {"recipe", "root", "overrides", "device", "workers"}
     page = (PROJECT / "docs/how-to/deployment.md").read_text("utf-8")
-    rows = re.findall(r"^\| `([a-z-]+)/must` \|[^|]*\| (.*) \|$", page, flags=re.MULTILINE)
+    rows = re.findall(r"^\| `must/([a-z-]+)` \|[^|]*\| (.*) \|$", page, flags=re.MULTILINE)
     listed = {name: set(re.findall(r"`(\w+)`", cell)) for name, cell in rows}
     flows = {name: getattr(deployments, name.replace("-", "_")) for name in listed}
     assert listed == {name: set(flow.parameters.properties) - common for name, flow in flows.items()}

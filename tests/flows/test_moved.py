@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import must
 from cli.main import main
 from flows.plan.selection import Selection
+from flows.plan.steps import build_steps
+from pipeline.models.timm_models import create_timm_model
+from pipeline.recipe.reader import read_recipe
+from pipeline.steps.artifact import fingerprint
 from tests.flows.tiny import RECIPE
 from tests.ingest.photos import add_image
 
@@ -48,6 +54,25 @@ def test_set_that_is_moved_or_spelled_otherwise_is_not_packed_and_labelled_again
         assert now.digest == before.digest
         assert now.counts["read_now"] == 6, "bytes are compared, as names and times could be those of other images"
         assert outcome.artifacts["label"].fingerprint == first.artifacts["label"].fingerprint
+
+
+def test_weights_that_are_moved_are_the_same(tmp_path: Path) -> None:
+    """What they hold is in the fingerprint, and not where they lie."""
+    torch.manual_seed(0)
+    weights, steps = create_timm_model("test_resnet", 32).state_dict(), []
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        save_file(weights, tmp_path / folder / "w.safetensors")
+        text = RECIPE
+        for section in ("student: {", "masks: {"):
+            text = text.replace(section, f"{section}weights: w.safetensors, ")
+        (tmp_path / folder / "tiny.yaml").write_text(text, "utf-8")
+        steps.append({step.name: step for step in build_steps(read_recipe(tmp_path / folder / "tiny.yaml"))})
+    for name in ("teacher.masks", "student"):
+        here, there = (each[name] for each in steps)
+        digests = {other: other for other in here.inputs}
+        assert here.config != there.config
+        assert fingerprint(here, digests) == fingerprint(there, digests)
 
 
 def test_init_in_another_folder_writes_paths_that_work(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def recipe_with(place: str, weights: str, folder: Path) -> Path:
 
 def problems(recipe: Path, root: Path) -> dict[str, str]:
     """Return what the doctor finds wrong, by place."""
-    return {what: found for fine, what, found in examine(str(root), recipe) if not fine}
+    return {what: found for fine, what, found in examine(str(root), recipe) if fine is False}
 
 
 @pytest.mark.parametrize("place", RECIPES)

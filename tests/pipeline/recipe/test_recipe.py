@@ -13,7 +13,7 @@ from pipeline.recipe.base import FitConfig
 from pipeline.recipe.plugins import modules
 from pipeline.recipe.reader import apply_override, as_written, escape, expand, parse_recipe, read_recipe
 from pipeline.recipe.recipe import Recipe
-from pipeline.steps.artifact import masked
+from pipeline.steps.config_hash import masked
 
 RECIPE = """
 name: photos

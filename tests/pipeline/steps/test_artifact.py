@@ -20,10 +20,10 @@ from pipeline.steps.artifact import (
     Step,
     StepKind,
     fingerprint,
-    hash_json,
     parse_lines,
     verify,
 )
+from pipeline.steps.config_hash import hash_json
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.path import StoragePath

@@ -151,7 +151,7 @@ def test_open_errors_quote_an_unknown_protocol(error_line: Command) -> None:
 
 
 def test_doctor_examine_reports_whether_a_root_answers(bucket: str) -> None:
-    def found(root: str) -> tuple[bool, str]:
+    def found(root: str) -> tuple[bool | None, str]:
         return next((fine, line) for fine, what, line in examine(root, None) if what == "root")
 
     fine, line = found(f"{bucket}/root")
