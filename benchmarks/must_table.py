@@ -70,6 +70,7 @@ SIZES: dict[str, tuple[str, ...]] = {
         *(f"data.{name}.count=20" for name in ("shapes", "things", "parts", "rooms", "world")),
         *(f"data.{name}.{key}=8" for name in ("studio", "elsewhere") for key in ("val", "test")),
         *(f"teachers.{name}.epochs=1" for name in TRAINED_TEACHERS),
+        *(f"teachers.{name}.require=none" for name in TRAINED_TEACHERS),
         *("student.steps=2", *(f"stages.{name}.steps=2" for name in STAGES)),
     ),
     "small": (),
@@ -115,6 +116,13 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "boxes from a probability of 0.1": ("student.thresholds={detection: 0.1}",),
     "heads twice as wide": ("student.width=64",),
     "weights by uncertainty": ("student.weighting=uncertainty", "student.loss_weights={}"),
+    "teachers label their own domain": (
+        *(f"teachers.{name}.labels=[world, shapes, things, parts, rooms]" for name in TRAINED_TEACHERS),
+        "teachers.imagenet.labels=[photos]",
+    ),
+    "labels of an applicability of 0.05": (
+        f"student.applicability={{{', '.join(f'{name}: 0.05' for name in TRAINED_TEACHERS)}}}",
+    ),
 }
 """What may keep the multi-task student from being better than it is, one change each."""
 
