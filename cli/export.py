@@ -24,9 +24,9 @@ PROGRESS_IMAGES = 20
 """Number of images between progress updates."""
 
 
-def _forms(package: str) -> str:
-    """Return the names of a package's export formats, from its file names alone."""
-    return ", ".join(sorted(path.stem for path in (PROJECT / package / "export").glob("[!_]*.py")))
+def forms_of(package: str) -> str:
+    """Return the names of the forms in a package, from its file names alone: it is not loaded."""
+    return ", ".join(sorted(path.stem for path in (PROJECT / package).glob("[!_]*.py")))
 
 
 commands = typer.Typer(no_args_is_help=True, help="Write labels and the student in formats that other tools read.")
@@ -36,7 +36,7 @@ commands = typer.Typer(no_args_is_help=True, help="Write labels and the student 
 def labels_command(
     recipe: RecipeArgument,
     out: Annotated[str, typer.Argument(metavar="OUT", help="The folder to write; it must be new or empty.")],
-    to: Annotated[str, typer.Option("--to", metavar="FORM", help=f"One of {_forms('pipeline')}.")],
+    to: Annotated[str, typer.Option("--to", metavar="FORM", help=f"One of {forms_of('pipeline/export')}.")],
     root: RootOption = DEFAULT_ROOT,
     override: OverrideOptions = None,
     head: Annotated[
@@ -65,7 +65,7 @@ def labels_command(
 def student_command(
     recipe: RecipeArgument,
     out: Annotated[str, typer.Argument(metavar="OUT", help="The file to write: *.safetensors or *.onnx.")],
-    to: Annotated[str, typer.Option("--to", metavar="FORM", help=f"One of {_forms('student')}.")],
+    to: Annotated[str, typer.Option("--to", metavar="FORM", help=f"One of {forms_of('student/export')}.")],
     root: RootOption = DEFAULT_ROOT,
     override: OverrideOptions = None,
     head: Annotated[
