@@ -64,7 +64,7 @@ def labels_command(
 @commands.command("student")
 def student_command(
     recipe: RecipeArgument,
-    out: Annotated[str, typer.Argument(metavar="OUT", help="The file to write: *.safetensors or *.onnx.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The file to write, for hf a folder.")],
     to: Annotated[str, typer.Option("--to", metavar="FORM", help=f"One of {forms_of('student/export')}.")],
     root: RootOption = DEFAULT_ROOT,
     override: OverrideOptions = None,
@@ -73,7 +73,9 @@ def student_command(
         typer.Option("--head", metavar="NAME", help="For onnx: export this head alone; may be repeated."),
     ] = None,
 ) -> None:
-    """Write the trained student: its backbone as a timm checkpoint, or the network with its heads as an ONNX graph."""
+    """Write the trained student: its backbone as a timm checkpoint (safetensors) or as a folder with a model card
+    (hf), or the network with its heads as an ONNX graph.
+    """
     from flows.plan.run_plan import plan_unchecked
     from pipeline.recipe.reader import read_recipe
     from pipeline.steps.artifact import require

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # ruff: noqa: PLC0415 - as in cli/main.py
 
+commands = typer.Typer(no_args_is_help=True)
 SHOWN = 3
 """Unreadable files that are printed; the summary lists more."""
 PathsArgument = Annotated[
@@ -47,6 +48,7 @@ EveryOption = Annotated[
 ]
 
 
+@commands.command("predict")
 def predict_command(
     paths: PathsArgument,
     out: Annotated[str, typer.Argument(metavar="OUT", help="The folder to write; it must be new or empty.")],
@@ -90,6 +92,7 @@ def predict_command(
     print("\n".join(describe_predictions(summary, out)))
 
 
+@commands.command("embed")
 def embed_command(
     paths: PathsArgument,
     out: Annotated[str, typer.Argument(metavar="OUT", help="The file to write: *.parquet or *.npy.")],

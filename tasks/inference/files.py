@@ -40,7 +40,7 @@ class FileProblems:
 
 @dataclasses.dataclass(frozen=True)
 class FilesRequest:
-    """What is asked of a model for files of images."""
+    """Files of images, and how a model is to predict them."""
 
     images: Iterable[SourceRecord]
     total: int = 0
