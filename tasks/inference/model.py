@@ -71,8 +71,10 @@ class TrainedModel:
         found = {head: given.get(head) for head in labels}
         return {head: labels[head].default_threshold if least is None else least for head, least in found.items()}
 
-    @overload
-    def predict(self, images: ImageLike, threshold: Threshold = None, batch: int = BATCH) -> ImageLabels: ...
+    @overload  # a path is a sequence of strings, too: the first form counts
+    def predict(  # type: ignore[overload-overlap]
+        self, images: ImageLike, threshold: Threshold = None, batch: int = BATCH
+    ) -> ImageLabels: ...
 
     @overload
     def predict(
@@ -134,11 +136,11 @@ class TrainedModel:
         """Yield the vector of each image, in order, with a few batches in memory; errors as `stream` tells them."""
         self._check_vectors()
 
-        def infer(loaded: list[PreparedImage]) -> list[tuple[PreparedImage, NDArray[np.float32] | None]]:
+        def infer(loaded: list[PreparedImage]) -> list[ImageVector]:
             found = self.predictor.embed(self._tensor(loaded))
             if found is None:
                 raise ConfigError(self._no_vectors())
-            return list(zip(loaded, found, strict=True))
+            return [ImageVector(image, vector) for image, vector in zip(loaded, found, strict=True)]
 
         for found in self._run(images, batch, infer, lambda done: done):
             for image, vector in found:

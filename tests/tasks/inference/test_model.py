@@ -108,7 +108,7 @@ def test_trained_model_embeds_as_timm_does(
     model = make_model(KINDS, backbone=backbone)
     network: Any = model.predictor.network
     torch.save(network.backbone.model.state_dict(), tmp_path / "backbone.pt")
-    sized = {"img_size": 32} if backbone == "test_vit" else {}
+    sized: dict[str, Any] = {"img_size": 32} if backbone == "test_vit" else {}
     published = timm.create_model(
         backbone, num_classes=0, checkpoint_path=str(tmp_path / "backbone.pt"), **sized
     ).eval()
