@@ -1,8 +1,10 @@
-"""The Python API: run a recipe, or plan a run.
+"""The Python API: run a recipe, plan a run, or load a trained model.
 
 import must
 outcome = must.run("recipes/quickstart.yaml", root="must-root", overrides=["student.epochs=3"])
 outcome.metrics
+model = must.load("student", root="must-root")
+model.predict("street.jpg")["things"].describe()
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from flows.plan.plan import Planned
     from flows.plan.selection import Selection
     from flows.run.run import Outcome
+    from tasks.inference.model import TrainedModel
 
 # Slow imports are in the functions that need them, so that planning loads no torch, unless a recipe has stages.
 # ruff: noqa: PLC0415
@@ -97,3 +100,34 @@ def plan(
 
     parsed = read_recipe(Path(recipe), overrides or ())
     return plan_run(parsed, Root.of(root, parsed.runtime.cache_gb), steps or WHOLE_RECIPE).planned
+
+
+def load(
+    model: str = "student",
+    recipe: str | Path | None = None,
+    root: str | Path = DEFAULT_ROOT,
+    overrides: list[str] | None = None,
+    **runtime: Any,
+) -> TrainedModel:
+    """Load a trained model, to predict labels and vectors of any images. Nothing is trained.
+
+    `model`: `student`, a teacher's name, or a file of weights that was trained here, with its `model.json` beside it.
+    `recipe`: take the model that a run of this recipe would reuse; by default the newest one in the root.
+    `runtime` may hold `device` ("cpu", "cuda", "mps"), `precision` ("32", "bf16") and `workers`.
+
+        model = must.load("student", root="must-root", device="cpu")
+        labels = model.predict("street.jpg")
+        labels["things"].value["boxes"]  # float32 (N, 4), pixels
+        labels["things"].draw().save("drawn.jpg")
+        model.embed(["a.jpg", "b.jpg"])  # float32 (2, D)
+
+    Raises ConfigError if there is no model of this name or no such file; DataError, with what to run, if it is not made
+    yet, or if it is damaged.
+    """
+    from flows.load_model import load_model
+    from flows.run.process_setup import set_up_process
+    from pipeline.recipe.reader import read_recipe
+
+    set_up_process()
+    parsed = None if recipe is None else read_recipe(Path(recipe), overrides or ())
+    return load_model(str(model), root, parsed, **runtime)

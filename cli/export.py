@@ -24,9 +24,9 @@ PROGRESS_IMAGES = 20
 """Number of images between progress updates."""
 
 
-def _forms(package: str) -> str:
-    """Return the names of a package's export formats, from its file names alone."""
-    return ", ".join(sorted(path.stem for path in (PROJECT / package / "export").glob("[!_]*.py")))
+def forms_of(package: str) -> str:
+    """Return the names of the forms in a package, from its file names alone: it is not loaded."""
+    return ", ".join(sorted(path.stem for path in (PROJECT / package).glob("[!_]*.py")))
 
 
 commands = typer.Typer(no_args_is_help=True, help="Write labels and the student in formats that other tools read.")
@@ -36,7 +36,7 @@ commands = typer.Typer(no_args_is_help=True, help="Write labels and the student 
 def labels_command(
     recipe: RecipeArgument,
     out: Annotated[str, typer.Argument(metavar="OUT", help="The folder to write; it must be new or empty.")],
-    to: Annotated[str, typer.Option("--to", metavar="FORM", help=f"One of {_forms('pipeline')}.")],
+    to: Annotated[str, typer.Option("--to", metavar="FORM", help=f"One of {forms_of('pipeline/export')}.")],
     root: RootOption = DEFAULT_ROOT,
     override: OverrideOptions = None,
     head: Annotated[
@@ -64,8 +64,8 @@ def labels_command(
 @commands.command("student")
 def student_command(
     recipe: RecipeArgument,
-    out: Annotated[str, typer.Argument(metavar="OUT", help="The file to write: *.safetensors or *.onnx.")],
-    to: Annotated[str, typer.Option("--to", metavar="FORM", help=f"One of {_forms('student')}.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The file to write, for hf a folder.")],
+    to: Annotated[str, typer.Option("--to", metavar="FORM", help=f"One of {forms_of('student/export')}.")],
     root: RootOption = DEFAULT_ROOT,
     override: OverrideOptions = None,
     head: Annotated[
@@ -73,7 +73,9 @@ def student_command(
         typer.Option("--head", metavar="NAME", help="For onnx: export this head alone; may be repeated."),
     ] = None,
 ) -> None:
-    """Write the trained student: its backbone as a timm checkpoint, or the network with its heads as an ONNX graph."""
+    """Write the trained student: its backbone as a timm checkpoint (safetensors) or as a folder with a model card
+    (hf), or the network with its heads as an ONNX graph.
+    """
     from flows.plan.run_plan import plan_unchecked
     from pipeline.recipe.reader import read_recipe
     from pipeline.steps.artifact import require

@@ -15,6 +15,7 @@ import typer
 from cli.artifacts import artifacts
 from cli.export import commands as export_commands
 from cli.options import JsonOption, OverrideOptions, RecipeArgument, RootOption, print_json
+from cli.predict import commands as predict_commands
 from cli.store import commands as store_commands
 from must import plan, run
 from pipeline.errors import ConfigError, MustError, Shortage, require_one_of
@@ -34,6 +35,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(predict_commands)  # without a name: they are commands of their own
 app.add_typer(export_commands, name="export")
 app.add_typer(store_commands, name="store")
 app.add_typer(artifacts, name="artifacts")

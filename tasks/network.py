@@ -22,7 +22,7 @@ import tasks
 from pipeline.data.augment import DENSE_STRIDE
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.backbone import Backbone
-from pipeline.models.checkpoint import load_model, save_model
+from pipeline.models.checkpoint import load_model, read_tensors, save_model
 from pipeline.models.readout import untrained_parameters
 from pipeline.models.timm_models import statistics
 from pipeline.models.weight_loading import load_weights
@@ -178,9 +178,18 @@ class Network(nn.Module):
     def load(cls, folder: Path) -> Network:
         """Load the network saved in `folder`, in eval mode. Raises DataError if an older version saved it."""
         config, weights = load_model(folder)
-        if (saved := config.pop("format")) != NETWORK:
+        if (saved := config["format"]) != NETWORK:
             raise DataError(f"{folder}: a network of format {saved!r}; {NETWORK!r} can be read: train it again.")
-        network = cls(NetworkConfig(**config))
+        return cls._restore(config, weights)
+
+    @classmethod
+    def load_file(cls, file: Path, config: Mapping[str, Any]) -> Network:
+        """Load the network whose weights are in `file`, in eval mode, given its `model.json`."""
+        return cls._restore(config, read_tensors(file)[1])
+
+    @classmethod
+    def _restore(cls, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Network:
+        network = cls(NetworkConfig(**{name: value for name, value in config.items() if name != "format"}))
         network.load_state_dict(weights)
         return network.eval()
 

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tasks
 from pipeline.steps.artifact import Artifact, read_json, write_json
@@ -74,7 +74,11 @@ class Teacher:
     @classmethod
     def load(cls, artifact: Artifact) -> Teacher:
         """Read `teacher.json` of a teacher's artifact."""
-        fields = artifact.load(FILE, read_json)
+        return cls.from_json(artifact.load(FILE, read_json))
+
+    @classmethod
+    def from_json(cls, fields: Any) -> Teacher:
+        """Return the teacher that a `teacher.json` describes."""
         schedule = TeacherSchedule(**fields["schedule"]) if fields["schedule"] else None
         space, calibration = LabelSpace.from_json(fields["space"]), Calibration.from_json(fields["calibration"])
         measured = {name: fields[name] for name in ("data", "scores", "baseline", "held_out")}

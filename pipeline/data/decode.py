@@ -117,6 +117,21 @@ def decode_image(data: bytes, at_least: tuple[int, int] | None = None) -> Image.
     return _upright(image, _rgb(image))
 
 
+def rgb_image(image: Image.Image) -> Image.Image:
+    """Return an image that Pillow has opened or made as `decode_image` returns that of a file.
+
+    Raises DataError with the reason.
+    """
+    if image.width * image.height > PIXEL_LIMIT:
+        raise DataError(_too_large(str(image.width * image.height)))
+    if image.width * image.height == 0:
+        raise DataError(f"an image without pixels ({image.width}x{image.height})")
+    _check_mode(image, COLOR_MODES)
+    with _explain_errors(b""):
+        image.load()
+    return _upright(image, _rgb(image))
+
+
 def decode_numbers(data: bytes) -> NDArray[Any]:
     """Decode a one-channel image file to the numbers it holds, (H, W), upright: class ids, millimetres.
 

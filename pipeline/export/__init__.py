@@ -173,24 +173,27 @@ def write_export(
     DataError if the disk is full.
     """
     writer_class = load_writer(form)
-    supported, unsupported = _select_heads(writer_class, heads, form)
+    supported, unsupported = select_heads(writer_class, heads, form)
     try:
         with explain_shortage("export", out):
             check_absent(out)
             with atomic_folder(out) as folder, writer_class(folder, supported) as writer:
                 counts = _add_all(writer, samples)
                 writer.finish()
-                summary = {"form": form, **about, **counts, "heads": _describe_heads(writer), "left_out": unsupported}
+                summary = {"form": form, **about, **counts, "heads": describe_heads(writer), "left_out": unsupported}
                 write_json(folder / SUMMARY, summary)
     except OSError as error:
         raise ConfigError(f"{out}: can't be written ({error.strerror or error}). Name another folder.") from error
     return summary
 
 
-def _select_heads(
+def select_heads(
     writer: type[BaseWriter], heads: Mapping[str, Label], form: str
 ) -> tuple[dict[str, Label], dict[str, str]]:
-    """Return the heads that a form can hold, and for each other one the reason why it can't."""
+    """Return the heads that a form can hold, and for each other one the reason why it can't.
+
+    Raises ConfigError if it can hold none.
+    """
     supported = {head: label for head, label in heads.items() if writer.what_is_lost(label.space.task) is not None}
     if not supported:
         given = ", ".join(f"{head} ({label.space.task})" for head, label in heads.items()) or "none"
@@ -249,7 +252,7 @@ def _add(writer: BaseWriter, sample: ExportSample) -> list[str]:
     return [head for head, images in before.items() if writer.counts[head]["images"] > images]
 
 
-def _describe_heads(writer: BaseWriter) -> dict[str, Any]:
+def describe_heads(writer: BaseWriter) -> dict[str, Any]:
     """Return by head: its label space, where its labels are, what was written, and what is lost of it."""
     return {
         head: {

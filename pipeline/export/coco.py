@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from faster_coco_eval.core import mask as rle
@@ -37,27 +37,32 @@ class Writer(BaseWriter):
         "segmentation": "the confidence of each pixel; an annotation's score is their mean",
     }
     unsupported_reason = "its annotations are boxes and masks of classes"
+    copies_images: ClassVar[bool] = True
+    """False to leave the images where they are."""
 
     def __init__(self, folder: Path, heads: Mapping[str, Label]) -> None:
         super().__init__(folder, heads)
-        (folder / IMAGES / TRAIN).mkdir(parents=True)
+        if self.copies_images:
+            (folder / IMAGES / TRAIN).mkdir(parents=True)
         self._annotation_files: dict[tuple[str, str], _AnnotationFile] = {}
         for head in heads:
-            self.locations[head] = self._file_name(head, TRAIN)
+            self.locations[head] = self.annotation_name(head, TRAIN)
             self._annotation_file(head, TRAIN)
 
-    def _file_name(self, head: str, split: str) -> str:
+    def annotation_name(self, head: str, split: str) -> str:
+        """Return the name of the file with the annotations of a head."""
         prefix = PREFIX[self.heads[head].space.task]
         return self.name_for(head, f"{prefix}_{split}.json", f"{prefix}_{{}}_{split}.json")
 
     def _annotation_file(self, head: str, split: str) -> _AnnotationFile:
         if (head, split) not in self._annotation_files:
-            path, classes = self.folder / self._file_name(head, split), self.heads[head].space.classes
+            path, classes = self.folder / self.annotation_name(head, split), self.heads[head].space.classes
             self._annotation_files[head, split] = _AnnotationFile(path, classes, self)
         return self._annotation_files[head, split]
 
     def add(self, sample: ExportSample) -> None:
-        self.write(f"{IMAGES}/{sample.split}/{sample.file_name}", sample.data)
+        if self.copies_images:
+            self.write(f"{IMAGES}/{sample.split}/{sample.file_name}", sample.data)
         for head, value in sample.values.items():
             task = self.heads[head].space.task
             annotations = _boxes(value) if task == "detection" else _masks(value, sample.size)

@@ -1,10 +1,12 @@
 """Export forms of a trained student: one file each, whose name is the FORM of `must export student --to FORM`.
 
-A file `student/export/<form>.py` holds `SUFFIX` of the written file, `SUFFIX_REASON`, why it must be that one, and
+A file `student/export/<form>.py` holds `SUFFIX` of the written file, None for a folder of any name, `SUFFIX_REASON`,
+why it must be that one, and
 
     def export(student: Artifact, to: Path, heads: Sequence[str]) -> list[str]: ...
 
-which writes the file `to`, whole or not at all, and returns lines that say how to use it. No `heads` means all of them.
+which writes the file or folder `to`, whole or not at all, and returns lines that say how to use it. No `heads` means
+all of them.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from pipeline.recipe.plugins import modules
 from pipeline.steps.artifact import Artifact
 from pipeline.storage.shortage import explain_shortage
 
+BACKBONE = "backbone.safetensors"
+"""The file of a student's artifact that holds its backbone under timm's names."""
+
 
 def names() -> list[str]:
     """Return the names of all forms."""
@@ -28,13 +33,13 @@ def names() -> list[str]:
 def load_form(name: str, to: Path) -> Any:
     """Load the module of a form. Raises ConfigError if there is none of this name, or if `to` has another suffix."""
     form = importlib.import_module(f"{__name__}.{require_one_of(name, names(), '--to')}")
-    if to.suffix != form.SUFFIX:
+    if form.SUFFIX is not None and to.suffix != form.SUFFIX:
         raise ConfigError(f"OUT {str(to)!r}: {form.SUFFIX_REASON}; end it in {form.SUFFIX}.")
     return form
 
 
 def export_student(name: str, student: Artifact, to: Path, heads: Sequence[str] = ()) -> list[str]:
-    """Write a trained student to the file `to` in a form, and return lines that say how to use it.
+    """Write a trained student to the file or folder `to` in a form, and return lines that say how to use it.
 
     `heads`: the student's heads to write, for forms that hold heads; all if empty. Raises ConfigError if the form can't
     hold them, or if the file can't be written.

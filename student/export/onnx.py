@@ -28,6 +28,12 @@ from tasks.network import Network
 
 SUFFIX = ".onnx"
 SUFFIX_REASON = "readers know the format by the suffix"
+ONE_IMAGE = (
+    "It takes one image at a time: each image has as many boxes as are found in it, and torch can write that for one "
+    "image only. A graph of other heads, chosen with --head, takes batches of any size."
+)
+"""Said of graphs with a detection head."""
+DETECTION_ARRAYS = ("boxes", "scores", "classes")
 PER_IMAGE = "images"
 """Key of predictions that are lists with one entry per image, as detection's are."""
 
@@ -83,24 +89,30 @@ def export(student: Artifact, to: Path, heads: Sequence[str]) -> list[str]:
     onnx.checker.check_model(model)
     with atomic_write(to) as part:
         onnx.save(model, part)
-    return [_describe(value) for value in (*model.graph.input, *model.graph.output)]
+    lines = [_describe(value) for value in (*model.graph.input, *model.graph.output)]
+    return [*lines, ONE_IMAGE] if _detection_heads(network, chosen) else lines
+
+
+def _detection_heads(network: Network, heads: Sequence[str]) -> list[str]:
+    return [head for head in heads if network.tasks[head].space.task == "detection"]
 
 
 @torch.no_grad()
 def _trace(network: Network, heads: Sequence[str]) -> bytes:
     """Return the graph as bytes. Detection needs torch's older exporter, which fixes the batch size."""
     size = network.config.image_size
-    is_detection = any(network.tasks[head].space.task == "detection" for head in heads)
-    images = torch.zeros((1 if is_detection else 2, 3, size, size), dtype=torch.uint8)
+    detection = _detection_heads(network, heads)
+    images = torch.zeros((1 if detection else 2, 3, size, size), dtype=torch.uint8)
     graph = Graph(network, heads).eval()
     graph(images)
     names: dict[str, Any] = {"input_names": ["images"], "output_names": graph.names}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters warn about themselves
-        if is_detection:
+        if detection:
+            axes = {f"{head}_{array}": {0: f"{head}_count"} for head in detection for array in DETECTION_ARRAYS}
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "graph.onnx"
-                torch.onnx.export(graph, (images,), file, dynamo=False, **names)
+                torch.onnx.export(graph, (images,), file, dynamo=False, dynamic_axes=axes, **names)
                 return file.read_bytes()
         shapes = ({0: torch.export.Dim("batch", min=1)},)
         program = torch.onnx.export(graph, (images,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)

@@ -9,10 +9,10 @@ from pipeline.errors import ConfigError
 from pipeline.models.checkpoint import read_tensors, write_tensors
 from pipeline.models.timm_models import img_size_options
 from pipeline.steps.artifact import Artifact, read_json
+from student.export import BACKBONE
 
 SUFFIX = ".safetensors"
 SUFFIX_REASON = "timm reads the format off the suffix"
-BACKBONE = "backbone.safetensors"
 
 
 def export(student: Artifact, to: Path, heads: Sequence[str]) -> list[str]:

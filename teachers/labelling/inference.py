@@ -1,17 +1,13 @@
 """Inference on image shards in four phases, read, decode, infer and encode, overlapped with bounded work in flight.
 
-On a CPU each worker thread takes a batch through all phases with one compute thread, so that no phase waits for another
-and none competes for a core. With a GPU the calling thread runs the models, while worker threads decode ahead of it and
-encode behind it. Either way batches of the next shard begin before the last ones of a shard are done.
+Batches of the next shard begin before the last ones of a shard are done.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -19,13 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.data.decode import decode_image
-from pipeline.data.prefetch import map_ahead, prefetch
 from pipeline.errors import DataError
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import APPLICABILITY, Label, Row
-from pipeline.training.device import find_device, single_threaded
 from tasks.applicability import Applicability
+from tasks.inference.phases import overlap_phases
 from tasks.prediction import Predictor, Preprocessing, check_finite_label
 from tasks.task import Prediction
 
@@ -168,17 +163,11 @@ def _jpeg_reduction(suffix: str, size: tuple[int, int], min_size: tuple[int, int
 
 def label_batches(shards: Iterable[ShardInference], size: int, runtime: Runtime) -> Generator[ShardRows]:
     """Yield labelled batches of at most `size` images, in order: all of the first shard, then all of the next."""
-    threads = runtime.threads
     work = ((inference, rows) for inference in shards for rows in inference.batches(size))
-    if find_device(runtime.device) == "cpu":  # each worker has one batch running and one waiting
-        labelled = prefetch(lambda item: item[0].label(item[1]), work, threads, 2 * threads)
-        with single_threaded(), contextlib.closing(labelled):
-            yield from labelled
-        return
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="label")  # it decodes ahead of the models and encodes behind
-    try:
-        loaded = map_ahead(pool, lambda item: (item[0], item[0].load(item[1])), work, threads + 1)
-        inferred = ((inference, inference.infer_all(batch)) for inference, batch in loaded)  # in this thread
-        yield from map_ahead(pool, lambda item: item[0].encode_all(item[1]), inferred, threads + 1)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return overlap_phases(
+        lambda item: (item[0], item[0].load(item[1])),
+        lambda item: (item[0], item[0].infer_all(item[1])),
+        lambda item: item[0].encode_all(item[1]),
+        work,
+        runtime,
+    )

@@ -87,6 +87,7 @@ def test_onnx_export_predicts_as_torch_for_any_batch_size(
     network, student = make_student(heads, backbone=backbone)
     lines = export_student("onnx", student, tmp_path / "student.onnx")
     assert "    kinds_probs (batch, 3)" in lines
+    assert all(line.startswith("    ") for line in lines), "no limits"
     for count in (1, 2, 5):
         images = pictures(count, count)
         check(outputs(tmp_path / "student.onnx", images), wanted(network, list(heads), images))
@@ -97,7 +98,9 @@ def test_onnx_export_predicts_boxes_as_torch_one_image_at_a_time(
 ) -> None:
     """Noise and a black image: the graph traced with one image holds for others with more or fewer boxes."""
     network, student = make_student({**BOXES, "kinds": DENSE["kinds"]})
-    export_student("onnx", student, tmp_path / "student.onnx")
+    lines = export_student("onnx", student, tmp_path / "student.onnx")
+    assert "    boxes_scores (boxes_count)" in lines
+    assert lines[-1].startswith("It takes one image at a time")
     counts = set()
     for seed in range(8):
         images = pictures(seed, 1) if seed else np.zeros((1, 3, 32, 32), np.uint8)

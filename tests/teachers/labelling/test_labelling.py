@@ -27,10 +27,11 @@ from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root, local_file
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import LabelShard
+from tasks.inference import phases
 from tasks.network import Network, NetworkConfig
 from tasks.prediction import Predictor, network_predictor
 from tasks.teacher import Teacher
-from teachers.labelling import inference, label_folder, labeller
+from teachers.labelling import label_folder, labeller
 from teachers.labelling.inference import ShardInference, ShardRows, label_batches
 from tests.disk import folder_of
 from tests.steps import make_step
@@ -282,7 +283,7 @@ def test_label_batches_on_gpu_runs_models_in_one_thread_with_same_labels(
 
     real_load = labeller.load_teacher
     monkeypatch.setattr(labeller, "load_teacher", load)
-    monkeypatch.setattr(inference, "find_device", lambda _: "cuda")
+    monkeypatch.setattr(phases, "find_device", lambda _: "cuda")
     sandbox.label()
     assert len(made) == len(sandbox.inputs.of_kind("teacher"))
     assert all(predictor.threads == {threading.current_thread()} for predictor in made)
@@ -302,7 +303,7 @@ def test_label_batches_bounds_work_in_flight(
         begun.append(rows)
         return self.new_batch(rows)
 
-    monkeypatch.setattr(inference, "find_device", lambda _: device)
+    monkeypatch.setattr(phases, "find_device", lambda _: device)
     monkeypatch.setattr(ShardInference, "load", load)
     monkeypatch.setattr(ShardInference, "infer_all", lambda self, batch: batch)
     monkeypatch.setattr(ShardInference, "encode_all", lambda self, batch: batch)

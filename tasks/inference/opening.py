@@ -1,0 +1,81 @@
+"""Open a trained model for inference: from the artifact of a student or a teacher, or from a file of weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+import tasks
+from pipeline.errors import ConfigError, DataError
+from pipeline.models.weights import NETWORK, find_weights
+from pipeline.steps.artifact import Artifact, read_json
+from pipeline.steps.runtime import Runtime
+from pipeline.stores.labels import Label
+from tasks.inference.model import TrainedModel
+from tasks.network import Network
+from tasks.prediction import Predictor, load_network, network_predictor
+from tasks.teacher import FILE as TEACHER_FILE
+from tasks.teacher import Teacher, load_teacher
+
+STUDENT = "student"
+
+
+def open_model(artifact: Artifact, runtime: Runtime) -> TrainedModel:
+    """Open the model of a student's or a teacher's artifact on the device and in the precision that are fastest."""
+    if artifact.kind == STUDENT:
+        predictor = load_network(artifact, runtime)
+        return TrainedModel(STUDENT, predictor, _uncalibrated(predictor), runtime)
+    predictor, teacher = load_teacher(artifact, runtime), Teacher.load(artifact)
+    return TrainedModel(artifact.section[-1], predictor, dict.fromkeys(predictor.heads, teacher.label), runtime)
+
+
+def open_model_file(weights: str, runtime: Runtime) -> TrainedModel:
+    """Open a network that was trained here: a file of weights with its `model.json` beside it.
+
+    Scores are calibrated if the `teacher.json` of a teacher lies beside it as well. Raises ConfigError if there is no
+    such file or it is another's, DataError if it is damaged.
+    """
+    file = find_weights(weights)
+    about = _read_about(file)
+    predictor = network_predictor(_load_network(file, about)).setup(runtime, about)
+    labels = _uncalibrated(predictor)
+    teacher_file = file.with_name(TEACHER_FILE)
+    if teacher_file.is_file() and len(labels) == 1:
+        calibration = Teacher.from_json(read_json(teacher_file)).calibration
+        labels = {head: tasks.label(label.space, calibration) for head, label in labels.items()}
+    return TrainedModel(str(file), predictor, labels, runtime)
+
+
+def _uncalibrated(predictor: Predictor) -> dict[str, Label]:
+    return {head: tasks.label(task.space) for head, task in predictor.heads.items()}
+
+
+def _read_about(file: Path) -> dict[str, Any]:
+    """Return the network's `model.json`. Raises ConfigError if there is none of this version."""
+    about_file = file.with_suffix(".json")
+    if not about_file.is_file():
+        raise ConfigError(
+            f"model {str(file)!r} has no {about_file.name} beside it, as a trained network has: copy it there as well, "
+            "or name the student or a teacher, and the root."
+        )
+    about = read_json(about_file)
+    found = about.get("format") if isinstance(about, dict) else about
+    if found != NETWORK:
+        raise ConfigError(
+            f"model {str(file)!r} is of format {found!r:.40}; a network that was trained here, of format {NETWORK!r}, "
+            "would work. A teacher with published weights is named by its name, beside the root."
+        )
+    return about
+
+
+def _load_network(file: Path, about: dict[str, Any]) -> Network:
+    try:
+        return Network.load_file(file, about)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        place = ".".join(map(str, wrong["loc"]))
+        raise DataError(f"{file.with_suffix('.json')}: {place}: {wrong['msg']}.") from error
+    except RuntimeError as error:
+        raise DataError(f"{file}: its weights do not fit the {file.with_suffix('.json').name} beside it.") from error
