@@ -6,6 +6,8 @@ images      a row per image: its set, split, shard and row, key, size, source
 failures    why images have no label
 rejected    images and labels that were rejected by hand
 
+`id` joins them all. It is a row of `images`: an image that is in two sets has two of them, and one key.
+
 Blobs stay in their files. The tables are in a temporary file of the server, of which only a part is in memory: a store
 of millions of images fits.
 """
@@ -33,7 +35,7 @@ from pipeline.stores.labels import APPLICABILITY, Label, explain_label_errors
 MEMORY = "150MB"
 BATCH_ROWS = 20_000
 """Rows are inserted so many at a time, as each insert has a fixed cost."""
-RESERVED = {"images", "image_rows", "shards", "failures", "rejections", "rejected"}
+RESERVED = {"images", "image_rows", "shards", "failures", "rejections", "rejected", "labelled"}
 """Names of tables that no store may have as its second name."""
 TYPES = {pa.int32(): "INTEGER", pa.float32(): "FLOAT"}
 """Types of the columns of label files that are in the tables."""
@@ -50,7 +52,10 @@ CREATE TABLE image_rows (id INTEGER, hash UBIGINT, shard INTEGER, "row" INTEGER,
     bytes INTEGER, source VARCHAR);
 CREATE TABLE failures (id INTEGER, store VARCHAR, status status, reason VARCHAR);
 CREATE TABLE rejections (hash UBIGINT, store VARCHAR, reason VARCHAR, time TIMESTAMP);
-CREATE VIEW rejected AS SELECT printf('%016x', hash) AS key, store, reason, time FROM rejections;
+CREATE VIEW rejected AS SELECT id, printf('%016x', hash) AS key, store, reason, time
+    FROM rejections LEFT JOIN image_rows USING (hash);
+CREATE TABLE no_ids (id INTEGER);
+CREATE VIEW labelled AS SELECT id FROM no_ids;
 CREATE VIEW images AS SELECT id, printf('%016x', hash) AS key, "set", split, name AS shard, "row", width, height,
     bytes, source FROM image_rows JOIN shards USING (shard);
 """
@@ -169,6 +174,12 @@ class Tables:
         if name not in RESERVED:
             with self._lock:
                 self._database.execute(f"CREATE OR REPLACE VIEW {quoted(name)} AS SELECT * FROM {store.table}")
+
+    def set_labelled(self, stores: Iterable[Store]) -> None:
+        """Let the view `labelled` have the ids of the images that have a label in one of these stores."""
+        ids = " UNION ALL ".join(f"SELECT id FROM {store.table} WHERE status = 'ok'" for store in stores)
+        with self._lock:
+            self._database.execute(f"CREATE OR REPLACE VIEW labelled AS {ids or 'SELECT id FROM no_ids'}")
 
     def add_labels(self, store: Store, shards: Iterable[range], labels: pa.Table) -> None:
         """Add the rows of a label file to its store's table, for every image shard (ids) that it has labels of."""

@@ -68,7 +68,7 @@ export async function left(main, about) {
       if (found.total) parts.push(make("h2", {}, `${name}: ${kind}, ${formatNumber(found.total)}${shownPart(found)}`), table(found.columns, found.rows));
     }
   }
-  const rejected = await send("/api/sql", { sql: "SELECT key, store, reason, time FROM rejected ORDER BY time DESC LIMIT 1000" });
+  const rejected = await send("/api/sql", { sql: "SELECT DISTINCT key, store, reason, time FROM rejected ORDER BY time DESC LIMIT 1000" });
   if (rejected.rows.length) parts.push(make("h2", {}, `Rejected by hand, ${formatNumber(about.rejected)}`), table(rejected.columns, rejected.rows));
   const emptyText = has ? "Nothing that was left out is called so." : "Every file of every set is used, and nothing is rejected.";
   main.replaceChildren(form, ...(parts.length ? parts : [make("p", { class: "note" }, emptyText)]));

@@ -11,7 +11,7 @@ from PIL.Image import Image
 from pipeline.stores import codecs
 from pipeline.stores.labels import IGNORE, PROBABILITY, ClassAmounts, Row, Value
 from pipeline.stores.rasters import cell_at, on_finer_raster
-from tasks.drawing import enlarge, palette
+from tasks.drawing import contours, enlarge, palette
 from tasks.raster import SIZE_COLUMNS, RasterLabel
 
 
@@ -26,6 +26,7 @@ class TaskLabel(RasterLabel):
 
     task = "segmentation"
     unknown = {"classes": IGNORE, "confidence": 0.0}  # noqa: RUF012 - a constant
+    layer = "tint"
     amount_columns = ("area",)
     default_threshold = 0.5  # MuST's
     legend = "pixels below the threshold are not colored"
@@ -88,9 +89,19 @@ class TaskLabel(RasterLabel):
 
     def draw(self, image: Image, value: Value) -> Image:
         known = value["classes"] != IGNORE
-        colors = palette(len(self.space.classes))[np.where(known, value["classes"], 0)]
         mask = enlarge(np.repeat((known * np.uint8(150))[..., None], 3, axis=2), image.size).convert("L")
-        return Images.composite(enlarge(colors, image.size), image, mask)
+        return Images.composite(enlarge(self._colors(value), image.size), image, mask)
+
+    def draw_plain(self, image: Image, value: Value, dashed: bool = False) -> Image:
+        """Return what `draw` does, or with `dashed` the contours of the classes alone."""
+        if not dashed:
+            return self.draw(image, value)
+        where = Images.fromarray(contours(value["classes"], image.size))
+        return Images.composite(enlarge(self._colors(value), image.size), image, where)
+
+    def _colors(self, value: Value) -> NDArray[np.uint8]:
+        """Return the colors of the classes (h, w, 3); unknown pixels have any."""
+        return palette(len(self.space.classes))[np.where(value["classes"] != IGNORE, value["classes"], 0)]
 
     def describe(self, value: Value) -> str:
         return f"{(value['classes'] != IGNORE).mean():.0%} of the pixels"
