@@ -114,7 +114,7 @@ class Answers:
 
     def _first_conditions(self) -> list[str]:
         """Return the conditions of a link that has none: the images that teachers labelled, if there are any."""
-        [[labelled]] = self.tables.query("SELECT EXISTS (FROM labelled)")
+        [[labelled]] = self.tables.query("SELECT EXISTS (FROM shards WHERE teachers > 0)")
         return ["labelled=yes"] if labelled else []
 
     def _store(self, found: CataloguedStore) -> dict[str, Any]:
@@ -135,6 +135,7 @@ class Answers:
             "colours": palette(len(space.classes)).tolist(),
             "columns": [column for column in store.columns if column not in ("classes", "amounts")],
             "layer": store.label.layer,
+            "clear": list(store.label.clear_classes),
             "threshold": threshold,
             "of_recipe": of_recipe,
             "drops": store.label.has_scores or store.label.can_be_calibrated,
@@ -222,24 +223,25 @@ class Answers:
             return self._count_words(selection.select(words, stores, [table]), "amount >= ?::FLOAT", (threshold,))
         if column.kind is str:
             return self._count_words(selection.select(f"{column.sql}::VARCHAR AS word", stores, [table]))
-        return self._count_in_bins(selection.select(f"{column.sql}::DOUBLE AS number", stores, [table]))
+        return self._count_in_bins(selection.select(f"{column.sql}::DOUBLE AS number", stores, [table]), column.is_whole)
 
     def _count_words(self, inner: Clause, condition: str = "true", values: tuple[float, ...] = ()) -> dict[str, Any]:
         sql = f"SELECT word, count(*) FROM ({inner.sql}) WHERE word IS NOT NULL AND {condition} GROUP BY 1"
         rows = self.tables.query(f"{sql} ORDER BY 2 DESC, 1 LIMIT {MAX_VALUES}", (*inner.parameters, *values))
         return {"kind": "words", "values": [row[0] for row in rows], "counts": [row[1] for row in rows]}
 
-    def _count_in_bins(self, inner: Clause) -> dict[str, Any]:
+    def _count_in_bins(self, inner: Clause, is_whole: bool) -> dict[str, Any]:
         finite = f"FROM ({inner.sql}) WHERE isfinite(number)"  # NaN and infinity have no bin
         ends = self.tables.query(f"SELECT min(number), max(number) {finite}", inner.parameters)[0]
         if ends[0] is None:
-            return {"kind": "numbers", "edges": [], "counts": []}
-        edges = np.linspace(ends[0], ends[1] if ends[1] > ends[0] else ends[0] + 1, BINS + 1)
-        low, width = float(edges[0]), float(edges[1] - edges[0])
-        bin_sql = f"least(floor((number - ?) / ?)::INTEGER, {BINS - 1})"
+            return {"kind": "numbers", "whole": is_whole, "edges": [], "counts": []}
+        edges = whole_edges(*ends) if is_whole else edges_between(*ends)
+        low, width, bins = float(edges[0]), float(edges[1] - edges[0]), len(edges) - 1  # a last bin may be smaller
+        bin_sql = f"least(floor((number - ?) / ?)::INTEGER, {bins - 1})"
         sql = f"SELECT {bin_sql}, count(*) {finite} GROUP BY 1"
         counts = dict(self.tables.query(sql, (low, width, *inner.parameters)))
-        return {"kind": "numbers", "edges": edges.tolist(), "counts": [counts.get(n, 0) for n in range(BINS)]}
+        found = [counts.get(n, 0) for n in range(bins)]
+        return {"kind": "numbers", "whole": is_whole, "edges": edges.tolist(), "counts": found}
 
     def balance(self, selection: ImageSelection, store: Store, threshold: float) -> dict[str, Any]:
         """Count what a threshold keeps of a store, class by class, in up to MAX_SAMPLE of the images."""
@@ -285,6 +287,17 @@ class Answers:
             known = ", ".join(sorted(self.stores))
             raise ConfigError(f"There is no label store {name!r}; there are {known}.")
         return self.stores[name]
+
+
+def edges_between(low: float, high: float) -> NDArray[np.float64]:
+    """Return the edges of the bins of numbers from `low` to `high`."""
+    return np.linspace(low, high if high > low else low + 1, BINS + 1)
+
+
+def whole_edges(low: float, high: float) -> NDArray[np.int64]:
+    """Return the edges, whole as well, of the bins of whole numbers from `low` to `high`; the last bin may be smaller."""
+    width = -(-int(high - low + 1) // BINS)
+    return np.append(np.arange(int(low), int(high) + 1, width), int(high) + 1)
 
 
 def as_count(amount: float) -> float:

@@ -57,6 +57,11 @@ class FilterColumn:
     table: JoinedTable | None = None
     name: str = ""
 
+    @property
+    def is_whole(self) -> bool:
+        """True if its values are whole numbers."""
+        return self.kind is int or (self.table is not None and self.table.columns.get(self.name) == "INTEGER")
+
 
 class JoinedTable(Protocol):
     """A table with a row per image: of a label store, or of the differences between two."""
@@ -124,11 +129,13 @@ def _answered_condition(column: FilterColumn, operator: str, answer: str) -> Cla
     if operator != "=" or answer not in ("yes", "no"):
         raise ConfigError(f"Condition {column.name}{operator}{answer}: write {column.name}=yes or {column.name}=no.")
     if column.name == "labelled":
-        ids = "SELECT id FROM labelled"
+        shards = 'SELECT ("set", split, name) FROM shards WHERE teachers > 0'
+        sql = f'("set", split, images.shard) IN ({shards}) AND images.id NOT IN (FROM unlabelled)'
     else:
         or_label = f" OR rejections.store = {literal(column.table.name)}" if column.table else ""
         ids = f"SELECT id FROM image_rows JOIN rejections USING (hash) WHERE rejections.store IS NULL{or_label}"
-    return Clause(f"images.id {'IN' if answer == 'yes' else 'NOT IN'} ({ids})")
+        sql = f"images.id IN ({ids})"
+    return Clause(sql if answer == "yes" else f"NOT ({sql})")
 
 
 def _parse_value(column: FilterColumn, text: str) -> Any:

@@ -78,8 +78,19 @@ class Loading:
         self.tables.flush()
         for maker, newest in self.newest_stores().items():
             self.tables.add_alias(newest, maker)
-        self.tables.set_labelled(self.newest_teachers().values())
+        self._count_teachers()
         self.progress.loaded = self.progress.found
+
+    def _count_teachers(self) -> None:
+        """Count for each shard the teachers whose newest labels of it are loaded."""
+        teachers = list(self.newest_teachers().values())
+        counts = dict.fromkeys(self._by_address, 0)
+        for store in teachers:
+            damaged = self.damaged_files(store.name)
+            for address in self._files[store.name]:
+                if address in counts and address not in damaged:
+                    counts[address] += 1
+        self.tables.set_teachers(teachers, counts)
 
     def _key(self, shard: CataloguedShard) -> tuple[str, str, str]:
         return shard.dataset, shard.split, shard.shard.sha256

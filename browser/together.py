@@ -24,8 +24,10 @@ GAP = 3
 PER_ROW = 4
 FEWEST_PER_ROW = 2
 MAX_STORES = 24
-MAX_CHARS = 36
+MAX_CHARS = 32
 """Of a line of words."""
+LINES = 15
+"""Lines of words that a picture has room for: they are large, as it is looked at in small."""
 FRAME = (255, 255, 255)
 
 
@@ -82,11 +84,11 @@ def _compose(picture: Image.Image, labels: Sequence[StoredLabel]) -> Image.Image
 
 def _write(picture: Image.Image, labels: Sequence[StoredLabel]) -> None:
     """Write a line for each label into the upper left corner."""
-    y = 0.0
+    y, size = 0.0, max(9, max(picture.size) // LINES)
     for label in labels:
         words = label.store.label.describe(label.value)
         text = f"{'true: ' if label.is_true else ''}{words}"
-        y += 1 + caption(picture, text if len(text) <= MAX_CHARS else f"{text[: MAX_CHARS - 1]}…", (0, y))
+        y += 1 + caption(picture, text if len(text) <= MAX_CHARS else f"{text[: MAX_CHARS - 1]}…", (0, y), size=size)
 
 
 def _small(label: StoredLabel, picture: Image.Image, count: int) -> Image.Image:

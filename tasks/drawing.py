@@ -37,14 +37,15 @@ def enlarge(cells: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(cells).resize(size, Image.Resampling.NEAREST)
 
 
-def caption(image: Image.Image, text: str, at: tuple[float, float] = (0, 0), above: bool = False) -> float:
+def caption(image: Image.Image, text: str, at: tuple[float, float] = (0, 0), above: bool = False, size: int = 0) -> float:
     """Write `text` on the image, white on a dark bar whose top left (with `above`, bottom left) corner is `at`.
 
-    `at` is in pixels; the bar is moved to lie inside the image. Returns the height of the bar.
+    `at` is in pixels; the bar is moved to lie inside the image. `size` is that of the letters, 0 for one that suits the
+    image. Returns the height of the bar.
     """
     draw = ImageDraw.Draw(image)
     side = max(image.size)
-    font = ImageFont.load_default(size=max(9, min(14, side // 12), side // 28))
+    font = ImageFont.load_default(size=size or max(9, min(14, side // 12), side // 28))
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     x = max(0.0, min(at[0], image.width - (right - left) - 4))
     height = bottom - top + 4

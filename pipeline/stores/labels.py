@@ -150,6 +150,11 @@ class Label(ABC):
         self.space, self.calibration = space, calibration
 
     @property
+    def clear_classes(self) -> tuple[str, ...]:
+        """The classes that `draw_plain` leaves without color."""
+        return ()
+
+    @property
     def can_be_calibrated(self) -> bool:
         """True for a task that has the column PROBABILITY."""
         return PROBABILITY.name in self.columns().names

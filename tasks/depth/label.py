@@ -27,7 +27,7 @@ class TaskLabel(RasterLabel):
 
     task = "depth"
     unknown = {"depth": 0.0}  # noqa: RUF012 - a constant
-    legend = "violet is near, yellow far, over the range that stands below each picture"
+    legend = "violet is near, yellow far; the range stands below each picture"
 
     def columns(self) -> pa.Schema:
         unit = "metres" if self.space.scale == "metric" else "inverse depth, arbitrary scale and shift"

@@ -14,6 +14,10 @@ from pipeline.stores.rasters import cell_at, on_finer_raster
 from tasks.drawing import contours, enlarge, palette
 from tasks.raster import SIZE_COLUMNS, RasterLabel
 
+BACKGROUND = "background"
+STRONG, FAINT = 150, 115
+"""Of 255, how strongly classes tint an image: alone, and with other labels."""
+
 
 class TaskLabel(RasterLabel):
     """`classes` (h, w) uint16, ids with 65535 = unknown, and `confidence` (h, w) float32 in [0, 1]: rasters over the
@@ -88,16 +92,23 @@ class TaskLabel(RasterLabel):
         return ClassAmounts(rows[present], present % classes, area[present].astype(np.float32))
 
     def draw(self, image: Image, value: Value) -> Image:
-        known = value["classes"] != IGNORE
-        mask = enlarge(np.repeat((known * np.uint8(150))[..., None], 3, axis=2), image.size).convert("L")
+        return self._tint(image, value, value["classes"] != IGNORE, STRONG)
+
+    def _tint(self, image: Image, value: Value, where: NDArray[np.bool_], strength: int) -> Image:
+        mask = enlarge(np.repeat((where * np.uint8(strength))[..., None], 3, axis=2), image.size).convert("L")
         return Images.composite(enlarge(self._colors(value), image.size), image, mask)
 
     def draw_plain(self, image: Image, value: Value, dashed: bool = False) -> Image:
-        """Return what `draw` does, or with `dashed` the contours of the classes alone."""
+        """Return a fainter drawing, or with `dashed` the contours of the classes alone; the background stays clear."""
         if not dashed:
-            return self.draw(image, value)
+            clear = [self.space.classes.index(name) for name in self.clear_classes]
+            return self._tint(image, value, ~np.isin(value["classes"], [IGNORE, *clear]), FAINT)
         where = Images.fromarray(contours(value["classes"], image.size))
         return Images.composite(enlarge(self._colors(value), image.size), image, where)
+
+    @property
+    def clear_classes(self) -> tuple[str, ...]:
+        return tuple(name for name in self.space.classes if name == BACKGROUND)
 
     def _colors(self, value: Value) -> NDArray[np.uint8]:
         """Return the colors of the classes (h, w, 3); unknown pixels have any."""

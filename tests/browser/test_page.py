@@ -112,7 +112,7 @@ def test_page_filters_combine_and_are_a_link(page: Any, browser: Any, answers: A
     assert total(other) == fewer, "the link shows the same"
     other.close()
     page.get_by_role("button", name="Remove key~0").click()
-    page.wait_for_function("document.querySelectorAll('#conditions li').length === 1")
+    page.wait_for_function("document.querySelectorAll('#conditions li').length === 2")
     assert total(page) == some
     page.go_back()
     page.wait_for_function("document.querySelectorAll('#conditions li').length === 2")
