@@ -223,7 +223,9 @@ class Answers:
             return self._count_words(selection.select(words, stores, [table]), "amount >= ?::FLOAT", (threshold,))
         if column.kind is str:
             return self._count_words(selection.select(f"{column.sql}::VARCHAR AS word", stores, [table]))
-        return self._count_in_bins(selection.select(f"{column.sql}::DOUBLE AS number", stores, [table]), column.is_whole)
+        return self._count_in_bins(
+            selection.select(f"{column.sql}::DOUBLE AS number", stores, [table]), column.is_whole
+        )
 
     def _count_words(self, inner: Clause, condition: str = "true", values: tuple[float, ...] = ()) -> dict[str, Any]:
         sql = f"SELECT word, count(*) FROM ({inner.sql}) WHERE word IS NOT NULL AND {condition} GROUP BY 1"
@@ -236,7 +238,7 @@ class Answers:
         if ends[0] is None:
             return {"kind": "numbers", "whole": is_whole, "edges": [], "counts": []}
         edges = whole_edges(*ends) if is_whole else edges_between(*ends)
-        low, width, bins = float(edges[0]), float(edges[1] - edges[0]), len(edges) - 1  # a last bin may be smaller
+        low, width, bins = float(edges[0]), float(edges[1] - edges[0]), len(edges) - 1
         bin_sql = f"least(floor((number - ?) / ?)::INTEGER, {bins - 1})"
         sql = f"SELECT {bin_sql}, count(*) {finite} GROUP BY 1"
         counts = dict(self.tables.query(sql, (low, width, *inner.parameters)))
@@ -295,7 +297,7 @@ def edges_between(low: float, high: float) -> NDArray[np.float64]:
 
 
 def whole_edges(low: float, high: float) -> NDArray[np.int64]:
-    """Return the edges, whole as well, of the bins of whole numbers from `low` to `high`; the last bin may be smaller."""
+    """Return the edges of the bins of whole numbers from `low` to `high`, whole as well; a last bin may be smaller."""
     width = -(-int(high - low + 1) // BINS)
     return np.append(np.arange(int(low), int(high) + 1, width), int(high) + 1)
 

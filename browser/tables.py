@@ -183,7 +183,9 @@ class Tables:
 
         With `failures` they tell which images are labelled, at a fraction of the cost of a join with every store.
         """
-        counts = pa.table({"address": pa.array(labelled, pa.string()), "count": pa.array(labelled.values(), pa.int32())})
+        counts = pa.table(
+            {"address": pa.array(labelled, pa.string()), "count": pa.array(labelled.values(), pa.int32())}
+        )
         with self._lock:
             self._database.execute("DELETE FROM newest_teachers")
             for store in stores:

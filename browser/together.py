@@ -31,7 +31,7 @@ LINES = 15
 FRAME = (255, 255, 255)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class StoredLabel:
     """The label of an image in a store."""
 

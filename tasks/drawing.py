@@ -37,7 +37,9 @@ def enlarge(cells: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(cells).resize(size, Image.Resampling.NEAREST)
 
 
-def caption(image: Image.Image, text: str, at: tuple[float, float] = (0, 0), above: bool = False, size: int = 0) -> float:
+def caption(
+    image: Image.Image, text: str, at: tuple[float, float] = (0, 0), above: bool = False, size: int = 0
+) -> float:
     """Write `text` on the image, white on a dark bar whose top left (with `above`, bottom left) corner is `at`.
 
     `at` is in pixels; the bar is moved to lie inside the image. `size` is that of the letters, 0 for one that suits the

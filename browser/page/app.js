@@ -137,11 +137,12 @@ async function showOnce() {
 }
 
 async function showGrid() {
-  const focused = document.activeElement?.dataset?.key;
+  const { id, dataset } = document.activeElement ?? {};
   const { answer, addHistograms } = await (isTogether() ? grid.showTogether(main, about) : grid.show(main, about, chosenStore(), comparedStore()));
   images = answer.images;
   rejecting.show(chosenStore(), answer.total);
-  if (focused) main.querySelector(`[data-key="${focused}"]`)?.focus();
+  if (dataset?.key) main.querySelector(`[data-key="${dataset.key}"]`)?.focus();
+  else if (id && document.activeElement?.id !== id) byId(id)?.focus();
   await addHistograms();
 }
 

@@ -70,7 +70,7 @@ function details(store, state, about) {
   const note = make("p", { class: "note" }, store.layer === "map" && store.reading ? `${LAYERS.map}: ${store.reading.split(";")[0]}` : `${LAYERS[store.layer]}${store.clear.length ? `, ${store.clear.join()} stays clear` : ""}`);
   if (!store.drops) return [note];
   const value = make("output", {}, thresholdOf(store, state).toFixed(2));
-  const slider = thresholdSlider(store, state, { "aria-label": `Threshold of ${store.maker}` });
+  const slider = thresholdSlider(store, state, { id: `threshold-${store.maker}`, "aria-label": `Threshold of ${store.maker}` });
   slider.addEventListener("input", () => { value.textContent = Number(slider.value).toFixed(2); });
   const kind = store.calibration ? "probability" : "score";
   return [note, make("div", { class: "slider" }, slider, value), make("p", { class: "note" }, `${kind} ≥ ${thresholdOf(store, state).toFixed(2)} (${thresholdOrigin(store, state, about)})`)];
