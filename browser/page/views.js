@@ -33,9 +33,9 @@ export async function sql(main, about) {
   const text = make("textarea", { "aria-label": "SQL", spellcheck: "false" });
   text.value = state.sql || example;
   const form = make("form", { onsubmit: (event) => { event.preventDefault(); navigate({ sql: text.value }); } }, text, make("button", { class: "main" }, "Ask"));
-  const tables = [["images", "id, key, set, split, shard, row, width, height, bytes, source"], ["failures", "id, store, status, reason"], ...about.stores.map((store) => [`"${store.name}"`, ["id", ...store.columns, ...(store.holds ? ["classes", "amounts"] : [])].join(", ")])];
+  const tables = [["images", "id, key, set, split, shard, row, width, height, bytes, source"], ["failures", "id, store, status, reason"], ["rejected", "id, key, store, reason, time"], ...about.stores.map((store) => [`"${store.name}"`, ["id", ...store.columns, ...(store.holds ? ["classes", "amounts"] : [])].join(", ")])];
   const answer = make("section", { "aria-label": "Answer" });
-  main.replaceChildren(form, answer, make("h2", {}, "Tables"), table(["table", "columns"], tables));
+  main.replaceChildren(form, answer, make("h2", {}, "Tables, joined by id"), table(["table", "columns"], tables));
   if (!state.sql) return;
   const found = await send("/api/sql", { sql: state.sql });
   answer.replaceChildren(make("p", { class: "note" }, `${formatNumber(found.rows.length)} rows${found.more ? ", and more that are not shown" : ""}`), table(found.columns, found.rows));
