@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,9 +12,19 @@ from numpy.typing import NDArray
 
 from browser.catalogue import CataloguedStore
 from browser.differences import PAIR_SEPARATOR, Differences
-from browser.filters import Clause, FilterColumn, ImageSelection, JoinedTable, class_threshold, parse_column, requires
+from browser.filters import (
+    ANSWERED,
+    Clause,
+    FilterColumn,
+    ImageSelection,
+    JoinedTable,
+    class_threshold,
+    parse_column,
+    requires,
+)
 from browser.label_files import decode_row
 from browser.loading import Loading
+from browser.overview import Overview
 from browser.pictures import Pictures
 from browser.query_process import as_json
 from browser.rejecting import Rejecting
@@ -47,7 +58,7 @@ class Answers:
     def __init__(self, loading: Loading) -> None:
         self.loading, self.tables, self.pictures = loading, loading.tables, Pictures(loading)
         self.differences, self.rejecting = Differences(loading), Rejecting(loading)
-        self.queries = Queries(loading.tables)
+        self.queries, self.overview = Queries(loading.tables), Overview(loading)
 
     @property
     def stores(self) -> dict[str, Store]:
@@ -63,6 +74,16 @@ class Answers:
                 pair = self.differences.start(self.store(names["one"]), self.store(names["other"]))
                 tables[f"{names['one']}{PAIR_SEPARATOR}{names['other']}"] = tables[pair.name] = pair
         return tables
+
+    def thresholds(self, given: Mapping[str, float]) -> dict[str, float]:
+        """Return the threshold of each store: the given one, by the store's or its teacher's name, or the first one."""
+        stores = self.stores
+        first = {name: self.loading.first_threshold(store)[0] for name, store in self.loading.stores.items()}
+        return first | {stores[name].name: value for name, value in given.items() if name in stores}
+
+    def _complete(self, selection: ImageSelection) -> ImageSelection:
+        """Return a selection with the thresholds of all stores."""
+        return dataclasses.replace(selection, thresholds=self.thresholds(selection.thresholds))
 
     def image_id(self, key: str) -> int:
         """Return the id of an image. Raises DataError if no image has this key."""
@@ -83,20 +104,28 @@ class Answers:
             "found": progress.found,
             "damaged": dict(progress.damaged),
             "images": sum(row[2] for row in sets),
+            "start": self._first_conditions(),
+            "run": self.loading.newest_run and self.loading.newest_run.to_json(),
             "rejected": self.tables.query("SELECT count(*) FROM rejections")[0][0],
             "compared": self.comparison_progress(),
             "sets": [{"name": name, "split": split, "images": count} for name, split, count in sets],
             "stores": [self._store(found) for found in self.loading.catalogue.stores if found.name in self.stores],
         }
 
+    def _first_conditions(self) -> list[str]:
+        """Return the conditions of a link that has none: the images that teachers labelled, if there are any."""
+        [[labelled]] = self.tables.query("SELECT EXISTS (FROM shards WHERE teachers > 0)")
+        return ["labelled=yes"] if labelled else []
+
     def _store(self, found: CataloguedStore) -> dict[str, Any]:
         store = self.stores[found.name]
-        space = store.label.space
+        space, (threshold, of_recipe) = store.label.space, self.loading.first_threshold(store)
         counts = self.tables.query(f"SELECT status::VARCHAR, count(*) FROM {store.table} GROUP BY ALL")
         return {
             "name": found.name,
             "maker": found.maker,
             "learned": found.is_learned,
+            "true": found.is_true,
             "newest": self.stores.get(found.maker) is store,
             "made": found.made,
             "task": space.task,
@@ -105,7 +134,11 @@ class Answers:
             "holds": "classes" in store.columns,
             "colours": palette(len(space.classes)).tolist(),
             "columns": [column for column in store.columns if column not in ("classes", "amounts")],
-            "threshold": store.label.default_threshold,
+            "layer": store.label.layer,
+            "clear": list(store.label.clear_classes),
+            "threshold": threshold,
+            "of_recipe": of_recipe,
+            "drops": store.label.has_scores or store.label.can_be_calibrated,
             "scored": store.label.has_scores,
             "calibration": store.label.calibration and store.label.calibration.to_json(),
             "reading": store.label.legend,
@@ -114,6 +147,7 @@ class Answers:
 
     def images(self, selection: ImageSelection, limit: int, offset: int, shown: Sequence[str] = ()) -> dict[str, Any]:
         """Return a page of the list and the list's length; each image has its values of the columns `shown`."""
+        selection = self._complete(selection)
         stores = self.tables_for(*selection.conditions, selection.order, *shown)
         count = selection.select("count(*)", stores, [selection.requires_order(stores)])
         [[total]] = self.tables.query(count.sql, count.parameters)
@@ -137,14 +171,14 @@ class Answers:
 
     def _values(self, column: FilterColumn, ids: Sequence[int]) -> dict[int, Any]:
         """Return the values of these images in a column of a store's table, by id."""
-        if column.table is None or column.name in ("class", "rejected"):
+        if column.table is None or column.name in ("class", *ANSWERED):
             raise ConfigError(f"Column {column.name!r} can't be shown beside images.")
         sql = f"SELECT id, {quoted(column.name)} FROM {column.table.table} WHERE {HAS_ID}"
         return {image: as_json(value) for image, value in self.tables.query(sql, (list(ids),))}
 
     def image(self, key: str, thresholds: Mapping[str, float]) -> dict[str, Any]:
-        """Return an image and its label in every store, with these thresholds, by default the tasks' own."""
-        image = self.image_id(key)
+        """Return an image and its label in every store, with these thresholds, by default those to begin with."""
+        image, thresholds = self.image_id(key), self.thresholds(thresholds)
         [row] = self._rows([image])
         known = self.loading.stores
         stores = [known[found.name] for found in self.loading.catalogue.stores if found.name in known]
@@ -156,8 +190,7 @@ class Answers:
             row = self.pictures.row(store, image)
             if row is None:
                 return None
-            threshold = thresholds.get(store.name, store.label.default_threshold)
-            value = decode_row(store, row, threshold) if row["status"] == "ok" else None
+            value = decode_row(store, row, thresholds[store.name]) if row["status"] == "ok" else None
         except DataError as error:
             task = store.label.space.task
             return {"store": store.name, "task": task, "status": "damaged", "reason": str(error), "columns": {}}
@@ -178,10 +211,11 @@ class Answers:
 
     def histogram(self, selection: ImageSelection, name: str) -> dict[str, Any]:
         """Count the values of a column among the images: of numbers in bins, of texts the most frequent ones."""
+        selection = self._complete(selection)
         stores = self.tables_for(*selection.conditions, name)
         column = parse_column(name, stores)
-        if column.name == "rejected":
-            raise ConfigError("Column 'rejected' has no histogram: the list of what is rejected is among Left out.")
+        if column.name in ANSWERED:
+            raise ConfigError(f"Column {column.name!r} has no histogram: it is for conditions.")
         table = requires(column.table)
         if column.name == "class" and isinstance(column.table, Store):
             store, threshold = column.table, class_threshold(column.table, selection.thresholds)
@@ -189,27 +223,31 @@ class Answers:
             return self._count_words(selection.select(words, stores, [table]), "amount >= ?::FLOAT", (threshold,))
         if column.kind is str:
             return self._count_words(selection.select(f"{column.sql}::VARCHAR AS word", stores, [table]))
-        return self._count_in_bins(selection.select(f"{column.sql}::DOUBLE AS number", stores, [table]))
+        return self._count_in_bins(
+            selection.select(f"{column.sql}::DOUBLE AS number", stores, [table]), column.is_whole
+        )
 
     def _count_words(self, inner: Clause, condition: str = "true", values: tuple[float, ...] = ()) -> dict[str, Any]:
         sql = f"SELECT word, count(*) FROM ({inner.sql}) WHERE word IS NOT NULL AND {condition} GROUP BY 1"
         rows = self.tables.query(f"{sql} ORDER BY 2 DESC, 1 LIMIT {MAX_VALUES}", (*inner.parameters, *values))
         return {"kind": "words", "values": [row[0] for row in rows], "counts": [row[1] for row in rows]}
 
-    def _count_in_bins(self, inner: Clause) -> dict[str, Any]:
+    def _count_in_bins(self, inner: Clause, is_whole: bool) -> dict[str, Any]:
         finite = f"FROM ({inner.sql}) WHERE isfinite(number)"  # NaN and infinity have no bin
         ends = self.tables.query(f"SELECT min(number), max(number) {finite}", inner.parameters)[0]
         if ends[0] is None:
-            return {"kind": "numbers", "edges": [], "counts": []}
-        edges = np.linspace(ends[0], ends[1] if ends[1] > ends[0] else ends[0] + 1, BINS + 1)
-        low, width = float(edges[0]), float(edges[1] - edges[0])
-        bin_sql = f"least(floor((number - ?) / ?)::INTEGER, {BINS - 1})"
+            return {"kind": "numbers", "whole": is_whole, "edges": [], "counts": []}
+        edges = whole_edges(*ends) if is_whole else edges_between(*ends)
+        low, width, bins = float(edges[0]), float(edges[1] - edges[0]), len(edges) - 1
+        bin_sql = f"least(floor((number - ?) / ?)::INTEGER, {bins - 1})"
         sql = f"SELECT {bin_sql}, count(*) {finite} GROUP BY 1"
         counts = dict(self.tables.query(sql, (low, width, *inner.parameters)))
-        return {"kind": "numbers", "edges": edges.tolist(), "counts": [counts.get(n, 0) for n in range(BINS)]}
+        found = [counts.get(n, 0) for n in range(bins)]
+        return {"kind": "numbers", "whole": is_whole, "edges": edges.tolist(), "counts": found}
 
     def balance(self, selection: ImageSelection, store: Store, threshold: float) -> dict[str, Any]:
         """Count what a threshold keeps of a store, class by class, in up to MAX_SAMPLE of the images."""
+        selection = self._complete(selection)
         stores = self.tables_for(*selection.conditions)
         inner = selection.select("images.id", stores, [requires(store)], "ORDER BY images.id")
         ids = self.tables.query_ids(inner.sql, inner.parameters)
@@ -227,8 +265,8 @@ class Answers:
             "of": len(ids),
             "unit": store.label.unit,
             "classes": names,
-            "held": held.tolist(),
-            "kept": kept.tolist(),
+            "held": [as_count(amount) for amount in held.tolist()],
+            "kept": [as_count(amount) for amount in kept.tolist()],
         }
 
     def sql(self, query: str) -> dict[str, Any]:
@@ -237,7 +275,7 @@ class Answers:
 
     def keys(self, selection: ImageSelection) -> list[str]:
         """Return the keys of all images that a link selects."""
-        query = selection.select("DISTINCT images.key", self.tables_for(*selection.conditions))
+        query = self._complete(selection).select("DISTINCT images.key", self.tables_for(*selection.conditions))
         return [row[0] for row in self.tables.query(query.sql, query.parameters)]
 
     def comparison_progress(self) -> list[dict[str, Any]]:
@@ -248,8 +286,25 @@ class Answers:
     def store(self, name: str) -> Store:
         """Return the store that a link names. Raises ConfigError, with the known ones, if there is none."""
         if name not in self.stores:
-            raise ConfigError(f"There is no label store {name!r}; there are {', '.join(sorted(self.loading.stores))}.")
+            known = ", ".join(sorted(self.stores))
+            raise ConfigError(f"There is no label store {name!r}; there are {known}.")
         return self.stores[name]
+
+
+def edges_between(low: float, high: float) -> NDArray[np.float64]:
+    """Return the edges of the bins of numbers from `low` to `high`."""
+    return np.linspace(low, high if high > low else low + 1, BINS + 1)
+
+
+def whole_edges(low: float, high: float) -> NDArray[np.int64]:
+    """Return the edges of the bins of whole numbers from `low` to `high`, whole as well; a last bin may be smaller."""
+    width = -(-int(high - low + 1) // BINS)
+    return np.append(np.arange(int(low), int(high) + 1, width), int(high) + 1)
+
+
+def as_count(amount: float) -> float:
+    """Return an amount, as an int if it is a whole number: then it counts something."""
+    return int(amount) if amount.is_integer() else amount
 
 
 def sample(ids: NDArray[np.int32]) -> list[int]:

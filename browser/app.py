@@ -18,6 +18,7 @@ from browser.answers import Answers
 from browser.filters import ImageSelection
 from browser.guard import guard
 from browser.pictures import as_jpeg
+from browser.together import MAX_STORES, as_webp, draw_together
 from pipeline.errors import ConfigError, MustError
 
 PAGE = Path(__file__).parent / "page"
@@ -127,6 +128,10 @@ def _add_answers(app: FastAPI, answers: Answers) -> None:
     def about() -> dict[str, Any]:
         return answers.about()
 
+    @app.get("/api/overview")
+    def overview() -> dict[str, Any]:
+        return answers.overview.to_json()
+
     @app.get("/api/images")
     def images(query: Annotated[ListQuery, Query()]) -> dict[str, Any]:
         return answers.images(query.selection, query.limit, query.offset, query.show)
@@ -187,8 +192,23 @@ def _add_pictures(app: FastAPI, answers: Answers) -> None:
     ) -> Response:
         chosen = answers.store(store) if store else None
         drawn, stays = answers.pictures.draw(answers.image_id(key), chosen, threshold, side)
-        caching = "private, max-age=3600" if stays else "no-store"
-        return Response(as_jpeg(drawn), media_type="image/jpeg", headers={"Cache-Control": caching})
+        return Response(as_jpeg(drawn), media_type="image/jpeg", headers=_caching(stays))
+
+    @app.get("/api/together/{key}", response_class=Response)
+    def together(
+        key: str,
+        store: Annotated[list[str], Query(max_length=MAX_STORES)] = [],  # noqa: B006 - FastAPI copies it
+        t: Annotated[list[str], Query()] = [],  # noqa: B006
+        side: Annotated[int, Query(ge=16, le=MAX_SIDE)] = 256,
+    ) -> Response:
+        thresholds = answers.thresholds(parse_thresholds(t))
+        stores = [(found, thresholds[found.name]) for found in map(answers.store, store)]
+        drawn, stays = draw_together(answers.pictures, answers.image_id(key), stores, side)
+        return Response(as_webp(drawn), media_type="image/webp", headers=_caching(stays))
+
+
+def _caching(stays: bool) -> dict[str, str]:
+    return {"Cache-Control": "private, max-age=3600" if stays else "no-store"}
 
 
 def parse_thresholds(texts: list[str]) -> dict[str, float]:

@@ -29,6 +29,8 @@ IMAGE_COLUMNS = {
     "source": str,
 }
 """The columns of images and the types of their values."""
+ANSWERED = ("labelled", "rejected")
+"""Columns of images that are yes or no, and only in conditions."""
 EXAMPLE = "write for example things.confidence<0.3, things.class=car or source~IMG_0"
 
 
@@ -55,6 +57,11 @@ class FilterColumn:
     table: JoinedTable | None = None
     name: str = ""
 
+    @property
+    def is_whole(self) -> bool:
+        """True if its values are whole numbers."""
+        return self.kind is int or (self.table is not None and self.table.columns.get(self.name) == "INTEGER")
+
 
 class JoinedTable(Protocol):
     """A table with a row per image: of a label store, or of the differences between two."""
@@ -74,8 +81,8 @@ def parse_column(text: str, stores: Mapping[str, JoinedTable]) -> FilterColumn:
     """Return the column that a link names. Raises ConfigError, with the known ones, if there is none."""
     place, dot, name = text.rpartition(".")
     if not dot:
-        require_one_of(name, {*IMAGE_COLUMNS, "rejected"}, "Column")
-        if name == "rejected":
+        require_one_of(name, {*IMAGE_COLUMNS, *ANSWERED}, "Column")
+        if name in ANSWERED:
             return FilterColumn("", str, None, name)
         return FilterColumn(f"images.{quoted(name)}", IMAGE_COLUMNS[name], None, name)
     store = stores[require_one_of(place, stores, "Label store")]
@@ -92,8 +99,8 @@ def parse_condition(text: str, stores: Mapping[str, JoinedTable], thresholds: Ma
     if parts is None:
         raise ConfigError(f"Condition {text!r} has no operator: {EXAMPLE}.")
     column, operator, value = parse_column(parts["column"], stores), parts["operator"], parts["value"]
-    if column.name == "rejected":
-        return _rejected_condition(column.table, operator, value)
+    if column.name in ANSWERED:
+        return _answered_condition(column, operator, value)
     if column.name == "class" and isinstance(column.table, Store):
         return _class_condition(column.table, operator, value, class_threshold(column.table, thresholds))
     needed = requires(column.table).stores
@@ -117,13 +124,18 @@ def _class_condition(store: Store, operator: str, name: str, threshold: float) -
     return Clause(has_class if operator == "=" else f"NOT {has_class}", (name, threshold), frozenset({store.name}))
 
 
-def _rejected_condition(table: JoinedTable | None, operator: str, answer: str) -> Clause:
-    """Select images that were rejected; with a store also those whose label in it was."""
+def _answered_condition(column: FilterColumn, operator: str, answer: str) -> Clause:
+    """Select images that a teacher labelled, or that were rejected; with a store also those whose label in it was."""
     if operator != "=" or answer not in ("yes", "no"):
-        raise ConfigError(f"Condition rejected{operator}{answer}: write rejected=yes or rejected=no.")
-    or_label = f" OR rejections.store = {literal(table.name)}" if table else ""
-    rejected = f"SELECT id FROM image_rows JOIN rejections USING (hash) WHERE rejections.store IS NULL{or_label}"
-    return Clause(f"images.id {'IN' if answer == 'yes' else 'NOT IN'} ({rejected})")
+        raise ConfigError(f"Condition {column.name}{operator}{answer}: write {column.name}=yes or {column.name}=no.")
+    if column.name == "labelled":
+        shards = 'SELECT ("set", split, name) FROM shards WHERE teachers > 0'
+        sql = f'("set", split, images.shard) IN ({shards}) AND images.id NOT IN (FROM unlabelled)'
+    else:
+        or_label = f" OR rejections.store = {literal(column.table.name)}" if column.table else ""
+        ids = f"SELECT id FROM image_rows JOIN rejections USING (hash) WHERE rejections.store IS NULL{or_label}"
+        sql = f"images.id IN ({ids})"
+    return Clause(sql if answer == "yes" else f"NOT ({sql})")
 
 
 def _parse_value(column: FilterColumn, text: str) -> Any:
@@ -162,7 +174,7 @@ class ImageSelection:
 
     def _order_column(self, stores: Mapping[str, JoinedTable]) -> FilterColumn:
         column = parse_column(self.order.removeprefix("-"), stores)
-        if column.name in ("class", "rejected"):
+        if column.name in ("class", *ANSWERED):
             raise ConfigError(f"Order {self.order!r}: images can't be ordered by {column.name}.")
         return column
 

@@ -13,10 +13,12 @@ import duckdb
 
 from browser.catalogue import CataloguedShard, CataloguedStore, read_catalogue
 from browser.label_files import read_scalars
+from browser.newest_run import read_newest_run
 from browser.tables import Store, Tables
 from pipeline.errors import DataError, MustError
 from pipeline.storage.root import Root, StoredFile
 from pipeline.stores.labels import APPLICABILITY, REMEDY, Label
+from pipeline.stores.naming import is_student
 from pipeline.stores.rejections import NO_REJECTIONS, read_rejections
 from pipeline.stores.rejections import PATH as REJECTIONS_PATH
 
@@ -48,6 +50,7 @@ class Loading:
         self.root, self.tables, self.progress = root, Tables(), LoadProgress()
         self.stores: dict[str, Store] = {}
         self.catalogue = read_catalogue(root)
+        self.newest_run = read_newest_run(root)
         self._images: dict[tuple[str, str, str], range] = {}
         self._shards: list[CataloguedShard] = []
         self._starts: list[int] = []
@@ -60,6 +63,7 @@ class Loading:
     def refresh(self) -> None:
         """Load what is new in the root, and drop what is gone."""
         self.catalogue = read_catalogue(self.root, self.catalogue)
+        self.newest_run = read_newest_run(self.root, self.newest_run)
         new_shards = [shard for shard in self.catalogue.images if self._key(shard) not in self._images]
         self.progress.found = len(self.catalogue.images) + sum(len(store.files) for store in self.catalogue.stores)
         for shard in itertools.takewhile(self._is_open, new_shards):
@@ -74,7 +78,19 @@ class Loading:
         self.tables.flush()
         for maker, newest in self.newest_stores().items():
             self.tables.add_alias(newest, maker)
+        self._count_teachers()
         self.progress.loaded = self.progress.found
+
+    def _count_teachers(self) -> None:
+        """Count for each shard the teachers whose newest labels of it are loaded."""
+        teachers = list(self.newest_teachers().values())
+        counts = dict.fromkeys(self._by_address, 0)
+        for store in teachers:
+            damaged = self.damaged_files(store.name)
+            for address in self._files[store.name]:
+                if address in counts and address not in damaged:
+                    counts[address] += 1
+        self.tables.set_teachers(teachers, counts)
 
     def _key(self, shard: CataloguedShard) -> tuple[str, str, str]:
         return shard.dataset, shard.split, shard.shard.sha256
@@ -212,6 +228,21 @@ class Loading:
         stores = dict(self.stores)
         found = [store for store in self.catalogue.stores if store.name in stores and not store.is_true]
         return {store.maker: stores[store.name] for store in reversed(found)}
+
+    def newest_teachers(self) -> dict[str, Store]:
+        """Return the newest label store of each teacher."""
+        return {maker: store for maker, store in self.newest_stores().items() if not is_student(maker)}
+
+    def true_stores(self) -> set[str]:
+        """Return the names of the stores of true labels."""
+        return {store.name for store in self.catalogue.stores if store.is_true}
+
+    def first_threshold(self, store: Store) -> tuple[float, bool]:
+        """Return the threshold to begin with: that of the newest run's recipe, and True, or the task's own."""
+        run, task = self.newest_run, store.label.space.task
+        makers = [found.maker for found in self.catalogue.stores if found.name == store.name and not found.is_true]
+        threshold = run.threshold(makers[0], task) if run and makers else None
+        return (store.label.default_threshold, False) if threshold is None else (threshold, True)
 
     def locate(self, image: int) -> tuple[CataloguedShard, int]:
         """Return (image shard, row in it) of an image. Raises KeyError if there is no image of this id."""

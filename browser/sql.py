@@ -50,7 +50,8 @@ class Queries:
         with self._turn:
             answer = _run(*self._start(sql, tables))
         if "error" in answer:
-            raise ConfigError(f"{answer['error']} There are the tables {', '.join(map(quoted, tables))}.")
+            known = ", ".join(map(quoted, tables))
+            raise ConfigError(f"{answer['error']} There are the tables {known}, which `id` joins.")
         return answer
 
     def _start(self, sql: str, tables: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], bytes]:

@@ -6,6 +6,8 @@ images      a row per image: its set, split, shard and row, key, size, source
 failures    why images have no label
 rejected    images and labels that were rejected by hand
 
+`id` joins them all. It is a row of `images`: an image that is in two sets has two of them, and one key.
+
 Blobs stay in their files. The tables are in a temporary file of the server, of which only a part is in memory: a store
 of millions of images fits.
 """
@@ -33,7 +35,7 @@ from pipeline.stores.labels import APPLICABILITY, Label, explain_label_errors
 MEMORY = "150MB"
 BATCH_ROWS = 20_000
 """Rows are inserted so many at a time, as each insert has a fixed cost."""
-RESERVED = {"images", "image_rows", "shards", "failures", "rejections", "rejected"}
+RESERVED = {"images", "image_rows", "shards", "failures", "rejections", "rejected", "newest_teachers", "unlabelled"}
 """Names of tables that no store may have as its second name."""
 TYPES = {pa.int32(): "INTEGER", pa.float32(): "FLOAT"}
 """Types of the columns of label files that are in the tables."""
@@ -45,12 +47,17 @@ SETTINGS = {
 }
 SCHEMA = """
 CREATE TYPE status AS ENUM ('ok', 'none', 'failed');
-CREATE TABLE shards (shard INTEGER, "set" VARCHAR, split VARCHAR, name VARCHAR, sha256 VARCHAR, images INTEGER);
+CREATE TABLE shards (shard INTEGER, "set" VARCHAR, split VARCHAR, name VARCHAR, sha256 VARCHAR, images INTEGER,
+    teachers INTEGER);
+CREATE TABLE newest_teachers (store VARCHAR);
 CREATE TABLE image_rows (id INTEGER, hash UBIGINT, shard INTEGER, "row" INTEGER, width INTEGER, height INTEGER,
     bytes INTEGER, source VARCHAR);
 CREATE TABLE failures (id INTEGER, store VARCHAR, status status, reason VARCHAR);
 CREATE TABLE rejections (hash UBIGINT, store VARCHAR, reason VARCHAR, time TIMESTAMP);
-CREATE VIEW rejected AS SELECT printf('%016x', hash) AS key, store, reason, time FROM rejections;
+CREATE VIEW rejected AS SELECT id, printf('%016x', hash) AS key, store, reason, time
+    FROM rejections LEFT JOIN image_rows USING (hash);
+CREATE VIEW unlabelled AS SELECT id FROM failures JOIN image_rows USING (id) JOIN shards USING (shard)
+    WHERE store IN (FROM newest_teachers) GROUP BY id, teachers HAVING count(*) >= teachers;
 CREATE VIEW images AS SELECT id, printf('%016x', hash) AS key, "set", split, name AS shard, "row", width, height,
     bytes, source FROM image_rows JOIN shards USING (shard);
 """
@@ -150,6 +157,7 @@ class Tables:
             "name": found.shard.name,
             "sha256": found.shard.sha256,
             "images": count,
+            "teachers": 0,
         }
         self._buffer("shards", pa.Table.from_pylist([shard_row]))
         self._buffer("image_rows", pa.table(columns))
@@ -169,6 +177,25 @@ class Tables:
         if name not in RESERVED:
             with self._lock:
                 self._database.execute(f"CREATE OR REPLACE VIEW {quoted(name)} AS SELECT * FROM {store.table}")
+
+    def set_teachers(self, stores: Iterable[Store], labelled: Mapping[str, int]) -> None:
+        """State the newest stores of the teachers, and by how many of them each shard (its address) is labelled.
+
+        With `failures` they tell which images are labelled, at a fraction of the cost of a join with every store.
+        """
+        counts = pa.table(
+            {"address": pa.array(labelled, pa.string()), "count": pa.array(labelled.values(), pa.int32())}
+        )
+        with self._lock:
+            self._database.execute("DELETE FROM newest_teachers")
+            for store in stores:
+                self._database.execute("INSERT INTO newest_teachers VALUES (?)", (store.name,))
+            self._database.register("labelled_by", counts)
+            self._database.execute(
+                "UPDATE shards SET teachers = labelled_by.count FROM labelled_by "
+                "WHERE left(sha256, 16) = address AND teachers <> labelled_by.count"
+            )
+            self._database.unregister("labelled_by")
 
     def add_labels(self, store: Store, shards: Iterable[range], labels: pa.Table) -> None:
         """Add the rows of a label file to its store's table, for every image shard (ids) that it has labels of."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # ruff: noqa: PLC0415 - as in cli/main.py
 
 commands = typer.Typer(no_args_is_help=True, help="List, query and compare label stores.")
+STATUSES = {"ok": "with a label", "none": "without", "failed": "failed"}
 RootOrStoreOption = Annotated[
     str, typer.Option("--root", metavar="ROOT_OR_STORE", help="A root, or a folder inside it.")
 ]
@@ -77,7 +78,8 @@ def info_command(store: StoreArgument, root: RootOrStoreOption = DEFAULT_ROOT, a
     summary = info(answers, answers.store(store))
     if as_json:
         return print_json(summary)
-    print(f"{summary['name']}: {summary['task']}, {sum(summary['counts'].values()):,} images, {summary['counts']}")
+    counts = ", ".join(f"{count:,} {STATUSES[status]}" for status, count in summary["counts"].items())
+    print(f"{summary['name']}: {summary['task']}, {sum(summary['counts'].values()):,} images: {counts}")
     if summary["reading"]:
         print(summary["reading"])
     _print_table(["column", "min", "mean", "max"], [[name, *ends] for name, ends in summary["ranges"].items()])

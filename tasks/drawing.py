@@ -37,20 +37,66 @@ def enlarge(cells: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(cells).resize(size, Image.Resampling.NEAREST)
 
 
-def caption(image: Image.Image, text: str, at: tuple[float, float] = (0, 0), above: bool = False) -> None:
+def caption(
+    image: Image.Image, text: str, at: tuple[float, float] = (0, 0), above: bool = False, size: int = 0
+) -> float:
     """Write `text` on the image, white on a dark bar whose top left (with `above`, bottom left) corner is `at`.
 
-    `at` is in pixels; the bar is moved to lie inside the image.
+    `at` is in pixels; the bar is moved to lie inside the image. `size` is that of the letters, 0 for one that suits the
+    image. Returns the height of the bar.
     """
     draw = ImageDraw.Draw(image)
     side = max(image.size)
-    font = ImageFont.load_default(size=max(9, min(14, side // 12), side // 28))
+    font = ImageFont.load_default(size=size or max(9, min(14, side // 12), side // 28))
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     x = max(0.0, min(at[0], image.width - (right - left) - 4))
     height = bottom - top + 4
     y = max(0.0, min(at[1] - height * above, image.height - height))
     draw.rectangle((x, y, x + right - left + 4, y + height), fill=(20, 20, 24))
     draw.text((x + 2 - left, y + 2 - top), text, fill=(255, 255, 255), font=font)
+    return height
+
+
+DASH = 5
+"""Dashes of a side of a box, about as long as the gaps between them."""
+
+
+def outline(image: Image.Image, box: NDArray[np.floating], color: NDArray[np.uint8], dashed: bool = False) -> None:
+    """Outline a box (x0, y0, x1, y1), in pixels, on the image."""
+    draw, fill = ImageDraw.Draw(image), tuple(int(part) for part in color)
+    width = max(1, max(image.size) // 96)
+    x0, y0, x1, y1 = (float(edge) for edge in box)
+    if not dashed:
+        draw.rectangle((x0, y0, x1, y1), outline=fill, width=width)
+        return
+    shares = np.linspace(0, 1, 2 * DASH)
+    for start, end in zip(shares[::2], shares[1::2], strict=True):
+        left, right = x0 + start * (x1 - x0), x0 + end * (x1 - x0)
+        top, bottom = y0 + start * (y1 - y0), y0 + end * (y1 - y0)
+        for y in (y0, y1):
+            draw.line((left, y, right, y), fill=fill, width=width)
+        for x in (x0, x1):
+            draw.line((x, top, x, bottom), fill=fill, width=width)
+
+
+def frame(image: Image.Image, color: tuple[int, int, int], dashed: bool = False) -> None:
+    """Draw a thin frame just inside the edges of the image."""
+    outline(image, np.array([0, 0, image.width - 1, image.height - 1]), np.array(color, np.uint8), dashed)
+
+
+def contours(cells: NDArray[np.integer], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return where a raster of classes (h, w), as an image of `size` = (width, height), changes: dashed, (H, W)."""
+    rows = np.arange(size[1])[:, None] * cells.shape[0] // size[1]
+    columns = np.arange(size[0])[None, :] * cells.shape[1] // size[0]
+    large = cells[rows, columns]
+    edges = np.zeros(large.shape, bool)
+    edges[:, 1:] |= large[:, 1:] != large[:, :-1]
+    edges[1:] |= large[1:] != large[:-1]
+    edges[:, :-1] |= edges[:, 1:]  # two pixels wide
+    edges[:-1] |= edges[1:]
+    dash = max(3, max(size) // 48)
+    stripes = (np.arange(size[0])[None, :] + np.arange(size[1])[:, None]) // dash % 2 == 0
+    return np.asarray(edges & stripes)
 
 
 THUMBNAIL_SIDE = 192

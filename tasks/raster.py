@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.stores.labels import Label, Row, Value
+from pipeline.stores.labels import Label, Layer, Row, Value
 from pipeline.stores.rasters import Box, resample_nearest
 
 SIZE_COLUMNS = (pa.field("h", pa.int32()), pa.field("w", pa.int32()))
@@ -18,6 +18,7 @@ SIZE_COLUMNS = (pa.field("h", pa.int32()), pa.field("w", pa.int32()))
 class RasterLabel(Label):
     """Labels whose arrays are rasters (h, w, ...) over the image; mirroring and zooming only move their entries."""
 
+    layer: ClassVar[Layer] = "map"
     unknown: ClassVar[dict[str, float]]
     """By array, the entry that means unknown."""
 

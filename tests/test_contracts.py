@@ -10,7 +10,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from PIL import Image
 
 import tasks
 from pipeline.errors import DataError
-from pipeline.stores.labels import COMMON, Label, LabelSpace, Row, explain_label_errors
+from pipeline.stores.labels import COMMON, Label, LabelSpace, Layer, Row, explain_label_errors
 from tasks.task import Task
 from tests.spaces import (
     CHEAP,
@@ -120,6 +120,18 @@ def test_label_draw_takes_image_of_any_size(space: LabelSpace) -> None:
             assert (drawn.size, drawn.mode) == (size, "RGB")
             assert image.getcolors() == [(size[0] * size[1], (90, 120, 40))], "the image itself was drawn on"
     assert label.draw(image, value_of(space, 3)).tobytes() != image.tobytes()
+
+
+@every_space
+@pytest.mark.parametrize("dashed", [False, True])
+def test_label_draw_plain_leaves_the_image_as_it_is(space: LabelSpace, dashed: bool) -> None:
+    label, value = tasks.label(space), value_of(space, 3)
+    for size in ((64, 48), (5, 90)):
+        image = Image.new("RGB", size, (90, 120, 40))
+        drawn = label.draw_plain(image, value, dashed)
+        assert (drawn.size, drawn.mode) == (size, "RGB")
+        assert image.getcolors() == [(size[0] * size[1], (90, 120, 40))], "the image itself was drawn on"
+    assert label.layer in get_args(Layer)
 
 
 @every_space

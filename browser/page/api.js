@@ -16,6 +16,16 @@ export function send(path, content, method = "POST") {
   return request(path, {}, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(content) });
 }
 
+// The picture of an image with the labels of several stores: pairs of a name and a threshold.
+export function togetherUrl(key, stores, side) {
+  const query = new URLSearchParams({ side });
+  for (const [store, threshold] of stores) {
+    query.append("store", store);
+    query.append("t", `${store}:${threshold}`);
+  }
+  return `/api/together/${key}?${query}`;
+}
+
 export function pictureUrl(key, store, threshold, side) {
   const query = new URLSearchParams({ side });
   if (store) {

@@ -4,8 +4,10 @@ import { request } from "./api.js";
 import * as detail from "./detail.js";
 import * as grid from "./grid.js";
 import { formatNumber, make } from "./make.js";
+import { thresholdOf, thresholdOrigin } from "./layers.js";
+import * as overview from "./overview.js";
 import * as rejecting from "./rejecting.js";
-import { link, navigate, notify, onChange, readState } from "./state.js";
+import { link, navigate, notify, onChange, readState, setFirstConditions } from "./state.js";
 import * as views from "./views.js";
 
 const REFRESH_MS = 3000;
@@ -16,10 +18,30 @@ let images = [];
 let shown = "";
 let isLost = false;
 
+// Value of the choice of labels that shows all together.
+const ALL = "*";
+
+// True if the grid shows the labels of all teachers together.
+function isTogether() {
+  return readState().view === "images" && readState().store === null && about.stores.length > 0;
+}
+
+// The store of the link, by its name or its teacher's; where none is named and one is needed, a teacher's.
 function chosenStore() {
   const { store } = readState();
-  if (store === "") return null;
-  return about.stores.find(({ name }) => name === store) ?? about.stores.find(({ learned, newest }) => learned && newest) ?? about.stores[0] ?? null;
+  if (store === "" || isTogether()) return null;
+  if (store !== null) return about.stores.find(({ name }) => name === store) ?? about.stores.find(({ maker, newest }) => maker === store && newest) ?? null;
+  return about.stores.find(({ learned, newest }) => learned && newest) ?? about.stores[0] ?? null;
+}
+
+// Throw if the link names a store that is not there, and is not still to be read.
+function checkStore() {
+  const { store } = readState();
+  if (!store || chosenStore() || about.loaded < about.found) return;
+  main.replaceChildren();
+  shown = "";
+  const known = [...new Set(about.stores.flatMap(({ name, maker, newest, true: isTrue }) => (newest && !isTrue ? [maker, name] : [name])))];
+  throw new Error(`There is no label store “${store}”; there are ${known.join(", ")}.`);
 }
 
 function comparableStores(store) {
@@ -46,12 +68,15 @@ function updateControls() {
   if (state.view !== "images") rejecting.show(store, 0);
   byId("root").textContent = about.root;
   document.title = `${about.root} · must browse`;
-  byId("progress").textContent = about.loaded < about.found ? `${formatNumber(about.loaded)} of ${formatNumber(about.found)} files read` : `${formatNumber(about.images)} images`;
+  byId("progress").textContent = about.loaded < about.found ? `${formatNumber(about.loaded)} of ${formatNumber(about.found)} files read` : "";
   for (const anchor of document.querySelectorAll("nav a")) anchor.dataset.view === state.view ? anchor.setAttribute("aria-current", "page") : anchor.removeAttribute("aria-current");
   const options = about.stores.map(({ name, task }) => make("option", { value: name }, `${name} (${task})`));
-  byId("store").replaceChildren(make("option", { value: "" }, "none"), ...options);
-  byId("store").value = store?.name ?? "";
-  const value = grid.thresholdOf(store, state);
+  const all = state.view === "images" ? [make("option", { value: ALL }, "all teachers together")] : [];
+  byId("store").replaceChildren(...all, make("option", { value: "" }, "none"), ...options);
+  byId("store").value = isTogether() ? ALL : store?.name ?? "";
+  byId("one-threshold").hidden = byId("comparing").hidden = !store;
+  byId("threshold-origin").textContent = store?.drops ? `(${thresholdOrigin(store, state, about)})` : "";
+  const value = thresholdOf(store, state);
   byId("threshold").value = value;
   byId("threshold-value").textContent = value.toFixed(2);
   byId("threshold-kind").textContent = store?.calibration ? "probability" : store ? "score" : "";
@@ -67,7 +92,7 @@ function updateControls() {
   if (!orders.some(([order]) => order === state.order)) byId("order").append(make("option", { value: state.order }, state.order));
   byId("order").value = state.order;
   byId("conditions").replaceChildren(...state.f.map((condition) => make("li", {}, make("span", {}, condition), make("button", { type: "button", "aria-label": `Remove ${condition}`, onclick: () => navigate({ f: state.f.filter((other) => other !== condition), page: 0 }) }, "×"))));
-  const columns = ["set=", "split=", "source~", "key=", ...about.stores.flatMap((store) => [...(store.holds ? ["class="] : []), ...store.columns.map((column) => `${column}<`)].map((column) => `${store.name}.${column}`))];
+  const columns = ["labelled=", "set=", "split=", "source~", "key=", ...about.stores.flatMap((store) => [...(store.holds ? ["class="] : []), ...store.columns.map((column) => `${column}<`)].map((column) => `${store.name}.${column}`))];
   byId("columns").replaceChildren(...columns.map((column) => make("option", { value: column })));
 }
 
@@ -98,6 +123,7 @@ async function showOnce() {
   const state = readState();
   const wanted = JSON.stringify({ ...state, image: null });
   await showErrors(async () => {
+    checkStore();
     if (wanted !== shown) {
       shown = wanted;
       if (state.view === "balance") await views.balance(main, about, chosenStore());
@@ -111,11 +137,12 @@ async function showOnce() {
 }
 
 async function showGrid() {
-  const focused = document.activeElement?.dataset?.key;
-  const { answer, addHistograms } = await grid.show(main, about, chosenStore(), comparedStore());
+  const { id, dataset } = document.activeElement ?? {};
+  const { answer, addHistograms } = await (isTogether() ? grid.showTogether(main, about) : grid.show(main, about, chosenStore(), comparedStore()));
   images = answer.images;
   rejecting.show(chosenStore(), answer.total);
-  if (focused) main.querySelector(`[data-key="${focused}"]`)?.focus();
+  if (dataset?.key) main.querySelector(`[data-key="${dataset.key}"]`)?.focus();
+  else if (id && document.activeElement?.id !== id) byId(id)?.focus();
   await addHistograms();
 }
 
@@ -146,10 +173,12 @@ async function refresh() {
 
 // Ask the server for news, and update the view unless that would disturb the user.
 async function poll() {
-  const before = about ? [about.loaded, about.images, comparisonProgress()] : [];
+  const before = about ? [about.loaded, about.images, comparisonProgress(), JSON.stringify(about.run)] : [];
   about = await request("/api/about");
-  const now = [about.loaded, about.images, comparisonProgress()];
+  setFirstConditions(about.start);
+  const now = [about.loaded, about.images, comparisonProgress(), JSON.stringify(about.run)];
   if (before.join() === now.join()) return;
+  await overview.show(about);
   const isGrowing = readState().view === "health" || !images.length || (comparedStore() && before[2] !== now[2]);
   if (isGrowing && !readState().image) shown = "";
   await show();
@@ -162,7 +191,7 @@ byId("filters").addEventListener("submit", (event) => {
   byId("add").value = "";
   navigate({ f: [...readState().f, text], page: 0 });
 });
-byId("store").addEventListener("change", (event) => navigate({ store: event.target.value, other: null, order: readState().order.includes(":") ? "id" : readState().order }));
+byId("store").addEventListener("change", (event) => navigate({ store: event.target.value === ALL ? null : event.target.value, other: null, order: readState().order.includes(":") ? "id" : readState().order }));
 byId("other").addEventListener("change", (event) => {
   const name = event.target.value;
   navigate({ other: name || null, store: chosenStore().name, order: name ? `-${chosenStore().name}:${name}.differ` : "id", page: 0 });

@@ -3,7 +3,8 @@
 import { pictureUrl, request } from "./api.js";
 import { formatNumber, make } from "./make.js";
 import { link, navigate, readState } from "./state.js";
-import { thresholdOf, withoutRepeated } from "./grid.js";
+import { withoutRepeated } from "./grid.js";
+import { thresholdOf } from "./layers.js";
 import { isRejected, toggle } from "./rejecting.js";
 
 const SIDE = 768;

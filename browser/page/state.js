@@ -1,12 +1,21 @@
 // The state of the page. All of it is in the address, so that every view is a link.
+// `store` is one store, "" for none, null for all that `show` names (null: those that are shown to begin with).
+
+// The conditions of a link that has none.
+let firstConditions = [];
+
+export function setFirstConditions(conditions) {
+  firstConditions = conditions;
+}
 
 export function readState() {
   const query = new URLSearchParams(location.search);
   return {
     view: query.get("view") || "images",
-    f: query.getAll("f"),
+    f: query.has("f") ? query.getAll("f").filter(Boolean) : firstConditions,
     t: Object.fromEntries(query.getAll("t").map((text) => [text.slice(0, text.lastIndexOf(":")), Number(text.slice(text.lastIndexOf(":") + 1))])),
     store: query.get("store"),
+    show: query.has("show") ? query.get("show").split(",").filter(Boolean) : null,
     other: query.get("other"),
     order: query.get("order") || "id",
     page: Number(query.get("page") || 0),
@@ -20,9 +29,10 @@ export function link(changes) {
   const state = { ...readState(), ...changes };
   const query = new URLSearchParams();
   if (state.view !== "images") query.set("view", state.view);
-  for (const condition of state.f) query.append("f", condition);
+  if (state.f.join("\n") !== firstConditions.join("\n")) for (const condition of state.f.length ? state.f : [""]) query.append("f", condition);
   for (const [store, threshold] of Object.entries(state.t)) query.append("t", `${store}:${threshold}`);
   if (state.store !== null) query.set("store", state.store);
+  if (state.show !== null) query.set("show", state.show.join());
   if (state.other) query.set("other", state.other);
   if (state.order !== "id") query.set("order", state.order);
   if (state.page) query.set("page", state.page);

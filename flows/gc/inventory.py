@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from flows.run.naming import RUN_NAME, run_order
 from pipeline.errors import ConfigError, DataError, first_line, require_one_of
 from pipeline.recipe.comparison import COMPARE
 from pipeline.steps.artifact import EXTERNAL_FILES, MANIFEST, Artifact, parse_manifest, verify
 from pipeline.steps.events import parse_events
+from pipeline.steps.run_names import RUN_NAME, run_order
 from pipeline.steps.workspace import Workspace, busy
 from pipeline.storage.atomic import PART_SUFFIX
 from pipeline.storage.lock import LOCKS, hold_lock, lock_holders

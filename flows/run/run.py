@@ -27,7 +27,6 @@ import yaml
 
 from evaluation.report.formatting import plural
 from flows.plan.run_plan import Plan
-from flows.run.naming import new_names, run_order
 from flows.run.processes import open_private
 from pipeline.errors import ConfigError, Stopped, mask_credentials
 from pipeline.recipe.reader import as_written
@@ -35,6 +34,7 @@ from pipeline.recipe.recipe import Recipe
 from pipeline.steps.artifact import Artifact, Inputs, Step, dump_json, read_json
 from pipeline.steps.config_hash import masked
 from pipeline.steps.events import parse_events
+from pipeline.steps.run_names import new_names, run_order
 from pipeline.steps.runtime import Runtime, stopped_in
 from pipeline.storage.lock import IsHeld, hold_lock
 from pipeline.storage.path import StoragePath

@@ -51,6 +51,8 @@ T = TypeVar("T")
 Value = dict[str, NDArray[Any]]
 Row = dict[str, Any]
 Status = Literal["ok", "none", "failed"]
+Layer = Literal["words", "outlines", "tint", "map"]
+"""A label's part of a picture that shows several: words, outlines, a see-through tint, or a picture of its own."""
 
 COMMON = pa.schema(
     [
@@ -130,6 +132,8 @@ class Label(ABC):
     """Smallest score that is kept unless a recipe says otherwise."""
     legend: ClassVar[str] = ""
     """How to read the drawing, where the picture does not explain itself."""
+    layer: ClassVar[Layer] = "words"
+    """The part of the label in a picture that several labels share; `describe` has the words."""
     unit: ClassVar[str] = "pixels"
     """Unit of `count`, in the plural; pixels are those of the label."""
     uses_pixels: ClassVar[bool] = False
@@ -144,6 +148,11 @@ class Label(ABC):
 
     def __init__(self, space: LabelSpace, calibration: Calibration | None = None) -> None:
         self.space, self.calibration = space, calibration
+
+    @property
+    def clear_classes(self) -> tuple[str, ...]:
+        """The classes that `draw_plain` leaves without color."""
+        return ()
 
     @property
     def can_be_calibrated(self) -> bool:
@@ -204,6 +213,13 @@ class Label(ABC):
     @abstractmethod
     def draw(self, image: Image, value: Value) -> Image:
         """Return a copy of the RGB `image` with the label drawn on it, at the image's size."""
+
+    def draw_plain(self, image: Image, value: Value, dashed: bool = False) -> Image:
+        """Return what `draw` does, for a picture that several labels share: without captions, true labels `dashed`.
+
+        Of a label whose `layer` is "map" only the drawing counts, which lies beside the picture.
+        """
+        return self.draw(image, value)
 
     @abstractmethod
     def describe(self, value: Value) -> str:

@@ -27,7 +27,7 @@ class TaskLabel(RasterLabel):
 
     task = "depth"
     unknown = {"depth": 0.0}  # noqa: RUF012 - a constant
-    legend = "violet is near, yellow far, over the range that stands below each picture"
+    legend = "violet is near, yellow far; the range stands below each picture"
 
     def columns(self) -> pa.Schema:
         unit = "metres" if self.space.scale == "metric" else "inverse depth, arbitrary scale and shift"
@@ -58,15 +58,19 @@ class TaskLabel(RasterLabel):
         return {"depth": codecs.unpack(row["depth"], np.float16, (row["h"], row["w"])).astype(np.float32)}
 
     def draw(self, image: Image, value: Value) -> Image:
+        drawn = self.draw_plain(image, value)
+        if (value["depth"] > 0).any():
+            caption(drawn, self.describe(value), (0, drawn.height))
+        return drawn
+
+    def draw_plain(self, image: Image, value: Value, dashed: bool = False) -> Image:
         depth = value["depth"]
         known = depth > 0
         if not known.any():
             return image.copy()
         low, high = np.percentile(depth[known], PERCENTILES)
         colors = colormap((depth - low) / max(high - low, 1e-6)) * known[..., None].astype(np.uint8)
-        drawn = enlarge(colors, image.size)
-        caption(drawn, self.describe(value), (0, drawn.height))
-        return drawn
+        return enlarge(colors, image.size)
 
     def describe(self, value: Value) -> str:
         known = value["depth"][value["depth"] > 0]

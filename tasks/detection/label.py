@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import ImageDraw
 from PIL.Image import Image
 
 from pipeline.stores.codecs import flatten_lists
 from pipeline.stores.labels import PROBABILITY, ClassAmounts, Label, Row, Value
 from pipeline.stores.rasters import Box
-from tasks.drawing import caption, palette
+from tasks.drawing import caption, outline, palette
 
 MIN_VISIBLE = 0.3
 """Least share of a box's area that must lie inside a crop for the box to be kept."""
@@ -30,6 +29,7 @@ class TaskLabel(Label):
     amount_columns = ("classes", "probabilities")
     has_scores = True
     unit = "objects (boxes by their probability)"
+    layer = "outlines"
     uses_pixels = True
     default_threshold = 0.5  # as in MuST
 
@@ -105,14 +105,26 @@ class TaskLabel(Label):
 
     def draw(self, image: Image, value: Value) -> Image:
         drawn = image.copy()
-        draw = ImageDraw.Draw(drawn)
-        colors = palette(len(self.space.classes))
-        scale = np.array([image.width, image.height] * 2) / np.tile(value["size"], 2)
         probabilities = self.calibrate(value["scores"])
-        for box, probability, name in zip(value["boxes"] * scale, probabilities, value["classes"], strict=True):
-            draw.rectangle(tuple(box), outline=tuple(int(c) for c in colors[name]), width=max(1, max(image.size) // 96))
-            caption(drawn, f"{self.space.classes[name]} {probability:.0%}", (float(box[0]), float(box[1])), above=True)
+        for box, probability, class_id in zip(
+            self._outline(drawn, value), probabilities, value["classes"], strict=True
+        ):
+            text = f"{self.space.classes[class_id]} {probability:.0%}"
+            caption(drawn, text, (float(box[0]), float(box[1])), above=True)
         return drawn
+
+    def draw_plain(self, image: Image, value: Value, dashed: bool = False) -> Image:
+        drawn = image.copy()
+        self._outline(drawn, value, dashed)
+        return drawn
+
+    def _outline(self, image: Image, value: Value, dashed: bool = False) -> NDArray[np.float64]:
+        """Outline the boxes in the colors of their classes; return them in pixels of the image."""
+        colors = palette(len(self.space.classes))
+        boxes = value["boxes"] * (np.array([image.width, image.height] * 2) / np.tile(value["size"], 2))
+        for box, class_id in zip(boxes, value["classes"], strict=True):
+            outline(image, box, colors[class_id], dashed)
+        return np.asarray(boxes)
 
     def describe(self, value: Value) -> str:
         count = len(value["boxes"])

@@ -11,8 +11,12 @@ from PIL.Image import Image
 from pipeline.stores import codecs
 from pipeline.stores.labels import IGNORE, PROBABILITY, ClassAmounts, Row, Value
 from pipeline.stores.rasters import cell_at, on_finer_raster
-from tasks.drawing import enlarge, palette
+from tasks.drawing import contours, enlarge, palette
 from tasks.raster import SIZE_COLUMNS, RasterLabel
+
+BACKGROUND = "background"
+STRONG, FAINT = 150, 115
+"""Of 255, how strongly classes tint an image: alone, and with other labels."""
 
 
 class TaskLabel(RasterLabel):
@@ -26,6 +30,7 @@ class TaskLabel(RasterLabel):
 
     task = "segmentation"
     unknown = {"classes": IGNORE, "confidence": 0.0}  # noqa: RUF012 - a constant
+    layer = "tint"
     amount_columns = ("area",)
     default_threshold = 0.5  # MuST's
     legend = "pixels below the threshold are not colored"
@@ -87,10 +92,27 @@ class TaskLabel(RasterLabel):
         return ClassAmounts(rows[present], present % classes, area[present].astype(np.float32))
 
     def draw(self, image: Image, value: Value) -> Image:
-        known = value["classes"] != IGNORE
-        colors = palette(len(self.space.classes))[np.where(known, value["classes"], 0)]
-        mask = enlarge(np.repeat((known * np.uint8(150))[..., None], 3, axis=2), image.size).convert("L")
-        return Images.composite(enlarge(colors, image.size), image, mask)
+        return self._tint(image, value, value["classes"] != IGNORE, STRONG)
+
+    def _tint(self, image: Image, value: Value, where: NDArray[np.bool_], strength: int) -> Image:
+        mask = enlarge(np.repeat((where * np.uint8(strength))[..., None], 3, axis=2), image.size).convert("L")
+        return Images.composite(enlarge(self._colors(value), image.size), image, mask)
+
+    def draw_plain(self, image: Image, value: Value, dashed: bool = False) -> Image:
+        """Return a fainter drawing, or with `dashed` the contours of the classes alone; the background stays clear."""
+        if not dashed:
+            clear = [self.space.classes.index(name) for name in self.clear_classes]
+            return self._tint(image, value, ~np.isin(value["classes"], [IGNORE, *clear]), FAINT)
+        where = Images.fromarray(contours(value["classes"], image.size))
+        return Images.composite(enlarge(self._colors(value), image.size), image, where)
+
+    @property
+    def clear_classes(self) -> tuple[str, ...]:
+        return tuple(name for name in self.space.classes if name == BACKGROUND)
+
+    def _colors(self, value: Value) -> NDArray[np.uint8]:
+        """Return the colors of the classes (h, w, 3); unknown pixels have any."""
+        return palette(len(self.space.classes))[np.where(value["classes"] != IGNORE, value["classes"], 0)]
 
     def describe(self, value: Value) -> str:
         return f"{(value['classes'] != IGNORE).mean():.0%} of the pixels"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from browser.answers import Answers
+from browser.answers import Answers, whole_edges
 from browser.app import create_app
 from browser.filters import ImageSelection
 from browser.guard import check_token, read_token
+from browser.loading import Loading
 from browser.pictures import as_jpeg
 from pipeline.errors import ConfigError
 from pipeline.steps.artifact import read_json
+from pipeline.storage.root import Root
 from pipeline.stores.labels import LabelShard
 from tasks import label as label_of
 from tests.browser.copies import copied
@@ -91,6 +94,33 @@ def test_images_combine_conditions(page: TestClient, world: World) -> None:
     } & {image["key"] for image in all_images(page, "split=train")}
 
 
+def test_images_labelled_are_those_that_a_teacher_has_a_label_of(world: World, tmp_path: Path) -> None:
+    answers = copied(world, tmp_path / "root")
+    expected = {row["key"] for teacher in teachers(world) for row in rows(world, teacher) if row["status"] == "ok"}
+    everything = answers.images(ImageSelection(), 1000, 0)["images"]
+    for answer, keys in (("yes", expected), ("no", {image["key"] for image in everything} - expected)):
+        found = answers.images(ImageSelection([f"labelled={answer}"]), 1000, 0)["images"]
+        assert {image["key"] for image in found} == keys, answer
+    assert answers.about()["start"] == ["labelled=yes"]
+    key = next(iter(expected))
+    for store in answers.loading.newest_teachers().values():  # as if no teacher could label it
+        names = (store.name, answers.image_id(key))
+        with answers.tables.cursor() as cursor:
+            cursor.execute("INSERT INTO failures VALUES (?, ?, 'failed', 'damaged')", names[::-1])
+    found = answers.images(ImageSelection(["labelled=yes"]), 1000, 0)["images"]
+    assert {image["key"] for image in found} == expected - {key}
+
+
+def test_images_labelled_are_none_without_a_teacher(world: World, tmp_path: Path) -> None:
+    shutil.copytree(Path(world.workspace.root.path), tmp_path / "root", ignore=shutil.ignore_patterns("labels"))
+    loading = Loading(Root.of(tmp_path / "root"))
+    loading.refresh()
+    answers = Answers(loading)
+    assert answers.about()["start"] == []
+    assert answers.images(ImageSelection(["labelled=yes"]), 10, 0)["total"] == 0
+    assert answers.images(ImageSelection(["labelled=no"]), 10, 0)["total"] == answers.about()["images"]
+
+
 def test_images_have_an_order_and_pages(page: TestClient, world: World) -> None:
     teacher = teachers(world)[0]
     confidence = {row["key"]: row["confidence"] for row in rows(world, teacher)}
@@ -135,7 +165,25 @@ def test_histogram_leaves_out_what_is_not_finite(bad: str, world: World, tmp_pat
     assert np.isfinite(found["edges"]).all()
     with answers.tables.cursor() as cursor:
         cursor.execute(f"UPDATE {store.table} SET confidence = '{bad}'::FLOAT")
-    assert answers.histogram(ImageSelection(), column) == {"kind": "numbers", "edges": [], "counts": []}
+    empty = {"kind": "numbers", "whole": False, "edges": [], "counts": []}
+    assert answers.histogram(ImageSelection(), column) == empty
+
+
+@pytest.mark.parametrize(
+    ("ends", "edges"),
+    [((0, 2), [0, 1, 2, 3]), ((5, 5), [5, 6]), ((1, 41), [*range(1, 42, 3), 42]), ((-1, 0), [-1, 0, 1])],
+)
+def test_whole_edges_are_whole_and_end_behind_the_largest(ends: tuple[int, int], edges: list[int]) -> None:
+    assert whole_edges(*ends).tolist() == edges
+
+
+def test_histogram_of_whole_numbers_has_whole_bins(page: TestClient, answers: Answers) -> None:
+    store = next(store for store in answers.loading.stores.values() if store.label.space.task == "detection")
+    found = get(page, "/api/histogram", column=f"{store.name}.count")
+    assert found["whole"]
+    assert all(isinstance(edge, int) for edge in found["edges"])
+    conditions = [f"{store.name}.count>={found['edges'][-2]}", f"{store.name}.count<={found['edges'][-1]}"]
+    assert len(all_images(page, *conditions)) == found["counts"][-1]
 
 
 def test_image_has_the_labels_of_every_store(page: TestClient, world: World) -> None:
@@ -169,6 +217,7 @@ def test_balance_keeps_less_with_a_threshold(page: TestClient, answers: Answers)
     for name in answers.loading.stores:
         low, high = (get(page, "/api/balance", store=name, threshold=threshold) for threshold in (0.0, 0.9))
         assert low["held"] == high["held"]
+        assert not any(isinstance(amount, float) and amount.is_integer() for amount in low["held"])
         assert low["kept"] == low["held"]
         assert np.all(np.array(high["kept"]) <= np.array(low["kept"]))
 
@@ -184,7 +233,10 @@ def test_balance_keeps_less_with_a_threshold(page: TestClient, answers: Answers)
         ("/api/images?f=width", "no operator"),
         ("/api/images?f=width<wide", "'wide' is no number"),
         ("/api/images?order=nothing", "Column 'nothing' is unknown"),
-        ("/api/balance?store=no", "no label store 'no'"),
+        ("/api/balance?store=no", "no label store 'no'; there are boxes, boxes-"),
+        ("/api/images?f=labelled=maybe", "write labelled=yes or labelled=no"),
+        ("/api/images?order=labelled", "can't be ordered by labelled"),
+        ("/api/histogram?column=labelled", "'labelled' has no histogram"),
         ("/api/histogram?column=no.x", "Label store 'no' is unknown"),
     ],
 )

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from browser.answers import Answers
-from browser.app import create_app
 from pipeline.stores.rejections import read_rejections
+from tests.browser.chromium import CHROMIUM, FLAGS, served
 from tests.browser.copies import add_calibrated, copied
 from tests.conftest import World
-from tests.waiting import wait_until
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 SIZES = {"wide": (1280, 900), "narrow": (400, 800)}
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
@@ -40,15 +33,8 @@ def answers(world: World, tmp_path_factory: pytest.TempPathFactory) -> Answers:
 @pytest.fixture(scope="module")
 def address(answers: Answers) -> Iterator[str]:
     """Serve a copy of the tiny world; yield the address."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(answers), host="127.0.0.1", port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    wait_until(lambda: server.started)
-    yield f"http://localhost:{port}"
-    server.should_exit = True
-    thread.join()
+    with served(answers) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +98,10 @@ def test_page_filters_combine_and_are_a_link(page: Any, browser: Any, answers: A
     assert total(other) == fewer, "the link shows the same"
     other.close()
     page.get_by_role("button", name="Remove key~0").click()
-    page.wait_for_function("document.querySelectorAll('#conditions li').length === 1")
+    page.wait_for_function("document.querySelectorAll('#conditions li').length === 2")
     assert total(page) == some
     page.go_back()
-    page.wait_for_function("document.querySelectorAll('#conditions li').length === 2")
+    page.wait_for_function("document.querySelectorAll('#conditions li').length === 3")
     assert total(page) == fewer
 
 
@@ -150,13 +136,14 @@ def test_page_shows_reliability_where_a_threshold_is_a_probability(page: Any, an
 
 
 def test_page_filters_by_a_click_on_a_histogram(page: Any) -> None:
+    page.locator("#store").select_option(index=2)
     before = total(page)
     bars = page.locator(".histogram .bars button")
     page.wait_for_function("document.querySelectorAll('.histogram .bars button').length > 0")
     counts = [int(text.rsplit(": ", 1)[1].replace(",", "")) for text in bars.evaluate_all("e => e.map(x => x.title)")]
     chosen = max(range(len(counts)), key=counts.__getitem__)
     bars.nth(chosen).click()
-    page.wait_for_function("document.querySelectorAll('#conditions li').length === 2")
+    page.wait_for_function("document.querySelectorAll('#conditions li').length === 3")
     assert 0 < total(page) <= before
     assert total(page) == pytest.approx(counts[chosen], abs=1)
 
@@ -235,6 +222,7 @@ def test_page_rejects_the_focused_tile_though_histograms_fail(page: Any, answers
 
 
 def test_page_rejects_all_images_of_a_filter(page: Any, answers: Answers) -> None:
+    page.get_by_role("button", name="Remove labelled=yes").click()
     narrow_down(page, "split=val")
     count = total(page)
     page.select_option("#scope", "")
@@ -297,7 +285,9 @@ def test_page_left_out_view_can_be_searched(page: Any) -> None:
 def test_page_focus_follows_the_document(page: Any) -> None:
     """Tab goes from control to control in their order in the document, into an opened image, and back to its tile."""
     page.wait_for_selector("main[aria-busy=false]")
-    focusable = "a[href], button:not([disabled]), input:not([disabled]), select:not([disabled]), [tabindex='0']"
+    focusable = (
+        "summary, a[href], button:not([disabled]), input:not([disabled]), select:not([disabled]), [tabindex='0']"
+    )
     expected = page.evaluate(
         """selector => [...document.querySelectorAll(selector)].filter((each) => each.offsetParent !== null)
           .map((each, place) => (each.dataset.place = place, place))""",

@@ -52,6 +52,14 @@ def test_sql_changes_nothing_and_reaches_no_file(page: TestClient, answers: Answ
     assert answers.tables.query("SELECT count(*) FROM image_rows") == before
 
 
+def test_sql_tables_are_joined_by_id(page: TestClient, answers: Answers) -> None:
+    for table in ("failures", "rejected", *answers.stores):
+        sql = f'SELECT key FROM images JOIN "{table}" USING (id)'.replace("key", "images.key")
+        assert page.post("/api/sql", json={"sql": sql}).status_code == 200, table
+    told = page.post("/api/sql", json={"sql": 'SELECT * FROM images JOIN failures USING ("key")'}).json()["error"]
+    assert "which `id` joins" in told
+
+
 def test_sql_ends_a_slow_query(page: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("browser.sql.MAX_S", 0.3)
     answer = page.post(

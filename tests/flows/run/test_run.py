@@ -21,12 +21,12 @@ import pytest
 
 import must
 from flows.plan.run_plan import plan_run
-from flows.run.naming import new_names
 from flows.run.run import Run
 from flows.run.signals import stop_on_signals
 from flows.run.step_runner import InProcess
 from pipeline.errors import ConfigError, DataError, Stopped
 from pipeline.recipe.reader import read_recipe
+from pipeline.steps.run_names import new_names
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
