@@ -126,7 +126,8 @@ def compare_command(
         )
     selection = Selection(f"{COMPARE}.{require_one_of(name, comparisons, 'Comparison')}" if name else COMPARE)
     if plan_only:
-        Console().show_plan(plan(recipe, root, override, selection))
+        planned = plan(recipe, root, override, selection)
+        Console().show_plan(planned)
     else:
         _run_and_show(recipe, root, override, selection)
 
@@ -142,9 +143,10 @@ def plan_command(
     force: ForceOptions = None,
 ) -> None:
     """Show which steps a run would run or reuse, and why."""
-    from cli.console import Console
+    planned = plan(recipe, root, override, _selection(to, only, start, force))
+    from cli.console import Console  # after the plan: a mistake in the recipe is told without it
 
-    Console().show_plan(plan(recipe, root, override, _selection(to, only, start, force)))
+    Console().show_plan(planned)
 
 
 @app.command("init")
