@@ -71,11 +71,14 @@ def _selection(to: str | None, only: str | None, start: str | None, force: list[
 
 
 def _run_and_show(recipe: Path, root: str, override: list[str] | None, steps: Selection) -> None:
-    from cli.console import Console
+    from pipeline.recipe.reader import read_recipe
+
+    parsed = read_recipe(recipe, override or ())
+    from cli.console import Console  # after the recipe: a mistake in it is told without
 
     console, stop = Console(), threading.Event()
     with console.progress(stop) as progress:
-        outcome = run(recipe, root, override, steps, progress=progress, stop=stop)
+        outcome = run(parsed, root, None, steps, progress=progress, stop=stop)
     if ranks.is_first():  # of the processes that torchrun started
         console.show_outcome(outcome)
 
