@@ -70,6 +70,18 @@ def _selection(to: str | None, only: str | None, start: str | None, force: list[
     return Selection(to, only, start, tuple(force or ()))
 
 
+def _run_and_print(recipe: Path, root: str, override: list[str] | None, steps: Selection) -> None:
+    """Run a recipe, and print its events as JSON for programs, and nothing else."""
+    from cli.events import EventStream
+    from pipeline.recipe.reader import read_recipe
+
+    with EventStream.on_standard_output() as events:
+        parsed = read_recipe(recipe, override or ())
+        outcome = run(parsed, root, None, steps, progress=events.progress, on_event=events.record)
+        if ranks.is_first():
+            events.finish(outcome)
+
+
 def _run_and_show(recipe: Path, root: str, override: list[str] | None, steps: Selection) -> None:
     from pipeline.recipe.reader import read_recipe
 
@@ -92,9 +104,13 @@ def run_command(
     only: OnlyOption = None,
     start: FromOption = None,
     force: ForceOptions = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the run's events as JSON, one a line, for programs.")
+    ] = False,
 ) -> None:
     """Run a recipe: every step that has no result yet."""
-    _run_and_show(recipe, root, override, _selection(to, only, start, force))
+    run_steps = _run_and_print if as_json else _run_and_show
+    run_steps(recipe, root, override, _selection(to, only, start, force))
 
 
 @app.command("label")

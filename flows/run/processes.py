@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import multiprocessing
 import os
 import signal
@@ -250,6 +251,8 @@ def _main(connection: Connection, call: Call, settings: Mapping[str, Any], envir
     with _output_to(call.log):
         try:
             runtime = Runtime(progress=_ProgressSender(connection), stop=stop, **settings)
+            if call.log:  # standard output goes there
+                runtime = dataclasses.replace(runtime, log=functools.partial(print, flush=True))
             answer = "done", call.function(*call.arguments, runtime)
         except BaseException as error:
             trace = mask_credentials(traceback.format_exc())

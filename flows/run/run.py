@@ -14,6 +14,7 @@ A run has a folder of its own, `<root>/runs/<recipe>-<UTC time>/`:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import posixpath
 import threading
@@ -93,6 +94,7 @@ class Run:
         line = json.dumps({"time": round(time.time(), 3), "event": event, **masked(facts)})
         with self._lock:
             self.folder.child("events.jsonl").append(f"{line}\n".encode())
+            self.runtime.on_event(json.loads(line))
 
     def hold_lock(self) -> AbstractContextManager[IsHeld]:
         """Mark the run as active while inside, so that `must artifacts gc` keeps what it refers to."""
@@ -131,7 +133,10 @@ class Run:
         runtime.progress(step.name, 0.0, "starting")
         began = time.time()
         try:
-            artifact, is_new = self.get_or_make(self, step, Inputs(inputs, runtime, step.name in self.plan.force))
+            logged = dataclasses.replace(
+                runtime, log=functools.partial(self.log, step.name)
+            )  # of steps in this process
+            artifact, is_new = self.get_or_make(self, step, Inputs(inputs, logged, step.name in self.plan.force))
         except BaseException as error:
             self.record("failed", step=step.name, **describe_error(error))
             if type(error) is Stopped:  # name the step, whichever part of it was stopped
