@@ -26,7 +26,7 @@ FIELDS = {
     "prefect": "Prefect failed, which ends no step: `error`.",
     "warning": "A warning of the report, once all steps are done: `text`.",
     "finished": "The last line of a run that succeeds: `run` and `report` (its folder and its page; null without one), "
-    "`made` and `reused` (numbers of steps), `steps` (the artifacts' folders by step), `metrics` (as in `metrics.json`).",
+    "`made` and `reused` (numbers of steps), `steps` (artifacts' folders by step), `metrics` (as in `metrics.json`).",
     "error": "The last line of a run that does not: `kind`, `error`, `exit_code`.",
 }
 """The fields of each event besides `event` and `time`, for the reference."""

@@ -10,7 +10,7 @@ from flows.run.run import Outcome, Run, describe_error
 from flows.run.runner_check import check_runner
 from flows.run.signals import stop_on_signals
 from flows.run.step_runner import InProcess, Subprocess, in_order
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Stopped
 from pipeline.recipe.recipe import Recipe
 from pipeline.steps import ranks
 from pipeline.steps.artifact import Artifact, Inputs, Step, dump_json
@@ -34,6 +34,8 @@ def execute_plan(recipe: Recipe, plan: Plan, runtime: Runtime, run_steps: RunSte
         models = plan.resolved.models(plan.compares)
         start = Subprocess if run_steps else InProcess
         runner = start(settings, models, plan.still_to_make(models), runtime)
+        if isinstance(runner, Subprocess) and None not in plan.early.values():
+            runner.wait_until_checked()  # there is no data to be read meanwhile
         run = Run(recipe, plan, runtime, runner.get_or_make)
         try:
             with run.hold_lock():
@@ -41,7 +43,10 @@ def execute_plan(recipe: Recipe, plan: Plan, runtime: Runtime, run_steps: RunSte
                 if plan.measured(artifacts):
                     runner.run_function(_write_results, (run.folder, artifacts), runtime)
         except BaseException as error:
-            run.record("ended", **describe_error(error))
+            cause = runner.refusal if isinstance(runner, Subprocess) and isinstance(error, Stopped) else None
+            run.record("ended", **describe_error(cause or error))
+            if cause:
+                raise cause from None  # the run was stopped for it
             raise
     run.record("finished")
     return Outcome(run.folder, artifacts, run.made, plan.measures)

@@ -133,9 +133,8 @@ class Run:
         runtime.progress(step.name, 0.0, "starting")
         began = time.time()
         try:
-            logged = dataclasses.replace(
-                runtime, log=functools.partial(self.log, step.name)
-            )  # of steps in this process
+            # for a step that runs in this process; the others print their lines
+            logged = dataclasses.replace(runtime, log=functools.partial(self.log, step.name))
             artifact, is_new = self.get_or_make(self, step, Inputs(inputs, logged, step.name in self.plan.force))
         except BaseException as error:
             self.record("failed", step=step.name, **describe_error(error))
