@@ -32,7 +32,7 @@ EVENTS = """\
 ## Events of `must run --json`
 
 Standard output holds one JSON object a line and nothing else; what libraries print, and the message of an error, go to
-standard error. Every event has `event` and `time` (seconds since 1970, UTC). Those from `started` to `prefect`, but for
+standard error. Every event has `event` and `time` (seconds since 1970, UTC); those from `started` to `trackers`, not
 `progress`, are also in the run's `events.jsonl`. Exit codes are the same as without `--json`. Pass over events and
 fields that you don't know.
 

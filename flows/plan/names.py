@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import tasks
 from evaluation.label_subsets import PROBES
 from evaluation.schedules import SCHEDULES
+from evaluation.trackers import check_tracker_names
 from pipeline.errors import error_context, require_one_of
 from pipeline.models.timm_names import check_timm_name
 from pipeline.recipe.comparison import COMPARE
@@ -21,6 +22,7 @@ from pipeline.recipe.stage import StageConfig
 
 def require_known_names(recipe: Recipe) -> None:
     """Raise ConfigError, beginning with the place, for a name in a recipe that nothing has."""
+    check_tracker_names(recipe.runtime.trackers or ())
     for name, teacher in recipe.teachers.items():
         require_one_of(teacher.task, tasks.names(), f"teachers.{name}.task")
         _check_models(f"teachers.{name}", teacher.model_names())

@@ -9,6 +9,7 @@ A run has a folder of its own, `<root>/runs/<recipe>-<UTC time>/`:
     metrics.json     the numbers of `evaluate`, if the run got that far
     measured.json    the numbers of probes, fine-tuning and comparisons, if the run got that far
     report.html      the report, if the run measured anything
+    <tracker>/       the same for other tools, as TensorBoard's event files (`runtime.trackers`)
 """
 
 from __future__ import annotations
