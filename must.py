@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from flows.plan.plan import Planned
     from flows.plan.selection import Selection
     from flows.run.run import Outcome
+    from pipeline.recipe.recipe import Recipe
     from tasks.inference.model import TrainedModel
 
 # Slow imports are in the functions that need them, so that planning loads no torch, unless a recipe has stages.
@@ -59,7 +60,7 @@ __version__ = "0.1.0"
 
 
 def run(
-    recipe: str | Path,
+    recipe: str | Path | Recipe,
     root: str | Path = DEFAULT_ROOT,
     overrides: list[str] | None = None,
     steps: Selection | None = None,
@@ -67,6 +68,7 @@ def run(
 ) -> Outcome:
     """Run a recipe, or a selection of its steps (`flows.plan.selection.Selection`), and return the outcome.
 
+    `recipe` is a file, or what `pipeline.recipe.reader.read_recipe` returns, which takes overrides itself.
     `root` is a folder's path or a URL.
     `runtime` may hold `progress` and `stop` of `pipeline.steps.runtime.Runtime`.
 
@@ -77,11 +79,12 @@ def run(
     from flows.plan.selection import WHOLE_RECIPE
     from flows.run.process_setup import set_up_process
     from pipeline.recipe.reader import read_recipe
+    from pipeline.recipe.recipe import Recipe as Parsed
     from pipeline.steps.runtime import Runtime
     from pipeline.storage.root import Root
 
     set_up_process()
-    parsed = read_recipe(Path(recipe), overrides or ())
+    parsed = recipe if isinstance(recipe, Parsed) else read_recipe(Path(recipe), overrides or ())
     opened = Root.of(root, parsed.runtime.cache_gb)
     return execute_recipe(parsed, Runtime.of(parsed.runtime, opened, **runtime), steps or WHOLE_RECIPE)
 

@@ -24,7 +24,6 @@ from evaluation.backbone_table import (
     Cell,
     MetricColumn,
     backbone_tables,
-    not_measured,
     read_measurements,
     student_start,
 )
@@ -32,7 +31,9 @@ from evaluation.comparison.comparison import Comparison, ComparisonSetting, read
 from evaluation.learned_labels import FOOTNOTE
 from evaluation.measurement import CLEAN
 from evaluation.metric_table import ARROWS, ROLES, leading_lines, read_lines
-from evaluation.report.results import lost_labels
+from evaluation.report.formatting import plural
+from evaluation.report.results import lost_labels, warnings
+from evaluation.report.run_record import RunRecord
 from flows.plan.plan import Planned
 from flows.run.run import Outcome
 from flows.server.daemons import Services
@@ -42,6 +43,8 @@ from pipeline.steps.artifact import Artifact, read_json
 from pipeline.steps.runtime import Progress as ProgressCallback
 from pipeline.stores.naming import LABELLING
 
+MOST_WARNINGS = 10
+"""Warnings at the end of a run; its report has them all."""
 LINE_EVERY_S = 10.0
 """Seconds between progress lines of one step if the output is not a terminal."""
 
@@ -110,13 +113,10 @@ class Console:
         last, artifact = list(outcome.artifacts.items())[-1]
         if not outcome.ran:
             self.out.print("Nothing to do: every step has its result. The results:")
-        for sentence in lost_labels(outcome.artifacts):
-            self.out.print(Text(sentence, "yellow"))
+        self._show_warnings(outcome)
         if outcome.measures:
             if "evaluate" in outcome.artifacts:
                 self.out.print(results_table(outcome))
-            for sentence in not_measured(outcome.metrics, outcome.artifacts):
-                self.out.print(sentence)
             for board in backbone_tables(read_measurements(outcome.artifacts)):
                 self.out.print(backbones_table(board, student_start(outcome.artifacts)))
             for name, comparison in read_comparisons(outcome.artifacts).items():
@@ -129,6 +129,19 @@ class Console:
             self.out.print(f"{last}: {artifact}", soft_wrap=True)
         if outcome.folder and outcome.measures:
             self.out.print(f"Report: {outcome.folder / 'report.html'}", soft_wrap=True)
+
+    def _show_warnings(self, outcome: Outcome) -> None:
+        """Print the warnings of a run, those of its report, or as many as are read at a glance."""
+        if outcome.folder is None:  # nothing was run, and nothing measured
+            found = list(lost_labels(outcome.artifacts))
+        else:
+            found = [str(warning) for warning in warnings(RunRecord(outcome.folder, outcome.artifacts))]
+        for sentence in found[:MOST_WARNINGS]:
+            self.out.print(Text(sentence, "yellow"))
+        more = len(found) - MOST_WARNINGS
+        if more > 0:
+            where = "the report has all of them" if outcome.measures else "a run that measures has them in its report"
+            self.out.print(Text(f"{plural(more, 'further warning')}: {where}.", "yellow"))
 
     def show_up(self, services: Services) -> None:
         """Print the address of the server that `must up` started, and how to start a run."""

@@ -72,12 +72,27 @@ def _selection(to: str | None, only: str | None, start: str | None, force: list[
     return Selection(to, only, start, tuple(force or ()))
 
 
+def _run_and_print(recipe: Path, root: str, override: list[str] | None, steps: Selection) -> None:
+    """Run a recipe, and print its events as JSON for programs, and nothing else."""
+    from cli.events import EventStream
+    from pipeline.recipe.reader import read_recipe
+
+    with EventStream.on_standard_output() as events:
+        parsed = read_recipe(recipe, override or ())
+        outcome = run(parsed, root, None, steps, progress=events.progress, on_event=events.record)
+        if ranks.is_first():
+            events.finish(outcome)
+
+
 def _run_and_show(recipe: Path, root: str, override: list[str] | None, steps: Selection) -> None:
-    from cli.console import Console
+    from pipeline.recipe.reader import read_recipe
+
+    parsed = read_recipe(recipe, override or ())
+    from cli.console import Console  # after the recipe: a mistake in it is told without
 
     console, stop = Console(), threading.Event()
     with console.progress(stop) as progress:
-        outcome = run(recipe, root, override, steps, progress=progress, stop=stop)
+        outcome = run(parsed, root, None, steps, progress=progress, stop=stop)
     if ranks.is_first():  # of the processes that torchrun started
         console.show_outcome(outcome)
 
@@ -91,9 +106,13 @@ def run_command(
     only: OnlyOption = None,
     start: FromOption = None,
     force: ForceOptions = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the run's events as JSON, one a line, for programs.")
+    ] = False,
 ) -> None:
     """Run a recipe: every step that has no result yet."""
-    _run_and_show(recipe, root, override, _selection(to, only, start, force))
+    run_steps = _run_and_print if as_json else _run_and_show
+    run_steps(recipe, root, override, _selection(to, only, start, force))
 
 
 @app.command("label")
@@ -128,7 +147,8 @@ def compare_command(
         )
     selection = Selection(f"{COMPARE}.{require_one_of(name, comparisons, 'Comparison')}" if name else COMPARE)
     if plan_only:
-        Console().show_plan(plan(recipe, root, override, selection))
+        planned = plan(recipe, root, override, selection)
+        Console().show_plan(planned)
     else:
         _run_and_show(recipe, root, override, selection)
 
@@ -144,9 +164,10 @@ def plan_command(
     force: ForceOptions = None,
 ) -> None:
     """Show which steps a run would run or reuse, and why."""
-    from cli.console import Console
+    planned = plan(recipe, root, override, _selection(to, only, start, force))
+    from cli.console import Console  # after the plan: a mistake in the recipe is told without it
 
-    Console().show_plan(plan(recipe, root, override, _selection(to, only, start, force)))
+    Console().show_plan(planned)
 
 
 @app.command("init")

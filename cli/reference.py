@@ -10,6 +10,7 @@ from typing import Any
 
 import typer.main
 
+from cli.events import FIELDS
 from cli.main import app
 from pipeline.errors import ConfigError, DataError, Shortage, Stopped
 
@@ -27,11 +28,25 @@ Every command has `--help`. All commands end with one of these exit codes:
 | {Stopped.exit_code} | stopped; run the same command again to go on |
 | 1 | anything else |
 """
+EVENTS = """\
+## Events of `must run --json`
+
+Standard output holds one JSON object a line and nothing else; what libraries print, and the message of an error, go to
+standard error. Every event has `event` and `time` (seconds since 1970, UTC); those from `started` to `trackers`, not
+`progress`, are also in the run's `events.jsonl`. Exit codes are the same as without `--json`. Pass over events and
+fields that you don't know.
+
+| event | meaning and fields |
+|---|---|"""
 
 
 def markdown() -> str:
     """Return the reference as one Markdown page, a section per command."""
-    return "\n".join([HEAD, *_sections(typer.main.get_command(app), "must")])
+    return "\n".join([HEAD, *_sections(typer.main.get_command(app), "must"), EVENTS, *_event_rows(), ""])
+
+
+def _event_rows() -> Iterator[str]:
+    yield from (f"| `{event}` | {about} |" for event, about in FIELDS.items())
 
 
 def _sections(command: Any, name: str) -> Iterator[str]:

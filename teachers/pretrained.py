@@ -6,7 +6,7 @@ Images are cropped at their centre, or stretched where timm does that ("squash")
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,6 +44,9 @@ class Config(TeacherConfig):
 
     def backbone_name(self) -> str:
         return self.model
+
+    def model_names(self) -> Sequence[str]:
+        return [self.model]
 
     def label_space(self) -> LabelSpace:
         return LabelSpace("classification", tuple(class_names(self)))

@@ -100,7 +100,7 @@ class TaskRuns:
             self.fan_out = FanOut(subprocess, contextvars.copy_context())
             run.get_or_make = self.fan_out.get_or_make
         with stop_on_signals(run.runtime.stop):  # Prefect's own handler would end a step before it saves its state
-            self.artifacts = run_concurrently(run, self.execute, subprocess.concurrency)
+            self.artifacts = run_concurrently(run, self.execute, lambda: subprocess.concurrency)
             show_results(run, self.artifacts)
         self.summary = f"{run.made} steps made, {len(run.planned) - run.made} reused"
         return self.artifacts

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import tasks
-from evaluation.label_subsets import PROBES
-from evaluation.schedules import SCHEDULES
 from flows.plan.evaluation_steps import check_probes, probed_sets
 from flows.plan.resolve import ResolvedRecipe, Spaces, method_place
 from ingest.dataset import check_labels_fit, teacher_space
 from ingest.true_labels import class_names
-from pipeline.errors import ConfigError, error_context, require_one_of
+from pipeline.errors import ConfigError, error_context
 from pipeline.recipe.base import FitConfig
 from pipeline.recipe.comparison import COMPARE, CompareConfig
-from pipeline.recipe.evaluation import MeasurementConfig
-from pipeline.recipe.plugins import modules
 from pipeline.recipe.recipe import Recipe
 from pipeline.recipe.stage import StageConfig, labelled_images
 from pipeline.recipe.teacher import TeacherConfig
@@ -49,9 +45,8 @@ def validate(resolved: ResolvedRecipe) -> None:
 
 
 def _check_teachers(recipe: Recipe, spaces: Spaces) -> None:
-    """Raise ConfigError for a task that is not there, a set without its labels, or a gate that can't be measured."""
+    """Raise ConfigError for a set without a teacher's labels, or a gate that can't be measured."""
     for name, teacher in recipe.teachers.items():
-        require_one_of(teacher.task, tasks.names(), f"teachers.{name}.task")
         if teacher.training_set is not None:
             teacher_space(name, teacher.task, teacher.training_set, spaces[teacher.training_set])
         if name in recipe.student.applicability and teacher.domain_set is None:
@@ -120,9 +115,8 @@ def _check_evaluated(name: str, recipe: Recipe, spaces: Spaces) -> None:
 
 
 def _check_evaluation(recipe: Recipe, spaces: Spaces) -> None:
-    """Raise ConfigError for a probe or a schedule that is not there, or sets without the labels for it."""
+    """Raise ConfigError for sets without the labels for the probes or the fine-tuning."""
     config = recipe.evaluate
-    _check_measuring("evaluate", config)
     probed_sets(config, spaces)
     for name in config.finetune:
         if not spaces[name]:
@@ -130,24 +124,13 @@ def _check_evaluation(recipe: Recipe, spaces: Spaces) -> None:
 
 
 def _check_comparison(place: str, config: CompareConfig, spaces: Spaces) -> None:
-    """Raise ConfigError for sets, probes or a schedule that are not there, or a set without labels to measure on."""
-    for key, names in (("data", config.data), ("set", [config.measured_on])):
-        for name in names:
-            require_one_of(name, spaces, f"{place}.{key}:")
-    _check_measuring(place, config)
+    """Raise ConfigError if nothing would be measured, or a set has no labels to measure on."""
     if not config.probes and not config.finetune:
         raise ConfigError(f"{place}: neither probes nor finetune are asked for: nothing would be measured.")
     labels = spaces[config.measured_on]
     if not labels:
         raise ConfigError(f"{place}.set is {config.measured_on!r}, which has no labels to measure on.")
     check_probes(place, config.probes, {config.measured_on: labels})
-
-
-def _check_measuring(place: str, config: MeasurementConfig) -> None:
-    """Raise ConfigError for a probe or a schedule that is not there."""
-    for name in config.probes:
-        require_one_of(name, modules(PROBES), f"{place}.probes:")
-    require_one_of(config.schedule, SCHEDULES, f"{place}.schedule:")
 
 
 def _listed(tasks_of_set: Mapping[str, object]) -> str:

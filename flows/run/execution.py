@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from evaluation.report.run_record import RunRecord
+from evaluation.trackers import chosen_trackers, tracker
 from flows.plan.run_plan import Plan
 from flows.run.run import Outcome, Run, describe_error
 from flows.run.runner_check import check_runner
 from flows.run.signals import stop_on_signals
 from flows.run.step_runner import InProcess, Subprocess, in_order
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Stopped
 from pipeline.recipe.recipe import Recipe
 from pipeline.steps import ranks
 from pipeline.steps.artifact import Artifact, Inputs, Step, dump_json
@@ -30,21 +32,37 @@ def execute_plan(recipe: Recipe, plan: Plan, runtime: Runtime, run_steps: RunSte
     """
     settings = recipe.runtime
     check_runner(settings)
+    trackers = chosen_trackers(settings.trackers)
     with stop_on_signals(runtime.stop), explain_shortage(f"run of {recipe.name!r}", runtime.root.local_path()):
         models = plan.resolved.models(plan.compares)
         start = Subprocess if run_steps else InProcess
         runner = start(settings, models, plan.still_to_make(models), runtime)
+        if isinstance(runner, Subprocess) and None not in plan.early.values():
+            runner.wait_until_checked()  # there is no data to be read meanwhile
         run = Run(recipe, plan, runtime, runner.get_or_make)
         try:
             with run.hold_lock():
                 artifacts = run_steps(run, runner) if run_steps and isinstance(runner, Subprocess) else in_order(run)
                 if plan.measured(artifacts):
                     runner.run_function(_write_results, (run.folder, artifacts), runtime)
+                if trackers:
+                    _track(run, artifacts, trackers, runner)
         except BaseException as error:
-            run.record("ended", **describe_error(error))
+            cause = runner.refusal if isinstance(runner, Subprocess) and isinstance(error, Stopped) else None
+            run.record("ended", **describe_error(cause or error))
+            if cause:
+                raise cause from None  # the run was stopped for it
             raise
     run.record("finished")
     return Outcome(run.folder, artifacts, run.made, plan.measures)
+
+
+def _track(run: Run, artifacts: Mapping[str, Artifact], trackers: list[str], runner: InProcess | Subprocess) -> None:
+    """Let trackers write the curves and numbers of a run. A run never fails over this: what goes wrong is recorded."""
+    try:
+        runner.run_function(_write_trackers, (run.folder, artifacts, trackers), run.runtime)
+    except Exception as error:
+        run.record("trackers", error=f"{type(error).__name__}: {error}")
 
 
 def step_for_torchrun(recipe: Recipe, plan: Plan) -> Step:
@@ -78,3 +96,14 @@ def _write_results(folder: StoragePath, artifacts: Mapping[str, Artifact], runti
     if records:
         folder.child("measured.json").write(dump_json(records).encode())
     write_report(folder, artifacts)
+
+
+def _write_trackers(
+    folder: StoragePath, artifacts: Mapping[str, Artifact], trackers: list[str], runtime: Runtime
+) -> None:
+    """Write the files of each tracker into a folder of the run's folder that is named after it."""
+    for name in trackers:
+        own = runtime.root.local_path(f"runs/{folder.name}/{name}")
+        own.mkdir(parents=True, exist_ok=True)
+        tracker(name).write(RunRecord(folder, artifacts), own)
+        runtime.root.upload(*(path for path in sorted(own.rglob("*")) if path.is_file()))

@@ -2,7 +2,8 @@
 
 Steps run in processes of their own so that memory, threads, CUDA contexts and crashes of a step end with its process,
 and the run outlives it and can start it again. The processes are forked from one that has imported torch and our code
-and done nothing else, so a step starts at once. Each leads a process group of its own, so that Ctrl-C in a terminal
+and done nothing else, so a step starts at once. While that one still imports, a step that needs no torch can have a new
+process instead. Each leads a process group of its own, so that Ctrl-C in a terminal
 reaches the run alone. A process saves its state and ends when the run asks it to, on SIGTERM, and when the run is gone,
 even if the run was killed.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import multiprocessing
 import os
 import signal
@@ -33,6 +35,7 @@ from pipeline.steps.runtime import SHARED_SETTINGS, Runtime
 CAN_FORK = sys.platform == "linux"
 CONTEXT = multiprocessing.get_context("forkserver") if CAN_FORK else multiprocessing.get_context("spawn")
 """System libraries of other platforms don't survive a fork."""
+NEW_PROCESS = multiprocessing.get_context("spawn")
 PRELOADED = ("tasks.training", "tasks.network", "tasks.scoring", "evaluation.evaluate", "student.train")
 """Modules that take long to import and that most steps need."""
 REPORT_S = 0.1
@@ -68,6 +71,8 @@ class Call:
     environ: Mapping[str, str] = dataclasses.field(default_factory=dict)
     threads: int = 0
     """Cores that it may keep busy; 0 for all."""
+    needs_torch: bool = True
+    """False to start it in a new process, which does not wait for torch."""
 
 
 def warm_up() -> None:
@@ -76,11 +81,16 @@ def warm_up() -> None:
         return
     CONTEXT.set_forkserver_preload(list(PRELOADED))
     resource_tracker.ensure_running()  # first: its start unblocks the signals that are blocked below
-    # The fork server ends with the run, not by a signal to the run's process group.
+    with START_LOCK, _without_current_folder(), _without_group_signals():
+        forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def _without_group_signals() -> Iterator[None]:
+    """Keep signals to the run's process group from what is started inside: it ends with the run, or when it is told."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     try:
-        with _without_current_folder():
-            forkserver.ensure_running()
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -128,13 +138,14 @@ def run_in_process(call: Call, runtime: Runtime, environs: Sequence[Mapping[str,
 
 def _start_process(call: Call, settings: Mapping[str, Any]) -> tuple[BaseProcess, Connection]:
     """Start a process and return it with the run's end of its pipe. A fork server that was killed is started again."""
+    context = CONTEXT if call.needs_torch else NEW_PROCESS
     for _ in range(START_ATTEMPTS):
-        ours, theirs = CONTEXT.Pipe()
+        ours, theirs = context.Pipe()
         try:
             with START_LOCK:
-                process = CONTEXT.Process(target=_main, args=(theirs, call, settings, dict(os.environ)), daemon=True)
-                with _without_current_folder():
-                    process.start()
+                environ = dict(os.environ)
+            process = context.Process(target=_main, args=(theirs, call, settings, environ), daemon=True)
+            _start(process)
         except (EOFError, ConnectionError):  # multiprocessing starts another server once this one has wholly ended
             ours.close()
             time.sleep(REPORT_S)
@@ -143,6 +154,18 @@ def _start_process(call: Call, settings: Mapping[str, Any]) -> tuple[BaseProcess
             theirs.close()
         return process, ours
     raise Killed("no process can be started: the one that starts them was ended again and again.")
+
+
+def _start(process: BaseProcess) -> None:
+    """Start a process. Other threads can start theirs while the fork server still imports what this one needs."""
+    resource_tracker.ensure_running()  # first: its start unblocks the signals that are blocked below
+    if isinstance(process, NEW_PROCESS.Process) or not CAN_FORK:
+        with START_LOCK, _without_current_folder(), _without_group_signals():
+            process.start()
+    else:
+        with START_LOCK, _without_current_folder():
+            forkserver.ensure_running()
+        process.start()
 
 
 class _Child:
@@ -242,7 +265,7 @@ def _main(connection: Connection, call: Call, settings: Mapping[str, Any], envir
     _detach(stop)
     set_up_process()
     os.environ.update({**environ, **call.environ})
-    if call.threads:
+    if call.threads and call.needs_torch:
         import torch  # noqa: PLC0415 - preloaded in this process, and must not be loaded in the run's
 
         torch.set_num_threads(call.threads)
@@ -250,6 +273,8 @@ def _main(connection: Connection, call: Call, settings: Mapping[str, Any], envir
     with _output_to(call.log):
         try:
             runtime = Runtime(progress=_ProgressSender(connection), stop=stop, **settings)
+            if call.log:  # standard output goes there
+                runtime = dataclasses.replace(runtime, log=functools.partial(print, flush=True))
             answer = "done", call.function(*call.arguments, runtime)
         except BaseException as error:
             trace = mask_credentials(traceback.format_exc())

@@ -9,11 +9,13 @@ A run has a folder of its own, `<root>/runs/<recipe>-<UTC time>/`:
     metrics.json     the numbers of `evaluate`, if the run got that far
     measured.json    the numbers of probes, fine-tuning and comparisons, if the run got that far
     report.html      the report, if the run measured anything
+    <tracker>/       the same for other tools, as TensorBoard's event files (`runtime.trackers`)
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import posixpath
 import threading
@@ -94,6 +96,7 @@ class Run:
         line = json.dumps({"time": round(time.time(), 3), "event": event, **masked(facts)})
         with self._lock:
             self.folder.child("events.jsonl").append(f"{line}\n".encode())
+            self.runtime.on_event(json.loads(line))
 
     def hold_lock(self) -> AbstractContextManager[IsHeld]:
         """Mark the run as active while inside, so that `must artifacts gc` keeps what it refers to."""
@@ -132,7 +135,9 @@ class Run:
         runtime.progress(step.name, 0.0, "starting")
         began = time.time()
         try:
-            artifact, is_new = self.get_or_make(self, step, Inputs(inputs, runtime, step.name in self.plan.force))
+            # for a step that runs in this process; the others print their lines
+            logged = dataclasses.replace(runtime, log=functools.partial(self.log, step.name))
+            artifact, is_new = self.get_or_make(self, step, Inputs(inputs, logged, step.name in self.plan.force))
         except BaseException as error:
             self.record("failed", step=step.name, **describe_error(error))
             if type(error) is Stopped:  # name the step, whichever part of it was stopped

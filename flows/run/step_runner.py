@@ -7,6 +7,7 @@ import dataclasses
 import os
 import queue
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -25,6 +26,8 @@ from pipeline.steps.workspace import Busy, Workspace
 
 RETRY_S = 2.0
 """Between attempts at a step that another run is making."""
+DEVICES_S = 2.0
+"""Between looks at how many steps may run at once."""
 MAX_RESTARTS = 2
 """Restarts of a step whose process was killed, before the run fails. Those for lack of device memory don't count."""
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
@@ -52,29 +55,71 @@ class InProcess:
 
 
 class Subprocess:
-    """Runs steps in processes of their own, each on a device of its own if there are enough."""
+    """Runs steps in processes of their own, each on a device of its own if there are enough.
+
+    Code is loaded and the preflight done in the background, while early steps, which only read data, are run already.
+    Other steps wait for it. If it fails, the run is asked to stop.
+    """
 
     def __init__(self, settings: RuntimeConfig, models: Models, trained: Set[str], runtime: Runtime) -> None:
         warm_up()
-        devices: Devices = self.run_function(preflight, (settings, models, trained), runtime)
-        self.gpus = devices.gpus
-        self.concurrency, self.training_processes = len(devices.steps), settings.training_processes
+        self._settings, self.training_processes = settings, settings.training_processes
         self._free: queue.SimpleQueue[Environ] = queue.SimpleQueue()
+        self._devices: Future[Devices] = Future()
+        arguments = (preflight, (settings, models, trained), runtime)
+        threading.Thread(target=self._find_devices, args=arguments, name="preflight", daemon=True).start()
+
+    def _find_devices(self, function: Callable[..., Any], arguments: tuple[Any, ...], runtime: Runtime) -> None:
+        try:
+            devices: Devices = self.run_function(function, arguments, runtime)
+        except BaseException as error:
+            self._devices.set_exception(error)
+            runtime.stop.set()
+            return
         for device in devices.steps:
             self._free.put(device)
+        self._devices.set_result(devices)
+
+    def wait_until_checked(self) -> None:
+        """Wait for the preflight. Raises what it raises."""
+        self._devices.result()
+
+    @property
+    def refusal(self) -> BaseException | None:
+        """The error of the preflight, if it has failed."""
+        return self._devices.exception() if self._devices.done() else None
+
+    @property
+    def gpus(self) -> list[str]:
+        """The names of all GPUs that may be used."""
+        return self._devices.result().gpus
+
+    @property
+    def concurrency(self) -> int:
+        """The number of steps that may run at once; until devices are known, that of the recipe."""
+        return len(self._devices.result().steps) if self._devices.done() else self._settings.side_by_side or 1
 
     def get_or_make(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
         """Return the artifact of a step, and True if it was made now. A process that is killed is started again."""
-        device, restarts = self._free.get(), 0
+        restarts, device = 0, None if self._begins_early(step) else self._take_device()
         try:
             while True:
                 try:
-                    return self._wait_and_attempt(run, step, inputs, device)
+                    return self._wait_and_attempt(run, step, inputs, device or {})
                 except Interrupted as error:
                     restarts += not isinstance(error, OutOfMemory)  # each of those halves the microbatches: they end
                     inputs = self._prepare_restart(run, step, inputs, error, restarts)
         finally:
-            self._free.put(device)
+            if device is not None:
+                self._free.put(device)
+
+    def _begins_early(self, step: Step) -> bool:
+        """Return True for a step that needs neither a device nor torch, while these are still waited for."""
+        return step.kind.early and not self._devices.done()
+
+    def _take_device(self) -> Environ:
+        self.wait_until_checked()
+        return self._free.get()
 
     @staticmethod
     def _prepare_restart(run: Run, step: Step, inputs: Inputs, error: Interrupted, restarts: int) -> Inputs:
@@ -110,7 +155,9 @@ class Subprocess:
         processes = self.concurrency * len(environs)
         threads = max(1, usable_cores() // processes) if processes > 1 else 0
         arguments = (step, inputs.artifacts, inputs.force, inputs.parts)
-        call = Call(_get_or_make, arguments, run.log_path(step.name), device, threads)
+        call = Call(
+            _get_or_make, arguments, run.log_path(step.name), device, threads, needs_torch=not self._begins_early(step)
+        )
         result: tuple[Artifact, bool] = run_in_process(call, inputs.runtime, environs)
         return result
 
@@ -211,8 +258,8 @@ def in_order(run: Run) -> dict[str, Artifact]:
     return artifacts
 
 
-def run_concurrently(run: Run, execute: Execute, concurrency: int) -> dict[str, Artifact]:
-    """Run each step as soon as its inputs are there, at most `concurrency` of them at a time.
+def run_concurrently(run: Run, execute: Execute, concurrency: Callable[[], int]) -> dict[str, Artifact]:
+    """Run each step as soon as its inputs are there, at most `concurrency()` of them at a time, which may grow.
 
     Returns their artifacts by step, in the order of the plan. If a step fails, the others are stopped and save what
     they have.
@@ -220,16 +267,16 @@ def run_concurrently(run: Run, execute: Execute, concurrency: int) -> dict[str, 
     artifacts: dict[str, Artifact] = {}
     pending = {planned.step.name: planned.step for planned in run.planned}
     running: dict[Future[Artifact], str] = {}
-    with ThreadPoolExecutor(concurrency, thread_name_prefix="step") as pool:
+    with ThreadPoolExecutor(len(run.planned), thread_name_prefix="step") as pool:
         try:
             while pending or running:
                 ready = [step for step in pending.values() if artifacts.keys() >= set(step.inputs)]
-                for step in ready[: concurrency - len(running)]:
+                for step in ready[: max(0, concurrency() - len(running))]:
                     inputs = {name: artifacts[name] for name in step.inputs}
                     context = contextvars.copy_context()  # Prefect keeps the current flow run there
                     running[pool.submit(context.run, execute, run, step, inputs)] = step.name
                     del pending[step.name]
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                for future in wait(running, DEVICES_S, FIRST_COMPLETED).done:
                     artifacts[running.pop(future)] = future.result()
         except BaseException:
             if not all(future.done() for future in running):

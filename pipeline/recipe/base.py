@@ -59,6 +59,10 @@ class BaseConfig(BaseModel):
         """Return the timm backbones that the section names."""
         return ()
 
+    def model_names(self) -> Sequence[str]:
+        """Return the names of timm models in the section."""
+        return [each.name for each in self.named_backbones()]
+
     def check(self) -> None:
         """Raise ConfigError for a mistake that only torch, timm or another library can find, such as a misspelt model.
 

@@ -15,8 +15,9 @@ from pydantic_core import ErrorDetails
 
 from pipeline.errors import ConfigError, require_one_of
 from pipeline.recipe.paths import make_paths_absolute
-from pipeline.recipe.plugins import CHOSEN, UNKNOWN_KIND, config_class
+from pipeline.recipe.plugins import CHOSEN, UNKNOWN_KIND, config_class, modules
 from pipeline.recipe.recipe import Expansion, Location, Recipe
+from pipeline.recipe.stage import StageConfig
 from pipeline.recipe.yaml_text import parse_yaml, read_text
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -47,8 +48,25 @@ def parse_recipe(text: str, origin: str, overrides: Sequence[str] = (), folder: 
     expanded = expand(data, origin, variables)
     if folder is not None:
         make_paths_absolute(expanded, folder, changed, variables)
+    _check_without_methods(expanded, origin)
     recipe = read_section(Recipe, expanded, origin)
     return recipe.with_variables(variables)
+
+
+def _check_without_methods(given: Mapping[str, Any], origin: str) -> None:
+    """Check a recipe but for stages of known methods, whose files load torch: other mistakes are told before that."""
+    package, key = CHOSEN["stages"]
+    stages = given.get("stages")
+    if not stages or not isinstance(stages, list):
+        return
+    known = modules(package)
+    rest = [
+        StageConfig.model_construct(name=str(number), method=stage[key], data=[])
+        if isinstance(stage, Mapping) and str(stage.get(key)) in known
+        else stage
+        for number, stage in enumerate(stages)
+    ]
+    read_section(Recipe, {**given, "stages": rest}, origin)
 
 
 def read_section(model: type[Model], given: Any, origin: str) -> Model:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from pipeline.recipe.base import BaseConfig
+from pipeline.recipe.base import BaseConfig, UniqueItems
 from pipeline.storage.root import CACHE_GB
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -40,5 +40,8 @@ class RuntimeConfig(BaseConfig):
     """Threads for decoding and encoding; 0 = one per core, shared out among processes that work at once."""
     checkpoint_s: float = Field(default=60, ge=0)
     """Seconds between saved training states, which are uploaded if the root is remote."""
+    trackers: Annotated[list[str], UniqueItems] | None = None
+    """Tools in whose format the curves and numbers of a run are written to its folder, by the names of files in
+    `evaluation/trackers/`: `tensorboard` (the extra of that name); null for those that are installed."""
     cache_gb: float = Field(default=CACHE_GB, gt=0, le=1e6)
     """Gigabytes of local disk for the cache of a remote root (`--root s3://...`)."""

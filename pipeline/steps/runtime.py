@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.errors import Stopped
@@ -26,6 +26,14 @@ def usable_cores() -> int:
 
 def quiet(step: str, done: float, line: str) -> None:
     """Ignore a progress line."""
+
+
+def keep_nothing(line: str) -> None:
+    """Ignore a line of a log."""
+
+
+def ignore_event(event: Mapping[str, Any]) -> None:
+    """Ignore an event of a run."""
 
 
 def stopped_in(step: str, force: bool = False) -> Stopped:
@@ -57,6 +65,10 @@ class Runtime:
     """Threads for decoding and encoding; 0 = one per core."""
     progress: Progress = quiet
     """Called as `(step, share done in [0, 1], line)`, often and from any thread."""
+    log: Callable[[str], None] = keep_nothing
+    """Appends a line to the step's log."""
+    on_event: Callable[[Mapping[str, Any]], None] = ignore_event
+    """Called with each event of a run as it is recorded, from any thread; not in the processes of steps."""
     stop: threading.Event = dataclasses.field(default_factory=threading.Event)
     """Set when the run is asked to end. Steps check it between batches, and save a state to resume from."""
     checkpoint_s: float = 60.0

@@ -40,6 +40,7 @@ from pipeline.training.microbatch import OUT_OF_MEMORY_ADVICE, TOTAL, Microbatch
 from pipeline.training.objective import TrainingJob
 from pipeline.training.optimizer import build_optimizer, lr_factor, match_memory_format, set_weight_decay, weight_decay
 from pipeline.training.process_group import ProcessGroup
+from pipeline.training.progress import TrainingProgress
 from pipeline.training.state import TrainingFiles, state_path
 from pipeline.training.validation import Validator
 
@@ -188,6 +189,7 @@ class _Trainer:
     def run(self) -> None:
         """Train from the current step to the last."""
         started = saved = time.monotonic()
+        self.progress = TrainingProgress(self.job, self.runtime, self.step)
         batches = self.job.stream.batches(self.step)
         try:
             while self.step < self.job.steps and not (self.validator and self.validator.is_over):
@@ -263,7 +265,8 @@ class _Trainer:
             try:
                 self.runtime.root.upload(*self.files.paths)
             except MustError as error:
-                self._progress(f"its state is on this machine alone: {error}")
+                line = f"its state is on this machine alone: {error}"
+                self.runtime.progress(self.job.name, self.step / self.job.steps, line)
 
     def _stop(self) -> None:
         """Save the state and raise Stopped, in all processes at once: one that leaves ends the others."""
@@ -277,10 +280,8 @@ class _Trainer:
             passes, waited_s = self.microbatches.count(self.limit), round(self.job.stream.waited, 3)
             line = {"step": self.step, **line, "passes": passes, "images_per_s": round(images_per_s, 2)}
             self.files.log({**line, "waited_s": waited_s})
-            self._progress(f"loss {line['loss']:.3f}, {images_per_s:.0f} images/s")
-
-    def _progress(self, line: str) -> None:
-        self.runtime.progress(self.job.name, self.step / self.job.steps, line)
+            is_last = self.step == self.job.steps or bool(self.validator and self.validator.is_over)
+            self.progress.report(self.step, line, images_per_s, is_last)
 
     def finish(self) -> FitResult:
         """Leave the model trained, averaged or at its best if asked, in eval mode; return the first one's report."""

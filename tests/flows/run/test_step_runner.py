@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ import pytest
 from flows.plan.plan import Planned
 from flows.plan.resolve import resolve
 from flows.plan.run_plan import Plan
+from flows.run import step_runner
 from flows.run.run import Run
-from flows.run.step_runner import Subprocess, run_concurrently
+from flows.run.step_runner import Devices, Subprocess, run_concurrently
+from pipeline.errors import ConfigError
 from pipeline.recipe.reader import parse_recipe
 from pipeline.steps.artifact import WORK, Artifact, Inputs, Step
 from pipeline.steps.runtime import Runtime
@@ -59,6 +63,60 @@ def test_subprocess_resumes_a_forced_step_that_was_killed_unless_it_reuses_earli
     assert made.counts["met"] == met
 
 
+def loaded(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    """Return which slow libraries are loaded in this process."""
+    return {"loaded": sorted({"torch", "timm", "prefect"} & set(sys.modules))}
+
+
+def slow_preflight(settings: Any, models: Any, trained: Any, runtime: Runtime) -> Devices:
+    """Wait until a file says what to do."""
+    file = runtime.root.local_path("preflight")
+    while not file.exists():
+        time.sleep(0.02)
+    if file.read_text("utf-8"):
+        raise ConfigError(file.read_text("utf-8"))
+    return Devices([{}], [])
+
+
+@pytest.fixture
+def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Subprocess, Run]:
+    """Return a runner whose preflight waits, and a run."""
+    monkeypatch.setattr(step_runner, "preflight", slow_preflight)
+    resolved = resolve(parse_recipe(RECIPE, "tiny"))
+    workspace = Workspace(Root.of(tmp_path / "root"))
+    runtime = Runtime(workspace.root, "cpu", "32", 1)
+    subprocess = Subprocess(resolved.recipe.runtime, {}, set(), runtime)
+    plan = Plan(resolved, workspace, [], set())
+    return subprocess, Run(resolved.recipe, plan, runtime, subprocess.get_or_make)
+
+
+def end_preflight(run: Run, error: str = "") -> None:
+    path = run.workspace.root.local_path("preflight")
+    path.with_suffix(".part").write_text(error, "utf-8")
+    path.with_suffix(".part").rename(path)
+
+
+def test_subprocess_runs_early_steps_without_torch_while_the_preflight_runs(waiting: tuple[Subprocess, Run]) -> None:
+    subprocess, run = waiting
+    early = make_step("data.early", f"{__name__}:loaded", {}, early=True)
+    made, _ = subprocess.get_or_make(run, early, Inputs({}, run.runtime))
+    assert made.counts["loaded"] == []
+    assert subprocess.refusal is None
+    end_preflight(run)
+    later = make_step("later", f"{__name__}:loaded", {})
+    made, _ = subprocess.get_or_make(run, later, Inputs({}, run.runtime))
+    assert made.counts["loaded"] == ["timm", "torch"]
+
+
+def test_subprocess_stops_the_run_when_the_preflight_refuses(waiting: tuple[Subprocess, Run]) -> None:
+    subprocess, run = waiting
+    end_preflight(run, "student: no such weights.")
+    with pytest.raises(ConfigError, match="no such weights"):
+        subprocess.get_or_make(run, make_step("later", f"{__name__}:loaded", {}), Inputs({}, run.runtime))
+    assert run.runtime.stop.wait(60)
+    assert isinstance(subprocess.refusal, ConfigError)
+
+
 def test_run_concurrently_returns_artifacts_in_the_order_of_the_plan(tmp_path: Path) -> None:
     """However long each took."""
     resolved, workspace = resolve(parse_recipe(RECIPE, "tiny")), Workspace(Root.of(tmp_path / "root"))
@@ -76,5 +134,5 @@ def test_run_concurrently_returns_artifacts_in_the_order_of_the_plan(tmp_path: P
             quick_ended.set()
         return Artifact(workspace.root, step.name, {})
 
-    assert list(run_concurrently(run, execute, 2)) == ["slow", "quick", "last"]
+    assert list(run_concurrently(run, execute, lambda: 2)) == ["slow", "quick", "last"]
     assert ended[0] == "quick"
