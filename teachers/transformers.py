@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from pipeline.errors import install_command
-from pipeline.models.weights import HUB
 from pipeline.recipe.augment import Resize
 from pipeline.recipe.teacher import TeacherConfig
+from pipeline.recipe.weight_names import HUB
 from pipeline.steps.artifact import Inputs, read_json, write_json
 from pipeline.stores.labels import LabelSpace
 from teachers._held_out import measure_published

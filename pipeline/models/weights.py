@@ -9,19 +9,14 @@ import re
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import ConfigError
+from pipeline.recipe.weight_names import HUB, PACKAGE, PUBLISHERS
 from pipeline.steps.artifact import hash_file
 from pipeline.steps.config_hash import hash_json
 
-PUBLISHERS = ("timm", "torchvision")
-"""Libraries that download the weights they publish."""
 NETWORK = "network-2"
 """The `format` of a `model.json` of a trained network; raised when older weights no longer fit."""
-PACKAGE = "package:"
-"""Prefix of a file inside an installed package."""
 MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 """Name of a package."""
-HUB = "hub:"
-"""Prefix of a name on the Hugging Face hub."""
 
 
 def find_weights(weights: str) -> Path:

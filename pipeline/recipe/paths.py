@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.models.weights import HUB, PACKAGE, PUBLISHERS
 from pipeline.recipe.recipe import Expansion, Location
 from pipeline.recipe.stage import names_weights
+from pipeline.recipe.weight_names import is_path
 from pipeline.storage.path import URL
 
 VARIABLE = re.compile(r"\$\{(\w+)")
@@ -31,12 +31,12 @@ def make_paths_absolute(
         overrides: the places that overrides changed
         variables: the texts in which variables were replaced
     """
-    for place, is_path in _places(recipe):
+    for place, names_path in _places(recipe):
         parent: Any = recipe
         for key in place[:-1]:
             parent = parent[key]
         text = parent[place[-1]]
-        if not isinstance(text, str) or not text or os.path.isabs(text) or URL.match(text) or not is_path(text):
+        if not isinstance(text, str) or not text or os.path.isabs(text) or URL.match(text) or not names_path(text):
             continue
         if not text.startswith("~"):
             start = Path() if _from_outside(place, overrides, variables) else folder
@@ -54,8 +54,8 @@ def _from_outside(place: Location, overrides: Collection[Location], variables: M
 def _places(recipe: Mapping[str, Any]) -> Iterator[tuple[Location, Callable[[str], bool]]]:
     """Yield the places that may hold a path, each with a function that tells if a text there is one."""
     yield from ((("data", name, "path"), _is_any) for name in _with_key(recipe.get("data"), "path"))
-    yield from ((("teachers", name, "weights"), _is_file) for name in _with_key(recipe.get("teachers"), "weights"))
-    yield from ((("student", "weights"), _is_file) for _ in _with_key({"": recipe.get("student")}, "weights"))
+    yield from ((("teachers", name, "weights"), is_path) for name in _with_key(recipe.get("teachers"), "weights"))
+    yield from ((("student", "weights"), is_path) for _ in _with_key({"": recipe.get("student")}, "weights"))
     stages = recipe.get("stages")
     named = dict(enumerate(stages)) if isinstance(stages, list) else {}
     yield from ((("stages", number, "start"), _is_start) for number in _with_key(named, "start"))
@@ -78,9 +78,5 @@ def _is_any(text: str) -> bool:
     return True
 
 
-def _is_file(weights: str) -> bool:
-    return weights not in PUBLISHERS and not weights.startswith((PACKAGE, HUB))
-
-
 def _is_start(start: str) -> bool:
-    return names_weights(start) and _is_file(start)
+    return names_weights(start) and is_path(start)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from pipeline.models.weights import HUB, PACKAGE, PUBLISHERS
+from pipeline.recipe.weight_names import is_path
 from pipeline.steps.artifact import Artifact, read_json
 from pipeline.steps.workspace import Workspace
 
@@ -137,9 +137,7 @@ def _weights(config: Mapping[str, Any]) -> str:
 
 def public_name(weights: str) -> str:
     """Return the name of weights without the folders of this machine."""
-    if weights in PUBLISHERS or weights.startswith((HUB, PACKAGE)):
-        return weights
-    return PurePath(weights).name
+    return PurePath(weights).name if is_path(weights) else weights
 
 
 def _metrics(student: Artifact) -> Iterator[str]:

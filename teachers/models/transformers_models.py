@@ -15,7 +15,8 @@ import tasks
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.timm_models import Statistics
 from pipeline.models.weight_loading import check_finite_weights
-from pipeline.models.weights import HUB, expand_home
+from pipeline.models.weights import expand_home
+from pipeline.recipe.weight_names import HUB
 from pipeline.stores.labels import LabelSpace
 from tasks.detection.model import MIN_SCORE
 from tasks.prediction import Predictor, Preprocessing

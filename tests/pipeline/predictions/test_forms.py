@@ -81,7 +81,7 @@ def test_json_predictions_are_plain_numbers_and_names(space: LabelSpace) -> None
 
 def test_json_predictions_name_classes_of_labels(tmp_path: Path) -> None:
     boxes = LabelSpace("detection", ("cat", "dog"))
-    value = {
+    value: Value = {
         "boxes": np.array([[1, 2, 3.5, 4]], np.float32),
         "scores": np.array([0.75], np.float32),
         "classes": np.array([1], np.int32),
@@ -89,7 +89,7 @@ def test_json_predictions_name_classes_of_labels(tmp_path: Path) -> None:
     }
     found = to_json(tasks.label(boxes), value)
     assert found == {"objects": [{"class": "dog", "box": [1, 2, 3.5, 4], "score": 0.75, "probability": 0.75}]}
-    masks = {"classes": np.array([[0, 65535]], np.uint16), "confidence": np.ones((1, 2), np.float32)}
+    masks: Value = {"classes": np.array([[0, 65535]], np.uint16), "confidence": np.ones((1, 2), np.float32)}
     found = to_json(tasks.label(LabelSpace("segmentation", ("road", "sky"))), masks)
     assert (found["area"], found["unknown"]) == ({"road": 0.5}, 0.5)
     findings = {"probs": np.array([0.5, np.nan, 0.25], np.float32)}

@@ -43,7 +43,7 @@ def test_hf_export_gives_the_same_vectors_in_timm(
         main(["export", "student", str(recipe), str(out), "--to", "hf", "--root", str(finished_root)])
     assert not ended.value.code
     assert f'timm.create_model("local-dir:{out}", pretrained=True)' in capsys.readouterr().out
-    model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    model: Any = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     image = Image.fromarray(noise(3, 50, 70))
     here = must.load("student", recipe, finished_root, device="cpu", precision="32")
@@ -103,7 +103,7 @@ def test_model_card_names_weights_of_others_without_folders(student: Artifact) -
 @pytest.mark.parametrize("backbone", ["test_vit", "test_resnet", "resnet18.a1_in1k"])
 def test_hub_config_is_loaded_by_timm(backbone: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(hub_config(backbone, 64, "pad")), "utf-8")
-    model = timm.create_model(f"local-dir:{tmp_path}", pretrained=False)
+    model: Any = timm.create_model(f"local-dir:{tmp_path}", pretrained=False)
     assert (model.num_classes, model(torch.zeros(1, 3, 64, 64)).shape[1]) == (0, model.num_features)
     config = timm.data.resolve_model_data_config(model)
     assert (tuple(config["input_size"]), config["crop_pct"], config["crop_mode"]) == ((3, 64, 64), 1.0, "border")
