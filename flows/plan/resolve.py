@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from flows.plan.names import require_known_names
 from ingest.ingest import open_source
 from ingest.rejections import REJECTED_IMAGES
 from pipeline.errors import ConfigError, error_context, require_one_of
@@ -20,7 +19,7 @@ from pipeline.models.weights import weights_digest
 from pipeline.recipe.base import BaseConfig, FitConfig
 from pipeline.recipe.comparison import BACKBONES, COMMON, COMPARE, NO_STAGE, SUPERVISED, CompareConfig, Trial
 from pipeline.recipe.evaluation import StartConfig, check_names, start_of
-from pipeline.recipe.plugins import CHOSEN
+from pipeline.recipe.plugins import CHOSEN, modules
 from pipeline.recipe.reader import read_section
 from pipeline.recipe.recipe import Recipe
 from pipeline.recipe.stage import COMPARED, RESERVED_STARTS, SCRATCH, STUDENT, StageConfig
@@ -94,7 +93,6 @@ class ResolvedRecipe:
 
 def resolve(recipe: Recipe, rejects: pa.Table = NO_REJECTIONS) -> ResolvedRecipe:
     """Open the sets of a recipe and fill in what follows from its parts. ConfigError begins with the place."""
-    require_known_names(recipe)  # first: opening a set may take long
     sources, spaces = {}, {}
     for name, config in recipe.data.items():
         with error_context(f"data.{name}"):
@@ -226,7 +224,8 @@ def _compared_stage(config: CompareConfig, name: str, trial: Trial, start: Start
     }
     package, key = CHOSEN["stages"]
     place = f"{COMPARE}.{name}.methods.{trial.method}"
-    stage: StageConfig = read_section(importlib.import_module(f"{package}.{settings[key]}").Config, settings, place)
+    method = require_one_of(str(settings[key]), modules(package), f"{place}.{key}:")
+    stage: StageConfig = read_section(importlib.import_module(f"{package}.{method}").Config, settings, place)
     return stage
 
 

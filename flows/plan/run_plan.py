@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from flows.plan.label_checks import check_labels
+from flows.plan.names import require_known_names
 from flows.plan.plan import Planned, plan
 from flows.plan.resolve import ResolvedRecipe, resolve
 from flows.plan.selection import WHOLE_RECIPE, Selection
@@ -77,6 +78,7 @@ def plan_run(recipe: Recipe, root: Root, selection: Selection = WHOLE_RECIPE) ->
 
 def plan_unchecked(recipe: Recipe, root: Root, selection: Selection = WHOLE_RECIPE) -> Plan:
     """Plan a run of a recipe on a root, without a check that the sets have the labels it needs."""
+    require_known_names(recipe)  # first: opening a set may take long
     workspace = Workspace(root)
     resolved = resolve(recipe, read_rejections(root))
     steps = plan_recipe(resolved)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
+from flows.plan.names import require_known_names
 from flows.plan.resolve import ResolvedRecipe, resolve
 from flows.plan.validate import validate
 from pipeline.recipe.plugins import modules
@@ -28,6 +29,7 @@ def build_steps(recipe: Recipe, rejects: pa.Table = NO_REJECTIONS) -> list[Step]
 
     Raises ConfigError, beginning with the place in the recipe, if its data is not there, or its parts do not fit.
     """
+    require_known_names(recipe)
     return plan_recipe(resolve(recipe, rejects))
 
 
