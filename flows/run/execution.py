@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -107,3 +108,5 @@ def _write_trackers(
         own.mkdir(parents=True, exist_ok=True)
         tracker(name).write(RunRecord(folder, artifacts), own)
         runtime.root.upload(*(path for path in sorted(own.rglob("*")) if path.is_file()))
+        if not runtime.root.local:
+            shutil.rmtree(own)

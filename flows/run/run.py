@@ -146,6 +146,8 @@ class Run:
         finally:
             if self.log_path(step.name).exists():
                 self.workspace.root.upload(self.log_path(step.name))
+                if not self.workspace.root.local:
+                    self.log_path(step.name).unlink()
         if is_new:
             seconds = time.time() - began
             with self._lock:

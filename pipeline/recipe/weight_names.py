@@ -1,4 +1,4 @@
-"""What a recipe may name as weights besides files: published ones, and those in installed packages. No torch."""
+"""Names of weights that are no files of the user's: published ones, and those in installed packages. No torch."""
 
 from __future__ import annotations
 

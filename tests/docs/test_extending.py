@@ -31,7 +31,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 FILES = dict(re.findall(r'```python title="([^"]+)"\n(.*?)```', PAGE.read_text("utf-8"), re.DOTALL))
 RECIPE = """
 name: extended
-runtime: {{runner: inline, device: cpu, precision: "32", workers: 1}}
+runtime: {{runner: inline, device: cpu, precision: "32", workers: 1, trackers: [lines]}}
 data:
   shots: {{kind: listed, path: "{shots}"}}
   kinds: {{kind: scenes, count: 12, val: 3, test: 4, seed: 3, size: 48, tasks: [classification]}}
@@ -105,6 +105,7 @@ def test_page_has_a_file_for_each_section() -> None:
         "A kind of teacher",
         "A self-supervised method",
         "A probe",
+        "A tracker",
         "A kind of step",
     ]
     assert len(FILES) == len(sections) + 2, "a task and a kind of step have two files"
@@ -154,6 +155,12 @@ def test_method_trains_a_stage(outcome: Outcome) -> None:
     losses = (outcome.artifacts["stage.domain"].load("log/train.jsonl", Path.read_text)).splitlines()
     assert len(losses) == 2
     assert all('"simsiam"' in line for line in losses)
+
+
+def test_tracker_writes_the_numbers_of_a_run(outcome: Outcome) -> None:
+    assert outcome.folder is not None
+    lines = (Path(str(outcome.folder)) / "lines" / "numbers.txt").read_text("utf-8").splitlines()
+    assert any(line.startswith("student loss ") for line in lines)
 
 
 def test_probe_measures_backbones(outcome: Outcome) -> None:

@@ -54,7 +54,7 @@ def accuracies(records: Sequence[Record]) -> dict[tuple[str, int, int], float]:
 
 def test_probe_record_has_protocol_images_and_settings(bench: Bench) -> None:
     linear, knn = bench.probe("linear", "knn", on="colours", seed=3)
-    about = {field.name for field in dataclasses.fields(Measurement)}
+    about = {field.name for field in dataclasses.fields(Measurement)} - {"trained_on_labels"}
     assert set(linear) == set(knn) == about
     assert {key: linear[key] for key in ("start", "backbone", "protocol", "dataset", "task", "split")} == {
         "start": "scratch",

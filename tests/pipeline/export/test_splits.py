@@ -63,9 +63,9 @@ def test_coco_writer_writes_a_validation_split(world: World, tmp_path: Path) -> 
 def test_masks_writer_writes_a_validation_split(world: World, tmp_path: Path) -> None:
     export_splits(world, "masks", tmp_path / "out", ["masks", "depth"])
     check_records(masks.Source(masks.Config(path=str(tmp_path / "out"))), world)
-    config = depth.Config(path=str(tmp_path / "out"), rgb="images", hold_out=("val",))
+    config = depth.Config(path=str(tmp_path / "out"), rgb="images")
     records = list(depth.Source(config).records())
-    assert sum(record.split == "test" for record in records) == len(held_out(world))
+    assert sum(record.split == "val" for record in records) == len(held_out(world))
 
 
 def test_yolo_writer_writes_a_validation_split(world: World, tmp_path: Path) -> None:
