@@ -14,7 +14,7 @@ import importlib
 import itertools
 import os
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -150,15 +150,52 @@ class BaseWriter(contextlib.AbstractContextManager["BaseWriter"]):
         """
 
 
-def form_names() -> list[str]:
-    """Return the names of all forms: those of the files in this package."""
-    return list(modules(__name__))
+@dataclasses.dataclass(frozen=True)
+class Forms:
+    """The forms of one package, each of whose files holds `class Writer(BaseWriter)`."""
+
+    package: str
+    summary: str
+    """The description that every folder has; it is written last."""
+    command: str
+    """What messages call the writing."""
+
+    def names(self) -> list[str]:
+        """Return the names of all forms: those of the files in the package."""
+        return list(modules(self.package))
+
+    def load_writer(self, form: str) -> type[BaseWriter]:
+        """Import the writer of a form. Raises ConfigError, which lists the forms, if there is none of this name."""
+        name = require_one_of(form, self.names(), "--to")
+        return importlib.import_module(f"{self.package}.{name}").Writer
+
+    def write(
+        self, form: str, out: Path, heads: Mapping[str, Label], add_all: Callable[[BaseWriter], Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """Write a folder, all or none of it, and return the content of its `summary`.
+
+        `add_all` adds the samples to the writer that it is given, and returns what the summary says besides.
+
+        Raises ConfigError if `out` is a file, not empty or not writable, or if the form can't hold any of the heads'
+        tasks; Shortage if the disk is full.
+        """
+        writer_class = self.load_writer(form)
+        supported, unsupported = select_heads(writer_class, heads, form)
+        try:
+            with explain_shortage(self.command, out):
+                check_absent(out)
+                with atomic_folder(out) as folder, writer_class(folder, supported) as writer:
+                    about = add_all(writer)
+                    writer.finish()
+                    summary = {"form": form, **about, "heads": describe_heads(writer), "left_out": unsupported}
+                    write_json(folder / self.summary, summary)
+        except OSError as error:
+            raise ConfigError(f"{out}: can't be written ({error.strerror or error}). Name another folder.") from error
+        return summary
 
 
-def load_writer(form: str) -> type[BaseWriter]:
-    """Import the writer of a form. Raises ConfigError, which lists the forms, if there is none of this name."""
-    name = require_one_of(form, form_names(), "--to")
-    return importlib.import_module(f"{__name__}.{name}").Writer
+FORMS = Forms(__name__, SUMMARY, "export")
+form_names, load_writer = FORMS.names, FORMS.load_writer
 
 
 def write_export(
@@ -167,24 +204,9 @@ def write_export(
     """Write samples to the folder `out`, all or none, and return the content of its `export.json`.
 
     `about` is added to `export.json`, `labels.csv` lists the labels. Samples without a label that the form can hold are
-    counted and left out.
-
-    Raises ConfigError if `out` is a file, not empty or not writable, or if the form can't hold any of the heads' tasks;
-    DataError if the disk is full.
+    counted and left out. Raises as `Forms.write` does.
     """
-    writer_class = load_writer(form)
-    supported, unsupported = select_heads(writer_class, heads, form)
-    try:
-        with explain_shortage("export", out):
-            check_absent(out)
-            with atomic_folder(out) as folder, writer_class(folder, supported) as writer:
-                counts = _add_all(writer, samples)
-                writer.finish()
-                summary = {"form": form, **about, **counts, "heads": describe_heads(writer), "left_out": unsupported}
-                write_json(folder / SUMMARY, summary)
-    except OSError as error:
-        raise ConfigError(f"{out}: can't be written ({error.strerror or error}). Name another folder.") from error
-    return summary
+    return FORMS.write(form, out, heads, lambda writer: {**about, **_add_all(writer, samples)})
 
 
 def select_heads(
@@ -233,22 +255,27 @@ def _add_all(writer: BaseWriter, samples: Iterable[ExportSample]) -> dict[str, A
         listing = csv.DictWriter(file, LABEL_COLUMNS)
         listing.writeheader()
         for sample in samples:
-            values = {head: value for head, value in sample.values.items() if head in writer.heads}
-            counts["images" if values else "images_without_labels"] += 1
-            if values:
+            written = add_sample(writer, sample)
+            counts["images_without_labels" if written is None else "images"] += 1
+            if written is not None:
                 splits[sample.split] += 1
-                written = _add(writer, dataclasses.replace(sample, values=values))
                 place = {"file": sample.file_name, "split": sample.split, **sample.about()}
                 listing.writerows({**place, "head": head, **sample.origin(head)} for head in written)
     return {**counts, "splits": dict(splits)}
 
 
-def _add(writer: BaseWriter, sample: ExportSample) -> list[str]:
-    """Add a sample, and return the heads whose labels were not left out."""
-    before = {head: writer.counts[head]["images"] for head in sample.values}
-    for head in sample.values:
+def add_sample(writer: BaseWriter, sample: ExportSample) -> list[str] | None:
+    """Add a sample with its labels of the writer's heads, and return the heads whose labels were not left out.
+
+    A sample without such labels is not added: None is returned.
+    """
+    values = {head: value for head, value in sample.values.items() if head in writer.heads}
+    if not values:
+        return None
+    before = {head: writer.counts[head]["images"] for head in values}
+    for head in values:
         writer.counts[head]["images"] += 1
-    writer.add(sample)
+    writer.add(dataclasses.replace(sample, values=values))
     return [head for head, images in before.items() if writer.counts[head]["images"] > images]
 
 
