@@ -58,7 +58,7 @@ def measure_labelling(inputs: Inputs, batch: int, images: int = 0) -> dict[str, 
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".bench-") as folder:
         scratch_root = Root.of(folder)
-        teachers = label_makers({}, inputs)
+        teachers = label_makers(inputs)
         for teacher in teachers:
             teacher.folders = {head: LabelFolder(scratch_root, head) for head in teacher.folders}
         shards = [(name, shard) for name, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))]

@@ -160,6 +160,11 @@ def describe_export(summary: Mapping[str, Any], out: str) -> Iterator[str]:
     yield f"Wrote {summary['images']} images to {out}{f' ({splits})' if len(summary['splits']) > 1 else ''}."
     if left_out := summary["images_without_labels"]:
         yield f"{left_out} images are left out: they have no label that this format can hold."
+    yield from describe_written(summary)
+
+
+def describe_written(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines on what a form holds of each head, and which heads it leaves out and why."""
     for head, record in summary["heads"].items():
         counts = ", ".join(f"{number} {unit}" for unit, number in record["written"].items()) or "nothing"
         yield f"  {head} ({record['task']}): {counts}, in {record['where']}"

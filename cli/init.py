@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from inspect import getattr_static
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,8 @@ def _kinds() -> dict[str, type[BaseSource]]:
     found = modules("pipeline.sources")
     ordered = [*(name for name in found if name not in GENERAL), *GENERAL]
     classes = {name: importlib.import_module(found[name]).Source for name in ordered}
-    return {name: each for name, each in classes.items() if "detect" in vars(each)}
+    none = getattr_static(BaseSource, "detect")
+    return {name: each for name, each in classes.items() if getattr_static(each, "detect") is not none}
 
 
 def _name(folder: Path) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.export import forms_of, local_path
+from cli.export import describe_written, forms_of, local_path
 from cli.options import OverrideOptions, RootOption
 from must import load
 from pipeline.errors import ConfigError
@@ -157,13 +157,7 @@ def parse_thresholds(given: Sequence[str]) -> float | dict[str, float] | None:
 def describe_predictions(summary: Mapping[str, Any], out: str) -> Iterator[str]:
     """Yield lines on what was written for each head, and what was left out and why."""
     yield f"Wrote what {summary['model']} says about {summary['images']:,} images to {out}."
-    for head, record in summary["heads"].items():
-        counts = ", ".join(f"{number:,} {unit}" for unit, number in record["written"].items()) or "nothing"
-        yield f"  {head} ({record['task']}): {counts}, in {record['where']}"
-        if record["lost"]:
-            yield f"    not held: {record['lost']}"
-    for head, reason in summary["left_out"].items():
-        yield f"  {head} is left out: {reason}."
+    yield from describe_written(summary)
     yield from describe_unreadable(summary["unreadable"])
 
 

@@ -85,7 +85,7 @@ class TaskFileSource(FileSource):
         return [file for file in walk(root) if file.suffix == cls.suffix and cls.is_own(file)]
 
     @classmethod
-    def settings(cls, path: str) -> dict[str, Any] | None:
+    def detect(cls, path: str) -> Mapping[str, Any] | None:
         """Return the tool's files in a folder as the key `annotations`, so that no plan has to look for them."""
         root = StoragePath.of(path)
         return {"annotations": [file.relative_to(root) for file in files]} if (files := cls.find_own(root)) else None

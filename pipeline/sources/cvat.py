@@ -6,8 +6,8 @@ called like a split is one; points and lines are no boxes, and count as dropped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal
 from xml.etree.ElementTree import Element
 
 from pipeline.errors import DataError
@@ -35,10 +35,6 @@ class Source(TaskFileSource):
     """Reads the files. Raises ConfigError if a path does not exist; later DataError on XML that is not CVAT's."""
 
     suffix = ".xml"
-
-    @classmethod
-    def detect(cls, path: str) -> Mapping[str, Any] | None:
-        return cls.settings(path)
 
     @classmethod
     def is_own(cls, file: StoragePath) -> bool:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from pydantic_core import from_json
@@ -48,10 +48,6 @@ class Source(TaskFileSource):
     def __init__(self, config: Config) -> None:
         self.config = config
         super().__init__(config)
-
-    @classmethod
-    def detect(cls, path: str) -> Mapping[str, Any] | None:
-        return cls.settings(path)
 
     @classmethod
     def is_own(cls, file: StoragePath) -> bool:

@@ -36,6 +36,8 @@ from teachers.labelling.inference import ShardInference, ShardRows, label_batche
 from teachers.labelling.label_folder import LabelFolder, ShardFacts
 
 INDEX = "labels.json"
+SETS = "labels"
+"""Key of the step's configuration: the sets of the pool that a teacher labels, by teacher that does not label all."""
 STUDENT = "student"
 """The step whose network has a head for every teacher."""
 
@@ -140,15 +142,16 @@ def exclusive(inputs: Inputs) -> Iterator[None]:
     """Hold the locks of all label folders: another run with these teachers would write the same label shards."""
     runtime, step = inputs.runtime, STUDENT_LABEL_STEP if STUDENT in inputs.artifacts else LABEL_STEP
     with contextlib.ExitStack() as locks:
-        for path in sorted(folder.path for maker in label_makers({}, inputs) for folder in maker.folders.values()):
+        for path in sorted(folder.path for maker in label_makers(inputs) for folder in maker.folders.values()):
             lock = runtime.root / LOCKS / path
             locks.enter_context(hold_lock(lock, waiting(step, runtime), on_lost=runtime.stop.set))
         yield
 
 
-def label_makers(config: Mapping[str, Any], inputs: Inputs) -> list[LabelMaker]:
-    """Return the student if it is among the inputs, else the teachers, with the sets that `config["labels"]` states.
+def label_makers(inputs: Inputs, sets: Mapping[str, Collection[str]] | None = None) -> list[LabelMaker]:
+    """Return the student if it is among the inputs, else the teachers.
 
+    `sets`: those of the pool that a teacher labels, by teacher, of teachers that don't label all.
     They know the facts of the label shards of the previous artifact and of finished parts.
     """
     facts: dict[str, ShardFacts] = {}
@@ -162,8 +165,8 @@ def label_makers(config: Mapping[str, Any], inputs: Inputs) -> list[LabelMaker]:
     for part in inputs.parts:
         facts |= part["facts"]
     artifacts = {STUDENT: inputs[STUDENT]} if STUDENT in inputs.artifacts else inputs.of_kind("teacher")
-    sets = config.get("labels", {})
-    return [LabelMaker(name, artifact, inputs.runtime, facts, sets.get(name)) for name, artifact in artifacts.items()]
+    own = sets or {}
+    return [LabelMaker(name, artifact, inputs.runtime, facts, own.get(name)) for name, artifact in artifacts.items()]
 
 
 def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -174,7 +177,7 @@ def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[
     `check_gate` does, or if more labels failed.
     """
     check_gate(config["require"], inputs.of_kind("teacher"))
-    makers = label_makers(config, inputs)
+    makers = label_makers(inputs, config.get(SETS))
     shards = [(name, shard) for name, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))]
     with exclusive(inputs):
         jobs = pending_jobs(makers, shards, inputs.force and not inputs.parts)

@@ -10,6 +10,7 @@ from ingest.pool import pool_shards
 from pipeline.steps.artifact import Inputs
 from teachers.labelling.gate import check_gate
 from teachers.labelling.labeller import (
+    SETS,
     LabelMaker,
     exclusive,
     label_makers,
@@ -29,7 +30,7 @@ def remaining_parts(config: Mapping[str, Any], inputs: Inputs) -> list[dict[str,
     """
     check_gate(config["require"], inputs.of_kind("teacher"))
     shards = [(name, shard) for name, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))]
-    jobs = pending_jobs(label_makers(config, inputs), shards, inputs.force)
+    jobs = pending_jobs(label_makers(inputs, config.get(SETS)), shards, inputs.force)
     count = min(len(jobs), MAX_PARTS)
     parts: list[dict[str, Any]] = [{"shards": [], "images": 0} for _ in range(count)]
     for number, job in enumerate(jobs):
@@ -55,7 +56,7 @@ _opened: dict[str, list[LabelMaker]] = {}
 
 
 def _open_cached(config: Mapping[str, Any], inputs: Inputs) -> list[LabelMaker]:
-    runtime, makers = inputs.runtime, label_makers(config, inputs)
+    runtime, makers = inputs.runtime, label_makers(inputs, config.get(SETS))
     digests = {maker.name: (maker.artifact.digest, maker.sets) for maker in makers}
     key = repr((str(runtime.root), runtime.device, runtime.precision, runtime.workers, digests))
     if key not in _opened:

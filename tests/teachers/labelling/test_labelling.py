@@ -206,7 +206,7 @@ def test_label_makers_reads_no_shards_known_to_previous_artifact(world: World, m
     inputs = dataclasses.replace(world.inputs("label"), previous=world.artifacts["label"])
     shards = [(name, shard) for name, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))]
     monkeypatch.setattr(label_folder, "read_facts", lambda *_: pytest.fail("it was read"))
-    assert labeller.pending_jobs(labeller.label_makers({}, inputs), shards) == []
+    assert labeller.pending_jobs(labeller.label_makers(inputs), shards) == []
 
 
 def test_label_pool_with_new_teacher_keeps_other_label_shards(make_sandbox: MakeSandbox) -> None:
