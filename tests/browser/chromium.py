@@ -7,7 +7,9 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
+import pytest
 import uvicorn
 
 from browser.answers import Answers
@@ -16,6 +18,16 @@ from tests.waiting import wait_until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+@contextlib.contextmanager
+def launched() -> Iterator[Any]:
+    """Run Chromium while inside; yield playwright's browser. Skips the test if playwright is missing."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
 
 
 @contextlib.contextmanager

@@ -10,13 +10,12 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from browser.answers import Answers
-from tests.browser.chromium import CHROMIUM, FLAGS, served
+from tests.browser.chromium import CHROMIUM, launched, served
 from tests.browser.copies import add_calibrated, copied
 from tests.browser.test_newest_run import STARTED, write_run
 from tests.conftest import World
 
 pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"), pytest.mark.timeout(300)]
-playwright = pytest.importorskip("playwright.sync_api")
 
 RECIPE = """
 name: street
@@ -43,13 +42,11 @@ def address(answers: Answers) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def page(address: str) -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        context = launched.new_context(viewport={"width": 1280, "height": 900}, bypass_csp=True)
+    with launched() as browser:
+        context = browser.new_context(viewport={"width": 1280, "height": 900}, bypass_csp=True)
         opened = context.new_page()
         opened.set_default_timeout(20_000)
         yield opened
-        launched.close()
 
 
 def visit(page: Any, address: str, query: str = "") -> None:

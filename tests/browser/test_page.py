@@ -10,7 +10,7 @@ import pytest
 
 from browser.answers import Answers
 from pipeline.stores.rejections import read_rejections
-from tests.browser.chromium import CHROMIUM, FLAGS, served
+from tests.browser.chromium import CHROMIUM, launched, served
 from tests.browser.copies import add_calibrated, copied
 from tests.conftest import World
 
@@ -19,7 +19,6 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
     pytest.mark.timeout(300),
 ]
-playwright = pytest.importorskip("playwright.sync_api")
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +38,8 @@ def address(answers: Answers) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield launched
-        launched.close()
+    with launched() as opened:
+        yield opened
 
 
 @pytest.fixture(params=["wide", pytest.param("narrow", marks=pytest.mark.slow)])
