@@ -147,7 +147,7 @@ def train_network(
         )
     with ProcessGroup(find_device(runtime.device)) as group:
         loader = _loader(network, dataset, plan, runtime)
-        model_id = [network.config.architecture(), "train"]
+        model_id = [network.config.architecture(), "train heads" if network.backbone.frozen else "train"]
         plain = SupervisedObjective(network, combine, torch.contiguous_format)
         compute = group.broadcast_result(lambda: autotune(runtime, model_id, plain, _timed_step(loader)))
         if group.world_size > 1 and compute.device == "cuda":

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import model_validator
+
 from pipeline.errors import require_one_of
 from pipeline.recipe.teacher import CalibrateConfig, TeacherConfig, TrainingConfig
 from pipeline.steps import ranks
@@ -24,9 +26,18 @@ class Config(TeacherConfig, TrainingConfig):
     kind: Literal["supervised"] = "supervised"
     data: str
     """The set it is trained on, by its name under `data`."""
+    trainable: Literal["all", "heads"] = "all"
+    """Train the whole network, or its pyramid and head on a frozen backbone: several times as fast, and enough where
+    the backbone's weights are good."""
     calibrate: CalibrateConfig | None = CalibrateConfig()
     """Calibrate its scores: by default on the set that it is trained on, or on another one, as in {data: street}; null
     for scores as they come."""
+
+    @model_validator(mode="after")
+    def _check_frozen(self) -> Config:
+        if self.trainable == "heads" and self.weights is None:
+            raise ValueError("trainable: heads would leave the backbone's random weights as they are: give weights")
+        return self
 
     def backbone_name(self) -> str:
         return self.backbone
@@ -54,6 +65,8 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     dataset = IngestedSet(inputs[f"data.{teacher.data}"])
     space = teacher_space(name, teacher.task, teacher.data, dataset.spaces)
     network = build_network(teacher, {name: space}, config["seed"])
+    if teacher.trainable == "heads":
+        network.backbone.freeze()
     images = training_images(name, teacher.task, dataset)
     validated = validation_images(config, dataset) if teacher.validate else {}
     plan = TrainingPlan(f"teacher.{name}", teacher, teacher.augment, config["seed"], out, validated)

@@ -6,7 +6,7 @@ The whole timm model is kept, without its classifier, so that `timm.create_model
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ class Backbone(nn.Module):
     def __init__(self, name: str, image_size: int, statistics: Statistics, drop_path: float = 0.0) -> None:
         super().__init__()
         self.name, self.size = name, image_size
+        self.frozen = False
         self.model = create_timm_model(name, image_size, drop_path)
         self.width, self.strides, self.channels, self._indices = readout_info(name, image_size)
         register_statistics(self, statistics)
@@ -63,6 +64,16 @@ class Backbone(nn.Module):
         self.model.requires_grad_(False)
         for norm in self.norm_layers():
             norm.requires_grad_(True)
+
+    def freeze(self) -> None:
+        """Keep its weights and running statistics as they are, whatever is trained around it."""
+        self.requires_grad_(False)
+        self.frozen = True
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode, as `nn.Module.train` does; a frozen backbone stays in eval mode."""
+        return super().train(mode and not self.frozen)
 
     def _precision(self, images: Tensor) -> contextlib.AbstractContextManager[object]:
         """Return a context without autocast where the CPU is slow in bfloat16: gradients of grouped convolutions."""

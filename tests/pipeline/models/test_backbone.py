@@ -43,6 +43,17 @@ def test_backbone_finds_normalisation_layers_of_any_kind(kind: type[torch.nn.Mod
     assert not any("conv" in name or name.startswith("0.") for name in trained)
 
 
+def test_backbone_freeze_keeps_weights_and_statistics_in_training() -> None:
+    backbone = Backbone("test_resnet", 64, IMAGENET)
+    backbone.freeze()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    outer = torch.nn.Sequential(backbone, torch.nn.Linear(backbone.width, 2)).train()
+    outer(torch.rand(4, 3, 64, 64)).sum().backward()
+    assert not [name for name, value in backbone.state_dict().items() if not torch.equal(value, before[name])]
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+    assert outer[1].weight.grad is not None
+
+
 def test_create_timm_model_names_near_models_for_an_unknown_one() -> None:
     with pytest.raises(
         ConfigError, match=r"timm model 'resnet81' is unknown\. Did you mean 'resnet\d+'\? Known: .*resnet18"
