@@ -45,6 +45,20 @@ def plan(steps: list[Step], workspace: Workspace, force: Set[str] = frozenset())
     return list(planned.values())
 
 
+def independent_steps(planned: Sequence[Planned], name: str) -> list[str]:
+    """Return the steps to make that neither need the step `name` nor are needed by it: those that may run beside it."""
+    inputs = {each.step.name: set(each.step.inputs) for each in planned}
+    upstream, downstream = {name}, {name}
+    for other, needed in inputs.items():  # a step comes after those that it needs
+        if needed & downstream:
+            downstream.add(other)
+    for other, needed in reversed(inputs.items()):
+        if other in upstream:
+            upstream |= needed
+    related = upstream | downstream
+    return [each.step.name for each in planned if each.artifact is None and each.step.name not in related]
+
+
 def listed(names: Sequence[str], most: int = 3) -> str:
     """Return the first `most` names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
+from flows.plan.plan import independent_steps
 from flows.run.processes import LAST_OUTPUT, Call, run_in_process, warm_up
 from flows.run.run import Run
 from pipeline.errors import ConfigError, Interrupted, OutOfMemory, error_context
@@ -152,7 +153,7 @@ class Subprocess:
 
     def _attempt(self, run: Run, step: Step, inputs: Inputs, device: Environ) -> tuple[Artifact, bool]:
         environs = _rank_environs(self.training_processes) if step.kind.trains else [{}]
-        processes = self.concurrency * len(environs)
+        processes = min(self.concurrency, 1 + len(independent_steps(run.planned, step.name))) * len(environs)
         threads = max(1, usable_cores() // processes) if processes > 1 else 0
         arguments = (step, inputs.artifacts, inputs.force, inputs.parts)
         call = Call(

@@ -35,7 +35,8 @@ class RuntimeConfig(BaseConfig):
     torchrun starts them, and this has no effect."""
     side_by_side: int = Field(default=0, ge=0)
     """Steps that run at once if they don't depend on each other, as teachers; 0 = as many as the GPUs hold, with
-    `training_processes` for each, and one on a CPU."""
+    `training_processes` for each, and one on a CPU. On a CPU they share its cores; a step that none can run beside has
+    all of them."""
     workers: int = Field(default=0, ge=0)
     """Threads for decoding and encoding; 0 = one per core, shared out among processes that work at once."""
     checkpoint_s: float = Field(default=60, ge=0)
