@@ -88,7 +88,7 @@ def add_database(home: Path, database: Path) -> None:
 @pytest.fixture
 def up_to_label(finished_root: Path, root: Path) -> Path:
     """Return the same root with everything made that comes before the labels."""
-    for step in ("data.world", "data.pool", "teacher.masks", "teacher.gabor", "pool"):
+    for step in ("data.world", "data.pool", "pool", "teacher.masks", "teacher.gabor"):
         shutil.copytree(finished_root / "artifacts" / step, root / "artifacts" / step)
     return root
 

@@ -10,7 +10,7 @@ from pipeline.recipe.recipe import Recipe
 from pipeline.steps.artifact import Step, StepKind
 from pipeline.stores.naming import LABEL_STEP
 
-POOL = StepKind("pool", "ingest.pool:gather_pool")
+POOL = StepKind("pool", "ingest.pool:gather_pool", early=True)
 LABEL = StepKind(
     "label",
     "teachers.labelling.labeller:label_pool",

@@ -26,7 +26,7 @@ BIN = Path(sys.executable).parent
 FLOWS = ["selftrain", "train_teacher", "label_pool", "train_student", "run_stage", "evaluate", "compare"]
 COMPARED = "compare={one: {data: [world], methods: {simclr: {method: simclr}}, batch: 4}}"
 Understand = Callable[[str, dict[str, Any]], tuple[Selection, dict[str, Any]]]
-STEPS = ["data.world", "data.pool", "teacher.parts", "teacher.gabor", "pool", "label", "student", "evaluate"]
+STEPS = ["data.world", "data.pool", "pool", "teacher.parts", "teacher.gabor", "label", "student", "evaluate"]
 TASK_RUNS = """
     select t.name, t.state_name from task_run t join flow_run f on t.flow_run_id = f.id where f.name = '{}'
 """

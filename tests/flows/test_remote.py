@@ -24,7 +24,7 @@ from tests.s3 import ENVIRONMENT, listening
 from tests.waiting import wait_until
 
 Start = Callable[..., BaseProcess]
-BEFORE_LABELS = ("data.world", "data.pool", "teacher.masks", "teacher.gabor", "pool")
+BEFORE_LABELS = ("data.world", "data.pool", "pool", "teacher.masks", "teacher.gabor")
 LITTLE = "runtime.cache_gb=0.00002"
 """20 KB, a fraction of one shard's images."""
 

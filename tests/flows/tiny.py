@@ -27,7 +27,7 @@ labelling: {batch: 2}
 student: {backbone: test_resnet, image_size: 32, width: 16, proposals: 8, steps: 60, batch: 4,
   loss_weights: {gabor: 1}}
 """
-STEPS = ["data.world", "data.pool", "teacher.masks", "teacher.gabor", "pool", "label", "student", "evaluate"]
+STEPS = ["data.world", "data.pool", "pool", "teacher.masks", "teacher.gabor", "label", "student", "evaluate"]
 THREADS = ["-o", "runtime.runner=threads"]
 SAVES = ["-o", "runtime.checkpoint_s=0"]
 """Saves the state of training after every step."""

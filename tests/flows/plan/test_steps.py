@@ -47,6 +47,13 @@ def test_plan_steps_have_the_expected_inputs() -> None:
     assert {"student", "data.world", "teacher.masks"} <= set(steps["evaluate"].inputs)
 
 
+def test_plan_gathers_the_pool_before_any_training() -> None:
+    """A pool without an image is then told at once."""
+    kinds = {step.name: step.kind.early for step in steps_of().values()}
+    assert kinds["pool"]
+    assert STEPS.index("pool") < STEPS.index("teacher.masks")
+
+
 def changed_by(override: str) -> set[str]:
     """Return the steps whose configuration an override changes."""
     before, after = steps_of(), steps_of(override)
@@ -136,7 +143,7 @@ def test_student_step_of_the_quickstart_keeps_its_fingerprint() -> None:
     """A change of this fingerprint retrains every student: it must be deliberate."""
     steps = {step.name: step for step in build_steps(read_recipe(PROJECT / "recipes" / "quickstart.yaml"))}
     student = steps["student"]
-    assert fingerprint(student, {name: name for name in student.inputs}) == "71e569c08eea8e1f"
+    assert fingerprint(student, {name: name for name in student.inputs}) == "b591add69a26eeac"
     empty = build_steps(read_recipe(PROJECT / "recipes" / "quickstart.yaml", ["student.truths={}"]))
     assert student in empty
 
