@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from pipeline.errors import ConfigError, DataError, error_context, require_one_of
-from pipeline.models.weights import NETWORK, find_weights
+from pipeline.models.weights import find_weights, network_settings_file, read_network_settings
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Inputs, read_json, write_json
 from pipeline.stores.labels import LabelSpace
@@ -38,54 +38,37 @@ class Config(TeacherConfig):
         from tasks.network import Network, NetworkConfig
 
         self.head_and_space()
-        settings = {name: value for name, value in self._about().items() if name != "format"}
+        settings = {name: value for name, value in self._settings().items() if name != "format"}
         try:
             with torch.device("meta"):  # no memory, no arithmetic
                 network = Network(NetworkConfig(**settings))
         except ValidationError as error:
             wrong = error.errors()[0]
-            raise DataError(f"{self._about_file()}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}.") from error
+            raise DataError(f"{self._settings_file()}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}.") from error
         check_state(network, find_weights(self.weights))
 
     def backbone_name(self) -> str:
-        return str(self._about()["backbone"])
+        return str(self._settings()["backbone"])
 
     def label_space(self) -> LabelSpace:
         return self.head_and_space()[1]
 
     def head_and_space(self) -> tuple[str, LabelSpace]:
         """Return the head's name and label space. Raises ConfigError if the network has no such head for the task."""
-        heads = self._about()["heads"]
+        heads = self._settings()["heads"]
         head = self.head or (next(iter(heads)) if len(heads) == 1 else "")
-        with error_context(str(self._about_file())):
+        with error_context(str(self._settings_file())):
             space = LabelSpace.from_json(heads[require_one_of(head, heads, "head")])
         if space.task != self.task:
             raise ConfigError(f"head {head!r} is for {space.task!r}, the recipe says {self.task!r}.")
         return head, space
 
-    def _about_file(self) -> Path:
-        """Return the path of the network's `model.json`. Raises ConfigError if there are no weights or no such file."""
-        about_file = find_weights(self.weights).with_suffix(".json")
-        if not about_file.is_file():
-            raise ConfigError(f"weights: {self.weights} has no {about_file.name} beside it, as a trained network has.")
-        return about_file
-
-    def _about(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, Any]:
         """Return the network's `model.json`. Raises ConfigError if there is none of this version."""
-        about_file = self._about_file()
-        about = read_json(about_file)
-        if not isinstance(about, dict):
-            raise ConfigError(f"weights: {about_file} holds {about!r:.40}, not the settings of a trained network.")
-        if about.get("format") != NETWORK:
-            raise ConfigError(
-                f"weights: {self.weights} is of format {about.get('format')!r}; a network of this version, of format "
-                f"{NETWORK!r}, would work."
-            )
-        if not isinstance(about.get("backbone"), str) or not isinstance(about.get("heads"), dict):
-            raise ConfigError(
-                f"weights: {about_file} names no backbone or no heads, as that of a trained network does."
-            )
-        return about
+        return read_network_settings(find_weights(self.weights))
+
+    def _settings_file(self) -> Path:
+        return network_settings_file(find_weights(self.weights))
 
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -95,7 +78,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     head, space = teacher.head_and_space()
     weights = find_weights(teacher.weights)
     shutil.copyfile(weights, out / "model.safetensors")
-    shutil.copyfile(weights.with_suffix(".json"), out / "model.json")
+    shutil.copyfile(network_settings_file(weights), out / "model.json")
     write_json(out / "head.json", {"head": head, "name": config["name"]})
     found = measure_published(config, inputs, out, load)
     Teacher("checkpoint", space, calibration=found.calibration).write(out)

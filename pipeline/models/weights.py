@@ -7,10 +7,11 @@ import importlib.util
 import os
 import re
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.recipe.weight_names import HUB, PACKAGE, PUBLISHERS
-from pipeline.steps.artifact import hash_file
+from pipeline.steps.artifact import hash_file, read_json
 from pipeline.steps.config_hash import hash_json
 
 NETWORK = "network-2"
@@ -27,6 +28,29 @@ def find_weights(weights: str) -> Path:
     if not os.path.isfile(path):  # not path.is_file(), which raises for a name that is too long
         raise ConfigError(f"weights {weights!r}: no such file. A path, package:<module>/<file> or `timm` would work.")
     return path
+
+
+def network_settings_file(weights: Path) -> Path:
+    """Return the path of the `model.json` beside a network's weights."""
+    return weights.with_suffix(".json")
+
+
+def read_network_settings(weights: Path) -> dict[str, Any]:
+    """Return the `model.json` beside a network's weights. Raises ConfigError if there is none of this version."""
+    file, of = network_settings_file(weights), f"weights {str(weights)!r}"
+    if not file.is_file():
+        raise ConfigError(f"{of}: no {file.name} beside it, as a trained network has: copy it there as well.")
+    settings = read_json(file)
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{of}: {file.name} holds {settings!r:.40}, not the settings of a trained network.")
+    if settings.get("format") != NETWORK:
+        raise ConfigError(
+            f"{of}: a model of format {settings.get('format')!r:.40}; a network of this version, of format "
+            f"{NETWORK!r}, would work."
+        )
+    if not isinstance(settings.get("backbone"), str) or not isinstance(settings.get("heads"), dict):
+        raise ConfigError(f"{of}: {file.name} names no backbone or no heads, as that of a trained network does.")
+    return settings
 
 
 def expand_home(weights: str) -> Path:

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 import tasks
-from pipeline.errors import ConfigError, DataError
-from pipeline.models.weights import NETWORK, find_weights
+from pipeline.errors import DataError
+from pipeline.models.weights import find_weights, network_settings_file, read_network_settings
 from pipeline.steps.artifact import Artifact, read_json
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.labels import Label
@@ -38,8 +38,8 @@ def open_model_file(weights: str, runtime: Runtime) -> TrainedModel:
     such file or it is another's, DataError if it is damaged.
     """
     file = find_weights(weights)
-    about = _read_about(file)
-    predictor = network_predictor(_load_network(file, about)).setup(runtime, about)
+    settings = read_network_settings(file)
+    predictor = network_predictor(_load_network(file, settings)).setup(runtime, settings)
     labels = _uncalibrated(predictor)
     teacher_file = file.with_name(TEACHER_FILE)
     if teacher_file.is_file() and len(labels) == 1:
@@ -52,30 +52,12 @@ def _uncalibrated(predictor: Predictor) -> dict[str, Label]:
     return {head: tasks.label(task.space) for head, task in predictor.heads.items()}
 
 
-def _read_about(file: Path) -> dict[str, Any]:
-    """Return the network's `model.json`. Raises ConfigError if there is none of this version."""
-    about_file = file.with_suffix(".json")
-    if not about_file.is_file():
-        raise ConfigError(
-            f"model {str(file)!r} has no {about_file.name} beside it, as a trained network has: copy it there as well, "
-            "or name the student or a teacher, and the root."
-        )
-    about = read_json(about_file)
-    found = about.get("format") if isinstance(about, dict) else about
-    if found != NETWORK:
-        raise ConfigError(
-            f"model {str(file)!r} is of format {found!r:.40}; a network that was trained here, of format {NETWORK!r}, "
-            "would work. A teacher with published weights is named by its name, beside the root."
-        )
-    return about
-
-
-def _load_network(file: Path, about: dict[str, Any]) -> Network:
+def _load_network(file: Path, settings: dict[str, Any]) -> Network:
     try:
-        return Network.load_file(file, about)
+        return Network.load_file(file, settings)
     except ValidationError as error:
         wrong = error.errors()[0]
         place = ".".join(map(str, wrong["loc"]))
-        raise DataError(f"{file.with_suffix('.json')}: {place}: {wrong['msg']}.") from error
+        raise DataError(f"{network_settings_file(file)}: {place}: {wrong['msg']}.") from error
     except RuntimeError as error:
-        raise DataError(f"{file}: its weights do not fit the {file.with_suffix('.json').name} beside it.") from error
+        raise DataError(f"{file}: its weights do not fit the {network_settings_file(file).name} beside it.") from error

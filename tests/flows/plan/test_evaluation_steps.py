@@ -207,8 +207,8 @@ def started(section: str, weights: Path) -> list[Step]:
 @pytest.mark.parametrize(
     ("about", "says"),
     [
-        ({"format": "timm_classifier"}, r"is of format 'timm_classifier'; a network of this version"),
-        (None, r"has no model\.json beside it, as a trained network has\."),
+        ({"format": "timm_classifier"}, r"a model of format 'timm_classifier'; a network of this version"),
+        (None, r"no model\.json beside it, as a trained network has"),
     ],
 )
 def test_plan_refuses_weights_that_are_no_network(section: str, about: Any, says: str, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_plan_refuses_weights_that_are_no_network(section: str, about: Any, says
     weights.write_bytes(b"weights")
     if about:
         write_json(tmp_path / "model.json", about)
-    with pytest.raises(ConfigError, match=rf"^teachers\.early: weights: {weights} {says}"):
+    with pytest.raises(ConfigError, match=rf"^teachers\.early: weights '{weights}': {says}"):
         started(section, weights)
 
 

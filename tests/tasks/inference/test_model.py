@@ -179,11 +179,11 @@ def test_open_model_file_refuses_other_files(make_model: MakeModel, runtime: Run
     about = file.with_name("model.json")
     content = about.read_text("utf-8")
     about.write_text(content.replace("network-2", "timm_classifier"), "utf-8")
-    with pytest.raises(ConfigError, match="is of format 'timm_classifier'"):
+    with pytest.raises(ConfigError, match="a model of format 'timm_classifier'"):
         open_model_file(str(file), runtime)
     about.write_text(content.replace('"width": 16', '"width": 24'), "utf-8")
     with pytest.raises(DataError, match=r"its weights do not fit the model\.json beside it"):
         open_model_file(str(file), runtime)
     about.unlink()
-    with pytest.raises(ConfigError, match=r"has no model\.json beside it"):
+    with pytest.raises(ConfigError, match=r"no model\.json beside it"):
         open_model_file(str(file), runtime)
