@@ -1,8 +1,9 @@
-"""Standard output whose errors are told from those of files: it may go to a full disk."""
+"""Standard output whose errors are told from those of files: it may go to a full disk, or its reader may have ended."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -11,7 +12,10 @@ from pipeline.storage.shortage import shortage_of
 
 
 class Output:
-    """A text stream that raises Shortage if the disk that it goes to is full; all else is as in the `stream`."""
+    """A text stream that raises Shortage if the disk that it goes to is full; all else is as in the `stream`.
+
+    If whoever read it has ended, as `head` does, it takes the rest in silence: a run goes on.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -21,13 +25,22 @@ class Output:
 
     def write(self, text: str) -> int:
         """Write a text, as a file does."""
-        with _explain_full_disk():
-            return self._stream.write(text)
+        with _explain_full_disk(), self._without_reader():
+            self._stream.write(text)
+        return len(text)
 
     def flush(self) -> None:
         """Write what is buffered."""
-        with _explain_full_disk():
+        with _explain_full_disk(), self._without_reader():
             self._stream.flush()
+
+    @contextlib.contextmanager
+    def _without_reader(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            with open(os.devnull, "w", encoding="utf-8") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())  # for what is buffered as well
 
 
 @contextlib.contextmanager
