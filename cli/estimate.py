@@ -22,12 +22,12 @@ IMAGES = 4
 """Images of a timed step."""
 BUDGET_S, MAX_STEPS = 10.0, 10
 """Seconds for all timed steps together, and steps of each model."""
-HEADS = 1.3
-"""A step with its heads and the decoding of its images, in steps of the backbone alone: a rough factor."""
+HEADS = 0.3
+"""The heads' part of a step and the decoding of its images, in steps of the backbone: a rough factor."""
 VIEWS = 2
 """Views of an image in a self-supervised step."""
-BYTES_PER_PARAMETER = 16
-"""Weights, gradients, and AdamW's two averages, in float32."""
+BYTES_PER_PARAMETER, FROZEN_BYTES = 16, 4
+"""Weights, gradients, and AdamW's two averages, in float32; weights alone."""
 GIB = 2**30
 
 
@@ -36,13 +36,20 @@ class StepCost:
     """The cost of a training step of a backbone, per image."""
 
     seconds: float
+    forward_seconds: float
+    """Of the forward pass alone, which is all that a frozen backbone makes."""
     activations: float
     """Bytes that are kept for the backward pass, in float32."""
     parameters: int
 
-    def memory(self, images: int) -> float:
-        """Return the bytes of a step with so many images at once."""
-        return self.parameters * BYTES_PER_PARAMETER + images * self.activations
+    def with_heads(self, frozen: bool) -> float:
+        """Return the seconds of a step with its heads."""
+        return (self.forward_seconds if frozen else self.seconds) + HEADS * self.seconds
+
+    def memory(self, images: int, frozen: bool) -> float:
+        """Return the bytes of a step with its heads and so many images at once."""
+        kept = self.activations * (HEADS if frozen else 1 + HEADS)
+        return self.parameters * (FROZEN_BYTES if frozen else BYTES_PER_PARAMETER) + images * kept
 
 
 def estimate(recipe: Recipe, images: Mapping[str, int], device: str) -> Iterator[tuple[str, str]]:
@@ -57,8 +64,8 @@ def estimate(recipe: Recipe, images: Mapping[str, int], device: str) -> Iterator
     for place, config, backbone, count in trainings:
         cost = measure(backbone.name, backbone.image_size)
         steps, views = config.total_steps(count), VIEWS if isinstance(config, StageConfig) else 1
-        seconds = steps * config.batch * views * cost.seconds * HEADS
-        memory = cost.memory(config.batch // config.accumulate * views) * HEADS
+        seconds = steps * config.batch * views * cost.with_heads(backbone.frozen)
+        memory = cost.memory(config.batch // config.accumulate * views, backbone.frozen)
         total, largest = total + seconds, max(largest, memory)
         yield place, f"{steps:,} steps of {config.batch} images: about {duration(seconds)}, {memory / GIB:.1f} GiB"
     if trainings:
@@ -93,20 +100,31 @@ def measure_step(name: str, image_size: int, device: str, budget: float) -> Step
     indices = readout_info(name, image_size).indices
     images = torch.rand(IMAGES, 3, image_size, image_size, device=device)
 
-    def step() -> None:
+    def forward() -> Tensor:
         vector, maps = read(model, images, indices)
-        torch.stack([tensor.sum() for tensor in (vector, *maps)]).sum().backward()
+        return torch.stack([tensor.sum() for tensor in (vector, *maps)]).sum()
+
+    def step() -> None:
+        forward().backward()
 
     saved = _saved_bytes(step)  # the first step, which is slower, is not timed
+    seconds = _median_seconds(step, device, budget)
+    with torch.no_grad():
+        forward_seconds = _median_seconds(forward, device, budget / 4)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return StepCost(seconds / IMAGES, forward_seconds / IMAGES, saved / IMAGES, parameters)
+
+
+def _median_seconds(work: Callable[[], object], device: str, budget: float) -> float:
+    """Return the median seconds of a piece of work, done once or more often, for up to `budget` seconds."""
     times: list[float] = []
     while len(times) < MAX_STEPS and (not times or sum(times) < budget):
         began = time.perf_counter()
-        step()
+        work()
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return StepCost(sorted(times)[len(times) // 2] / IMAGES, saved / IMAGES, parameters)
+    return sorted(times)[len(times) // 2]
 
 
 def _saved_bytes(step: Callable[[], None]) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
 from pipeline.errors import require_one_of
+from pipeline.recipe.base import NamedBackbone
 from pipeline.recipe.teacher import CalibrateConfig, TeacherConfig, TrainingConfig
 from pipeline.steps import ranks
 from pipeline.steps.artifact import Inputs
@@ -41,6 +42,9 @@ class Config(TeacherConfig, TrainingConfig):
 
     def backbone_name(self) -> str:
         return self.backbone
+
+    def named_backbones(self) -> Sequence[NamedBackbone]:
+        return [each._replace(frozen=self.trainable == "heads") for each in super().named_backbones()]
 
     def check(self) -> None:
         """Raise ConfigError if `require` names a metric that the task does not have."""

@@ -233,7 +233,7 @@ def check_models(section: BaseConfig) -> None:
     """Raise ConfigError if a backbone that a section names is unknown, or its weights are of another model."""
     from pipeline.models.weight_loading import check_backbone  # noqa: PLC0415 - a plan does without torch
 
-    for name, image_size, weights, _ in section.named_backbones():
+    for name, image_size, weights, *_ in section.named_backbones():
         check_backbone(name, image_size, weights)
     section.check()
 

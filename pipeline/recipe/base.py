@@ -37,6 +37,8 @@ class NamedBackbone(NamedTuple):
     """A file, `package:<module>/<file>`, or `timm`; None for random ones."""
     images: int = 2
     """Images of a forward and backward pass, over all processes that train together."""
+    frozen: bool = False
+    """True if it makes the forward pass alone."""
 
 
 class BaseConfig(BaseModel):
