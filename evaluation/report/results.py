@@ -135,16 +135,21 @@ def warnings(run: RunRecord) -> list[ReportWarning]:
 
 
 def _foreign(run: RunRecord) -> Iterator[str]:
-    """Yield a sentence for each teacher and set of the pool most of whose images are of another kind."""
+    """Yield a sentence for each set of the pool most of whose images are of another kind than a teacher's."""
     made = run.artifacts.get("label")
+    unlike: dict[str, dict[str, float]] = {}
     for teacher, shares in (made.counts["inapplicable"] if made else {}).items():
         for name, share in shares.items():
             if share > MOST_INAPPLICABLE:
-                yield (
-                    f"Teacher {teacher} labelled {name}, {percent(share)} of whose images are unlike those it knows "
-                    f"(applicability below {INAPPLICABLE:g}): name the sets that it is to label as "
-                    f"teachers.{teacher}.labels, or give student.applicability.{teacher}."
-                )
+                unlike.setdefault(name, {})[teacher] = share
+    for name, found in unlike.items():
+        least, most = percent(min(found.values())), percent(max(found.values()))
+        share, noun = least if least == most else f"{least} to {most}", "teacher" if len(found) == 1 else "teachers"
+        yield (
+            f"{share} of the images of the set {name} are unlike those known to {noun} {', '.join(found)} "
+            f"(applicability below {INAPPLICABLE:g}): name the sets that a teacher is to label as "
+            "teachers.NAME.labels, or give student.applicability.NAME."
+        )
 
 
 def _skewed(run: RunRecord) -> list[str]:

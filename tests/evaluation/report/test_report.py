@@ -17,7 +17,8 @@ import pytest
 
 from evaluation.report.formatting import DASH
 from evaluation.report.report import write_report
-from evaluation.report.results import MAX_CLASSES
+from evaluation.report.results import MAX_CLASSES, warnings
+from evaluation.report.run_record import RunRecord
 from pipeline.steps.artifact import Artifact, read_json, write_json
 from pipeline.storage.path import StoragePath
 from tests.disk import folder_of, resealed
@@ -269,6 +270,23 @@ def test_head_has_every_warning(folder: Path, artifacts: dict[str, Artifact], tm
         f"3 images of {entries[0]['set']} have no label by {entries[0]['teacher']}",
     ):
         assert expected in head
+
+
+def test_warnings_name_the_teachers_of_a_set_that_they_do_not_know_once(
+    folder: Path, artifacts: dict[str, Artifact]
+) -> None:
+    shares = {
+        "kinds": {"pool": 0.93, "truth": 0.04},
+        "masks": {"pool": 1.0, "truth": 0.51},
+        "boxes": {"pool": 0.98},
+        "depth": {"pool": 0.5},
+    }
+    label = with_counts(artifacts["label"], inapplicable=shares)
+    found = map(str, warnings(RunRecord(StoragePath.of(str(folder)), {**artifacts, "label": label})))
+    assert [sentence.partition(" (applicability below 0.05): ")[0] for sentence in found if "unlike" in sentence] == [
+        "93% to 100% of the images of the set pool are unlike those known to teachers kinds, masks, boxes",
+        "51% of the images of the set truth are unlike those known to teacher masks",
+    ]
 
 
 def test_kept_labels_show_the_most_frequent_classes_and_count_the_rest(
