@@ -7,7 +7,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -16,6 +15,10 @@ from pipeline.errors import require_one_of
 
 Statistics = tuple[Sequence[float], Sequence[float]]
 """Mean and standard deviation per channel, for images in [0, 1]."""
+
+# timm takes seconds to load, for it loads torchvision. It is in the functions that need it: a recipe with stages is
+# read, and its run planned, without it.
+# ruff: noqa: PLC0415
 
 
 def create_timm_model(name: str, image_size: int, drop_path: float = 0.0) -> nn.Module:
@@ -44,6 +47,8 @@ def create_timm_classifier(name: str, classes: int, image_size: int | None = Non
 
 
 def _create(name: str, image_size: int | None, **more: Any) -> nn.Module:
+    import timm
+
     sized = {} if image_size is None else img_size_options(name, image_size)
     options: dict[str, Any] = {"num_classes": 0, **sized, **more}
     if "img_size" in options:
@@ -59,6 +64,8 @@ def img_size_options(name: str, image_size: int) -> dict[str, Any]:
     """Return the arguments of `timm.create_model` for inputs of this side: none for convolutional networks, which take
     any size and refuse the argument; transformers have an embedding per position.
     """
+    import timm
+
     try:
         with torch.device("meta"):
             timm.create_model(name, img_size=image_size)
@@ -69,6 +76,8 @@ def img_size_options(name: str, image_size: int) -> dict[str, Any]:
 
 def check_model_name(name: str) -> None:
     """Raise ConfigError, with near names, unless timm has a model of this name and, after a dot, this tag."""
+    import timm
+
     architecture, dot, _ = name.partition(".")
     if not timm.is_model(name):
         family = timm.list_models(f"*{name.partition('_')[0]}*")
@@ -79,6 +88,8 @@ def check_model_name(name: str) -> None:
 
 def _has_tag(name: str) -> bool:
     """Return True if timm knows the tag of a model's name; it does not need to have weights for it."""
+    import timm
+
     try:
         return timm.get_pretrained_cfg(name) is not None
     except RuntimeError:
@@ -87,6 +98,8 @@ def _has_tag(name: str) -> bool:
 
 def statistics(name: str) -> Statistics:
     """Return the statistics that timm states for the model. Raises ConfigError if timm has no such model."""
+    import timm
+
     check_model_name(name)
     config = timm.get_pretrained_cfg(name)
     if config is None:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from selfsup.components.kmeans import dot_products
@@ -50,6 +49,8 @@ class MomentumEncoder(nn.Module):
     """
 
     def __init__(self, network: nn.Module) -> None:
+        from timm.layers import DropPath  # noqa: PLC0415 - a recipe with stages is read without timm
+
         super().__init__()
         self.network = copy.deepcopy(network).requires_grad_(False)
         for module in self.network.modules():

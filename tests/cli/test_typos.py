@@ -1,4 +1,4 @@
-"""A typo in a recipe is told before torch, timm, Prefect or a file of a set is read."""
+"""A typo in a recipe is told before torch, timm, Prefect or a file of a set is read; one in a stage needs torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ evaluate: {probes: [knn]}
 compare: {one: {data: [kinds], methods: {a: {method: simclr}}}}
 """
 WITHOUT_STAGES = "".join(line for line in RECIPE.splitlines(keepends=True) if not line.startswith("stages"))
-"""Stages load torch: their methods are written for it."""
+"""Stages load torch: their methods are networks."""
 PROGRAM = """
 import sys
 from cli.main import main
@@ -81,4 +81,17 @@ def test_typo_in_keys_and_kinds_is_told_without_torch(
 def test_typo_in_names_is_told_before_files_are_looked_for(tmp_path: Path, before: str, after: str, says: str) -> None:
     done = run_with_typo("plan", WITHOUT_STAGES, tmp_path, (before, after))
     assert (done.returncode, done.stdout.strip()) == (2, "loaded"), done.stderr
+    assert says in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("after", "says"),
+    [
+        ("method: simclr, temprature: 0.2, data", "unknown key (value 0.2). Did you mean 'temperature'?"),
+        ("method: simclr, temperature: -1, data", "stages.domain.temperature: input should be greater than 0"),
+    ],
+)
+def test_typo_in_keys_of_a_method_is_told_without_timm(tmp_path: Path, after: str, says: str) -> None:
+    done = run_with_typo("plan", RECIPE, tmp_path, ("method: simclr, data", after))
+    assert (done.returncode, done.stdout.strip()) == (2, "torch loaded"), done.stderr
     assert says in done.stderr
