@@ -1,4 +1,4 @@
-"""The Python API: run a recipe, plan a run, or load a trained model.
+"""The Python API: write a recipe, plan and run it, or load a trained model.
 
 import must
 outcome = must.run("recipes/quickstart.yaml", root="must-root", overrides=["student.epochs=3"])
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,18 @@ if TYPE_CHECKING:
 # ruff: noqa: PLC0415
 
 __version__ = "0.1.0"
+
+
+def init(folders: Sequence[str | Path], to: str | Path = "recipe.yaml") -> list[str]:
+    """Write a commented recipe for folders of images, from what they contain, and return how each of them is read.
+
+        must.init(["photos", "labelled/street"], to="mine.yaml")
+
+    Raises ConfigError if the file exists, no folder is given or two have the same name, DataError if one can't be used.
+    """
+    from ingest.init import write_recipe
+
+    return write_recipe([Path(folder) for folder in folders], Path(to))
 
 
 def run(

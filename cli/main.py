@@ -176,7 +176,7 @@ def init_command(
     to: Annotated[Path, typer.Option("--to", help="The recipe file to write.")] = Path("recipe.yaml"),
 ) -> None:
     """Write a commented recipe for folders of images, from what they contain."""
-    from cli.init import write_recipe
+    from ingest.init import write_recipe
 
     for line in write_recipe(folders, to):
         print(line)

@@ -16,8 +16,6 @@
 # %%
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -87,12 +85,11 @@ Image.fromarray(row(some))
 # %% [markdown]
 # ## A recipe
 #
-# The command `must init` recognises each folder by its layout, and writes a recipe: a teacher for each labelled set,
+# `must.init` recognises each folder by its layout, and writes a recipe: a teacher for each labelled set,
 # all sets in the pool, and one student. `must doctor first.yaml` checks data and models, and says how long a run takes.
 
 # %%
-MUST = Path(sys.executable).with_name("must")
-subprocess.run([MUST, "init", "photos", "surfaces", "coins", "--to", "first.yaml"], check=True)
+print(*must.init(["photos", "surfaces", "coins"], to="first.yaml"), sep="\n")
 print(Path("first.yaml").read_text())
 
 # %% [markdown]

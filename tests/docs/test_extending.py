@@ -18,11 +18,11 @@ from PIL import Image
 
 import must
 import tasks
-from cli.init import write_recipe
 from cli.main import main
 from evaluation.measurement import MEASUREMENTS_FILE
 from flows.plan.selection import Selection
 from flows.run.run import Outcome
+from ingest.init import write_recipe
 from pipeline.recipe.reader import read_recipe
 from pipeline.steps.artifact import read_json
 from pipeline.stores.labels import LabelSpace

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cli.init import detect_source
+from ingest.init import detect_source
 from pipeline.errors import DataError
 from pipeline.sources import SourceRecord, coco
 

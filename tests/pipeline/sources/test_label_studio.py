@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cli.init import detect_source
+from ingest.init import detect_source
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources import TrueLabels, label_studio
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cli.init import detect_source
+from ingest.init import detect_source
 
 TWO = {"classes": {0: "class_0", 255: "class_255"}}
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 import must
-from cli.init import DetectedSource, detect_source, write_recipe
 from flows.plan.selection import Selection
+from ingest.init import DetectedSource, detect_source, write_recipe
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.plugins import modules
 from pipeline.recipe.reader import read_recipe
