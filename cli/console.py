@@ -34,12 +34,13 @@ from evaluation.metric_table import ARROWS, ROLES, leading_lines, read_lines
 from evaluation.report.formatting import plural
 from evaluation.report.results import lost_labels, warnings
 from evaluation.report.run_record import RunRecord
+from evaluation.report.step_tables import labels_by_maker
 from flows.plan.plan import Planned
 from flows.run.run import Outcome
 from flows.server.daemons import Services
 from pipeline.errors import PROJECT
 from pipeline.recipe.comparison import COMPARE, Trial, row_name
-from pipeline.steps.artifact import Artifact, read_json
+from pipeline.steps.artifact import Artifact
 from pipeline.steps.runtime import Progress as ProgressCallback
 from pipeline.stores.naming import LABELLING
 
@@ -191,12 +192,8 @@ def _moment(since: str) -> str:
 def labels_table(artifact: Artifact) -> Table:
     """Return a table of each teacher's labels: how many, and in which files."""
     table = Table("teacher", "images", "failed", "labels", box=None, pad_edge=False)
-    entries = artifact.load("labels.json", read_json)
-    for teacher in dict.fromkeys(entry["teacher"] for entry in entries):
-        shards = [entry for entry in entries if entry["teacher"] == teacher]
-        rows, failed = (sum(shard[key] for shard in shards) for key in ("rows", "failed"))
-        folder = artifact.external_file(shards[0]["path"]).path.parent
-        table.add_row(teacher, str(rows), str(failed), f"{folder}/*.parquet")
+    for each in labels_by_maker(artifact):
+        table.add_row(each.maker, str(each.images), str(each.failed), f"{each.folder}/*.parquet")
     return table
 
 

@@ -24,7 +24,7 @@ FIELDS = {
     "killed": "The process of a step was ended, and is started again if it can be: `step`, `error`.",
     "failed": "A step failed: `step`, `kind` (of the error), `error`. Other steps are stopped.",
     "prefect": "Prefect failed, which ends no step: `error`.",
-    "trackers": "What `runtime.trackers` asks for was not written, which fails no run: `error`.",
+    "trackers": "A tracker of `runtime.trackers` wrote nothing, which fails no run: `tracker`, `error`.",
     "warning": "A warning of the report, once all steps are done: `text`.",
     "finished": "The last line of a run that succeeds: `run` and `report` (its folder and its page; null without one), "
     "`made` and `reused` (numbers of steps), `steps` (artifacts' folders by step), `metrics` (as in `metrics.json`).",

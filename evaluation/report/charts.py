@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,14 @@ import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
+from evaluation.report.html import render, storable
 from pipeline.stores.calibration import Reliability, ReliabilityCurve
 
 WIDTH, HEIGHT = 320, 180
 LEFT, RIGHT, TOP, BOTTOM = 40, 312, 18, 146
 """A loss chart's size, and the frame of its curves inside it, in units of the SVG."""
+IMAGE_MARGIN, IMAGE_TITLE = 8, 22
+"""Added around a loss chart, and above it for the title, where it is an image of its own."""
 MAX_POINTS = 240
 """Points of a curve; a longer log is drawn by the least and the largest value of every so many steps."""
 SMOOTHING = 15
@@ -53,10 +57,18 @@ def element(tag: str, /, *content: str, **attributes: str | float | None) -> Mar
 def loss_chart(name: str, points: Sequence[tuple[int, float]], quantity: str = "loss") -> Markup:
     """Return a figure of `quantity` over the steps: every value as a light line, a running mean as a dark one."""
     chart = _LossChart(points, quantity)
-    drawn = [*chart.axes(), *chart.legend(), *chart.curves()]
-    svg = element("svg", *drawn, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=f"{name}: {quantity} by step")
-    last = f"{chart.smooth[-1]:.3g} at the end"
-    return element("figure", element("figcaption", name, " ", element("span", last, class_="soft")), svg)
+    label = f"{name}: {quantity} by step"
+    svg = element("svg", *chart.drawn(), viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label)
+    return element("figure", element("figcaption", name, " ", element("span", chart.last, class_="soft")), svg)
+
+
+def loss_image(name: str, points: Sequence[tuple[int, float]], quantity: str = "loss") -> str:
+    """Return what `loss_chart` draws, with its title, as an SVG inside a URL: for pages that show images alone."""
+    chart = _LossChart(points, quantity)
+    top = IMAGE_MARGIN + IMAGE_TITLE
+    size = {"width": WIDTH + 2 * IMAGE_MARGIN, "height": HEIGHT + top + IMAGE_MARGIN}
+    svg = render("chart.svg", title=name, note=chart.last, drawn=chart.drawn(), margin=IMAGE_MARGIN, top=top, **size)
+    return "data:image/svg+xml;base64," + base64.b64encode(storable(svg).encode()).decode("ascii")
 
 
 class _LossChart:
@@ -84,6 +96,14 @@ class _LossChart:
     def y(self, values: Curve) -> Curve:
         low, high = self.y_ticks[0], self.y_ticks[-1]
         return BOTTOM - (np.clip(values, low, high) - low) / (high - low) * (BOTTOM - TOP)
+
+    @property
+    def last(self) -> str:
+        return f"{self.smooth[-1]:.3g} at the end"
+
+    def drawn(self) -> list[Markup]:
+        """Return all that is drawn."""
+        return [*self.axes(), *self.legend(), *self.curves()]
 
     def axes(self) -> list[Markup]:
         """Return the ticks with their numbers, and the names of the axes."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 DASH = "\N{EN DASH}"
 """Shown where there is no number."""
 
@@ -35,3 +38,14 @@ def percent(share: float) -> str:
     if 0 < share < 0.0005:
         return "< 0.1%"
     return f"{share:.1%}" if 0 < share < 0.0995 else f"{share:.0%}"
+
+
+def teacher_scores(counts: Mapping[str, Any]) -> str:
+    """Return how good a teacher is, given the counts of its artifact, beside the trivial baseline; "" if not known."""
+    name = counts.get("metric")
+    if name is None:
+        return ""
+    if name not in counts["scores"] or name not in counts["baseline"]:
+        return "its held-out labels define no metric"
+    value, constant = counts["scores"][name], counts["baseline"][name]
+    return f"{name} {value:.3f}, trivial baseline {constant:.3f}, {plural(counts['held_out'], 'held-out image')}"

@@ -14,8 +14,9 @@ from evaluation.report.formatting import DASH, percent
 from evaluation.report.html import ReportTable, StyledText, render
 from evaluation.report.predictions import held_out_strips
 from evaluation.report.results import MOST_INAPPLICABLE
-from evaluation.report.run_record import TOTAL, RunRecord, TrainingLog
+from evaluation.report.run_record import RunRecord, TrainingLog
 from evaluation.report.samples import RunSamples, pool_strips
+from evaluation.report.step_tables import feature_table
 from pipeline.stores.labels import INAPPLICABLE, LabelSpace
 
 MAX_CLASSES = 20
@@ -54,16 +55,13 @@ def curves(run: RunRecord) -> Markup:
     """Render the losses of the student, of every trained teacher and of the stages, over the steps."""
     student = run.artifacts.get("student")
     log = TrainingLog.of(student) if student else TrainingLog([])
-    losses = log.losses()
     teachers, stages = (
         {name: TrainingLog.of(artifact) for name, artifact in run.of_kind(kind).items()}
         for kind in ("teacher", "stage")
     )
+    features = feature_table(run)
     charts = {
-        "Student": [
-            *(loss_chart("weighted total" if name == TOTAL else name, points) for name, points in losses.items()),
-            *_validation_charts("on the way", log),
-        ],
+        "Student": [loss_chart(*curve) for curve in log.curves("weighted total")],
         "Teachers": list(_charts(teachers)),
         "Stages": list(_charts(stages)),
     }
@@ -71,36 +69,14 @@ def curves(run: RunRecord) -> Markup:
     return render(
         "training.html",
         charts={title: drawn for title, drawn in charts.items() if drawn},
-        features=_feature_table(run),
-        unlogged=[*unlogged, *(["the student"] if student and not losses else [])],
+        features=features if features.rows else None,
+        unlogged=[*unlogged, *(["the student"] if student and not log.lines else [])],
     )
 
 
 def _charts(logs: Mapping[str, TrainingLog]) -> Iterator[Markup]:
     for trained, log in logs.items():
-        for name, points in log.losses().items():
-            is_loss = not name.startswith("feature ")  # other curves follow a batch's features, every so many steps
-            if len(points) > 1 or is_loss:
-                quantity = "loss" if is_loss else f"{name} of a batch"
-                yield loss_chart(trained if name == TOTAL else f"{trained}: {name}", points, quantity)
-        yield from _validation_charts(trained, log)
-
-
-def _validation_charts(trained: str, log: TrainingLog) -> Iterator[Markup]:
-    """Yield a chart of the metric by which the training was judged on held-out images, if it was."""
-    for name, points in list(log.validation().items())[:1]:
-        yield loss_chart(f"{trained}: validation", points, f"{name} on held-out images")
-
-
-def _feature_table(run: RunRecord) -> ReportTable | None:
-    """Return the spread and effective rank of the stages' features before and after; None without stages."""
-    stages = {name: artifact.counts["features"] for name, artifact in run.of_kind("stage").items()}
-    rows = [
-        [name, *(f"{features[when][key]:.3g}" for key in ("spread", "rank") for when in ("before", "after"))]
-        for name, features in stages.items()
-    ]
-    head = ["Stage", "Spread before", "after", "Effective rank before", "after"]
-    return ReportTable(head, rows, range(1, 5)) if rows else None
+        yield from (loss_chart(*curve) for curve in log.curves(trained, f"{trained}: "))
 
 
 def calibration(run: RunRecord) -> Markup:

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from evaluation.backbone_table import has_measurements
 from evaluation.comparison.comparison import comparison_advice
-from evaluation.metric_table import ARROWS, ROLES, MetricLine, fine_print, leading_lines, outcome_sentences, read_lines
-from evaluation.report.formatting import DASH, duration
-from evaluation.report.html import storable
+from evaluation.metric_table import fine_print, leading_lines, outcome_sentences, read_lines
+from evaluation.report.figures import Picture
+from evaluation.report.formatting import duration
+from evaluation.report.html import ReportTable, storable
 from evaluation.report.results import warnings
 from evaluation.report.run_record import RunRecord
 from evaluation.report.samples import RunSamples, pool_strips
+from evaluation.report.step_tables import metrics_table
 
 MAX_STRIPS = 4
 """Images of the pool whose labels are shown: few, as the page is kept in a database."""
@@ -20,7 +22,7 @@ MAX_STRIPS = 4
 
 def summary(run: RunRecord) -> str:
     """Return Markdown with the pictures in it. Without metrics or labels, their parts are missing."""
-    return "\n\n".join([f"# {_text(run.name)}", *_outcome(run), *_labels(run), *_steps(run), *_places(run)]) + "\n"
+    return "\n\n".join([f"# {text(run.name)}", *_outcome(run), *_labels(run), *_steps(run), *_places(run)]) + "\n"
 
 
 def _outcome(run: RunRecord) -> Iterator[str]:
@@ -28,25 +30,14 @@ def _outcome(run: RunRecord) -> Iterator[str]:
     if lines:
         yield from outcome_sentences(lines, run.home())
         yield fine_print(lines, run.home())
-    yield from (_text(sentence) for sentence in comparison_advice(run.artifacts))
+    yield from (text(sentence) for sentence in comparison_advice(run.artifacts))
     found = warnings(run)
     if found:
         yield "## Warnings"
-        yield "\n".join(f"* {_text(str(warning))}" for warning in found)
+        yield "\n".join(f"* {text(str(warning))}" for warning in found)
     if lines:
         yield "## Results"
-        yield _table(["teacher", "measured on", "metric", *ROLES], [_measured(line) for line in leading_lines(lines)])
-
-
-def _measured(line: MetricLine) -> list[str]:
-    place = line.target
-    numbers = [f"{line.values[role]:.3f}" if role in line.values else DASH for role in ROLES]
-    return [
-        _text(f"{place.head} ({place.task})"),
-        _text(place.dataset),
-        f"{line.metric} {ARROWS[line.better]}",
-        *numbers,
-    ]
+        yield table(metrics_table(leading_lines(lines)))
 
 
 def _labels(run: RunRecord) -> Iterator[str]:
@@ -54,9 +45,7 @@ def _labels(run: RunRecord) -> Iterator[str]:
     strips = list(itertools.islice(pool_strips(RunSamples(run)), MAX_STRIPS)) if "label" in run.artifacts else []
     if strips:
         yield "## Labels"
-        heads = ["image", *(_text(picture.title) for picture in strips[0][1:])]
-        rows = [[f"![{_text(each.title)}]({each.url}) {_text(each.note)}" for each in strip] for strip in strips]
-        yield _table(heads, rows)
+        yield pictures(strips)
 
 
 def _steps(run: RunRecord) -> Iterator[str]:
@@ -74,12 +63,36 @@ def _places(run: RunRecord) -> Iterator[str]:
         yield f"Report, with curves and more pictures: `{run.folder / 'report.html'}`"
 
 
+def pictures(strips: Sequence[Sequence[Picture]]) -> str:
+    """Return a table with a row for each strip: an image, and its labels under the titles of the first strip's."""
+    heads = ["image", *(text(picture.title) for picture in strips[0][1:])]
+    return _table(heads, [[f"{image(each.title, each.url)} {text(each.note)}" for each in strip] for strip in strips])
+
+
+def image(title: str, url: str) -> str:
+    """Return an image, which may be a part of its URL."""
+    return f"![{text(title)}]({url})"
+
+
+def grid(images: Sequence[str], columns: int = 2) -> str:
+    """Return images in rows of `columns`."""
+    rows = [images[start : start + columns] for start in range(0, len(images), columns)]
+    return _table([""] * len(rows[0]), rows)
+
+
+def table(data: ReportTable) -> str:
+    """Return a table of text."""
+    rows = [[text(cell if isinstance(cell, str) else cell.text) for cell in row] for row in data.rows]
+    return _table([text(name) for name in data.head], rows)
+
+
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table of Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _text(text: str) -> str:
+def text(written: str) -> str:
     """Return text with all signs escaped that mean something in Markdown or its tables."""
-    signs = storable(text).replace("\n", " ")
+    signs = storable(written).replace("\n", " ")
     return "".join(f"\\{sign}" if sign in "\\`*_[]|#<&~" else sign for sign in signs)

@@ -119,6 +119,7 @@ def warnings(run: RunRecord) -> list[ReportWarning]:
     """Return what was dropped, kept out, skewed, failed or came out worse than it should, a sentence each."""
     lines, _ = read_lines(run.metrics())
     sentences = [
+        *_untracked(run),
         *not_measured(run.metrics(), run.artifacts),
         *weak_models(lines),
         *_foreign(run),
@@ -212,6 +213,12 @@ def _failed(run: RunRecord) -> Iterator[str]:
         if number:
             verb = "has" if number == 1 else "have"
             yield f"{plural(number, 'image')} of {name} {verb} no label by {teacher}: labelling failed there."
+
+
+def _untracked(run: RunRecord) -> Iterator[str]:
+    for event in run.events():
+        if event["event"] == "trackers":
+            yield f"The tracker {event['tracker']} wrote nothing: {event['error']}"
 
 
 def results(run: RunRecord) -> Markup:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -20,6 +20,14 @@ TOTAL = ""
 
 Losses = dict[str, list[tuple[int, float]]]
 """(step, loss) by the loss's name."""
+
+
+class TrainingCurve(NamedTuple):
+    """A curve of a training: `quantity` by optimizer step."""
+
+    title: str
+    points: list[tuple[int, float]]
+    quantity: str = "loss"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +61,15 @@ class RunRecord:
         return (self._text("recipe.yaml") or b"").decode()
 
     @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe with everything filled in, as JSON; {} if the folder has none."""
+        recipe = yaml.safe_load(self.recipe_text)
+        return recipe if isinstance(recipe, dict) else {}
+
+    @property
     def name(self) -> str:
         """The recipe's name, or the folder's if it has no recipe."""
-        recipe = yaml.safe_load(self.recipe_text)
-        return str(recipe["name"]) if isinstance(recipe, dict) and "name" in recipe else self.folder.name
+        return str(self.recipe.get("name", self.folder.name))
 
     def of_kind(self, kind: str) -> dict[str, Artifact]:
         """Return the artifacts that steps of a kind made, by the names of their sections, in order."""
@@ -150,6 +163,21 @@ class TrainingLog:
             for name, value in line.get("validation", {}).items():
                 curves.setdefault(name, []).append((line["step"], value))
         return curves
+
+    def curves(self, total: str, prefix: str = "") -> Iterator[TrainingCurve]:
+        """Yield the losses, other logged values, and the metric by which the training was judged on the way, if any.
+
+        Args:
+            total: the title of the loss that is minimized
+            prefix: begins the titles of the others
+        """
+        for name, points in self.losses().items():
+            is_loss = not name.startswith("feature ")  # other curves follow a batch's features, every so many steps
+            if len(points) > 1 or is_loss:
+                title = total if name == TOTAL else f"{prefix}{name}"
+                yield TrainingCurve(title, points, "loss" if is_loss else f"{name} of a batch")
+        for name, points in list(self.validation().items())[:1]:
+            yield TrainingCurve(f"{prefix or 'on the way: '}validation", points, f"{name} on held-out images")
 
     def images_per_second(self) -> float:
         """Return the median over the steps; 0 if it is not known."""

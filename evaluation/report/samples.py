@@ -18,6 +18,7 @@ from ingest.dataset import IngestedSet
 from ingest.label_precedence import LabelPrecedence
 from ingest.pool import read_pool
 from pipeline.data.decode import decode_image
+from pipeline.steps.artifact import Artifact
 from pipeline.storage.root import StoredFile
 from pipeline.stores.images import ImageRow, ImageShard
 from pipeline.stores.labels import Label, LabelShard, LabelSpace, Value
@@ -144,9 +145,9 @@ def pool_strips(samples: RunSamples) -> Iterator[list[Picture]]:
         yield pictures
 
 
-def pool_images(samples: RunSamples, count: int) -> list[StoredImage]:
-    """Return `count` images of the pool, from its sets in turn, in each by the hash of the bytes (their key)."""
-    table = read_pool(samples.run.artifacts["pool"])
+def pool_images(samples: RunSamples, count: int, pool: Artifact | None = None) -> list[StoredImage]:
+    """Return `count` images of the pool, or of a stage's, from its sets in turn, in each by the hash of the bytes."""
+    table = read_pool(pool or samples.run.artifacts["pool"])
     by_set = []
     for name in pc.unique(table["set"]).to_pylist():
         first = table.filter(pc.equal(table["set"], name)).sort_by("key").slice(0, count)

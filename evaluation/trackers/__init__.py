@@ -59,6 +59,13 @@ def _is_installed(name: str) -> bool:
     return importlib.util.find_spec(tracker(name).PACKAGE) is not None
 
 
+def tags(run: RunRecord) -> dict[str, list[str]]:
+    """Return what runs are told apart by, from the recipe: the student's `backbone`, and the teachers' `task`s."""
+    backbone = run.recipe.get("student", {}).get("backbone")
+    tasks = {teacher["task"] for teacher in run.recipe.get("teachers", {}).values()}
+    return {"backbone": [backbone] if backbone else [], "task": sorted(tasks)}
+
+
 def scalars(run: RunRecord) -> Iterator[Scalar]:
     """Yield the curves of all trainings of a run, and its final metrics; what is not finite is left out."""
     yield from (scalar for scalar in _all_scalars(run) if math.isfinite(scalar.value))

@@ -27,7 +27,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled, Completed, Failed
 
 from flows.orchestration.fan_out import FanOut
-from flows.orchestration.ui import log_warnings, mirror_progress, show_results
+from flows.orchestration.ui import StepPages, log_warnings, mirror_progress, show_results
 from flows.run.run import Run
 from flows.run.runner_check import FAN_OUT_RUNNERS
 from flows.run.signals import stop_on_signals
@@ -91,6 +91,7 @@ class TaskRuns:
         self.states: dict[str, State[Any]] = {}
         self.fan_out: FanOut | None = None
         self.summary = ""
+        self._pages = StepPages()
         self._first_error: tuple[Exception, TracebackType | None] | None = None
 
     def run_steps(self, run: Run, subprocess: Subprocess) -> dict[str, Artifact]:
@@ -100,7 +101,10 @@ class TaskRuns:
             self.fan_out = FanOut(subprocess, contextvars.copy_context())
             run.get_or_make = self.fan_out.get_or_make
         with stop_on_signals(run.runtime.stop):  # Prefect's own handler would end a step before it saves its state
-            self.artifacts = run_concurrently(run, self.execute, lambda: subprocess.concurrency)
+            try:
+                self.artifacts = run_concurrently(run, self.execute, lambda: subprocess.concurrency)
+            finally:
+                self._pages.wait()
             show_results(run, self.artifacts)
         self.summary = f"{run.made} steps made, {len(run.planned) - run.made} reused"
         return self.artifacts
@@ -140,6 +144,7 @@ class TaskRuns:
                     return Failed(message=str(error))
                 raise
             artifacts.append(artifact)
+            self._pages.show(run, step.name, {**inputs, step.name: artifact})
             return state
 
         upstream = [self.states[name] for name in step.inputs]

@@ -12,7 +12,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from uuid import UUID
 
@@ -27,6 +27,7 @@ from prefect.logging import get_run_logger
 from evaluation.report.markdown import summary
 from evaluation.report.results import warnings
 from evaluation.report.run_record import RunRecord
+from evaluation.report.step_page import step_page
 from flows.run.run import Run
 from pipeline.steps.artifact import Artifact, read_json
 from pipeline.steps.runtime import Runtime
@@ -35,6 +36,8 @@ UPDATE_S = 5.0
 """Between updates of a step's progress bar; steps that end sooner get none."""
 LOG_S = 30.0
 """Between progress lines in a step's log."""
+PAGES_S = 10.0
+"""For the last pages of steps to be created, once all steps are done."""
 MAX_LINES = 20
 """Most lines of a step's output to log at a time."""
 TRACEBACK = "Traceback (most recent call last):"
@@ -134,25 +137,62 @@ def log_warnings(run: Run, step: str, artifact: Artifact) -> None:
             get_run_logger().warning(str(sentence))
 
 
+class StepPages:
+    """Pages of the steps as artifacts of their task runs, of one key for each recipe and step.
+
+    They are made on other threads, one at a time, so that no step waits for pictures or for the server.
+    """
+
+    def __init__(self) -> None:
+        self._threads: list[threading.Thread] = []
+        self._one_at_a_time = threading.Lock()
+        self._closed = False
+
+    def show(self, run: Run, step: str, artifacts: Mapping[str, Artifact]) -> None:
+        """Begin to create the page of a step for the current task run; `artifacts` are its inputs, and its own."""
+        target, arguments = contextvars.copy_context().run, (self._show, run, step, artifacts)
+        thread = threading.Thread(target=target, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _show(self, run: Run, step: str, artifacts: Mapping[str, Artifact]) -> None:
+        with self._one_at_a_time, _errors_recorded(run, f"page of {step}", lambda: not self._closed):
+            if not self._closed:
+                page = step_page(RunRecord(run.folder, artifacts), step)
+                create_markdown_artifact(page.body, key=_key(run, step), description=page.card)
+
+    def wait(self) -> None:
+        """Wait until the pages are created; a server that does not answer is not waited for."""
+        deadline = time.monotonic() + PAGES_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._closed = True
+
+
+def _key(run: Run, name: str) -> str:
+    """Return the key of an artifact: letters, digits and dashes, as Prefect asks for."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{run.recipe.name}-{name}".lower()).strip("-")
+
+
 def show_results(run: Run, artifacts: Mapping[str, Artifact]) -> None:
     """Create a summary page and a table of `metrics.json` as artifacts of the current flow run."""
-    name = re.sub(r"[^a-z0-9]+", "-", run.recipe.name.lower()).strip("-")
     with _errors_recorded(run, "report"):
         text = summary(RunRecord(run.folder, artifacts))
-        create_markdown_artifact(text, key=f"{name}-report", description=f"{run.recipe.name}: {run.folder}")
+        create_markdown_artifact(text, key=_key(run, "report"), description=f"{run.recipe.name}: {run.folder}")
     if "evaluate" in artifacts:
         with _errors_recorded(run, "metrics"):
             records = artifacts["evaluate"].load("metrics.json", read_json)
             rows = [{column: record[column] for column in COLUMNS} for record in records]
             for row in rows:
                 row["value"] = None if row["value"] is None else float(f"{row['value']:.4g}")
-            create_table_artifact(rows, key=f"{name}-metrics", description=f"{run.recipe.name}: {run.folder}")
+            create_table_artifact(rows, key=_key(run, "metrics"), description=f"{run.recipe.name}: {run.folder}")
 
 
 @contextlib.contextmanager
-def _errors_recorded(run: Run, what: str) -> Iterator[None]:
+def _errors_recorded(run: Run, what: str, is_wanted: Callable[[], bool] = lambda: True) -> Iterator[None]:
     """Record an error raised inside as an event of the run, and go on: the results are on disk."""
     try:
         yield
     except Exception as error:
-        run.record("prefect", error=f"no {what} shown: {type(error).__name__}: {error}")
+        if is_wanted():
+            run.record("prefect", error=f"no {what} shown: {type(error).__name__}: {error}")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence, Set
-from typing import Any
 
 from pipeline.steps.artifact import Artifact, Step
-from pipeline.steps.config_hash import masked
+from pipeline.steps.config_hash import flat, masked
 from pipeline.steps.workspace import Workspace
 
 
@@ -70,7 +69,7 @@ def _changes(step: Step, inputs: dict[str, Artifact], workspace: Workspace, wait
     last = workspace.newest(step.name)
     if last is None:
         return "never made here"
-    before, after = _flat(last.manifest["config"]), _flat(masked(step.config))
+    before, after = flat(last.manifest["config"]), flat(masked(step.config))
     keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     changed = [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys]
     old = last.manifest["inputs"]
@@ -80,12 +79,3 @@ def _changes(step: Step, inputs: dict[str, Artifact], workspace: Workspace, wait
     if last.manifest["version"] != step.kind.version:
         changed.append(f"version {last.manifest['version']} -> {step.kind.version}")
     return "; ".join(changed)
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(config, dict):
-        return {prefix: config}
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
-    return flat

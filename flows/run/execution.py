@@ -60,10 +60,11 @@ def execute_plan(recipe: Recipe, plan: Plan, runtime: Runtime, run_steps: RunSte
 
 def _track(run: Run, artifacts: Mapping[str, Artifact], trackers: list[str], runner: InProcess | Subprocess) -> None:
     """Let trackers write the curves and numbers of a run. A run never fails over this: what goes wrong is recorded."""
-    try:
-        runner.run_function(_write_trackers, (run.folder, artifacts, trackers), run.runtime)
-    except Exception as error:
-        run.record("trackers", error=f"{type(error).__name__}: {error}")
+    for name in trackers:
+        try:
+            runner.run_function(_write_tracker, (run.folder, artifacts, name), run.runtime)
+        except Exception as error:
+            run.record("trackers", tracker=name, error=f"{type(error).__name__}: {error}")
 
 
 def step_for_torchrun(recipe: Recipe, plan: Plan) -> Step:
@@ -99,14 +100,13 @@ def _write_results(folder: StoragePath, artifacts: Mapping[str, Artifact], runti
     write_report(folder, artifacts)
 
 
-def _write_trackers(
-    folder: StoragePath, artifacts: Mapping[str, Artifact], trackers: list[str], runtime: Runtime
-) -> None:
-    """Write the files of each tracker into a folder of the run's folder that is named after it."""
-    for name in trackers:
-        own = runtime.root.local_path(f"runs/{folder.name}/{name}")
-        own.mkdir(parents=True, exist_ok=True)
+def _write_tracker(folder: StoragePath, artifacts: Mapping[str, Artifact], name: str, runtime: Runtime) -> None:
+    """Write the files of a tracker into a folder of the run's folder that is named after it."""
+    own = runtime.root.local_path(f"runs/{folder.name}/{name}")
+    own.mkdir(parents=True, exist_ok=True)
+    try:
         tracker(name).write(RunRecord(folder, artifacts), own)
         runtime.root.upload(*(path for path in sorted(own.rglob("*")) if path.is_file()))
+    finally:
         if not runtime.root.local:
             shutil.rmtree(own)

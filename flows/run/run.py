@@ -27,7 +27,7 @@ from typing import Any
 
 import yaml
 
-from evaluation.report.formatting import plural
+from evaluation.report.formatting import plural, teacher_scores
 from flows.plan.run_plan import Plan
 from flows.run.processes import open_private
 from pipeline.errors import ConfigError, Stopped, mask_credentials
@@ -171,14 +171,8 @@ class Run:
 
 def _scores(artifact: Artifact) -> str:
     """Return the end of a progress line that says how good a teacher is; "" if it was not measured."""
-    counts = artifact.counts
-    name = counts.get("metric")
-    if artifact.kind != "teacher" or name is None:
-        return ""
-    if name not in counts["scores"] or name not in counts["baseline"]:
-        return "; its held-out labels define no metric"
-    value, constant = counts["scores"][name], counts["baseline"][name]
-    return f"; {name} {value:.3f}, trivial baseline {constant:.3f}, {plural(counts['held_out'], 'held-out image')}"
+    scores = teacher_scores(artifact.counts) if artifact.kind == "teacher" else ""
+    return f"; {scores}" if scores else ""
 
 
 def _unusable_files(artifact: Artifact) -> str:

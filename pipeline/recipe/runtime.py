@@ -43,6 +43,7 @@ class RuntimeConfig(BaseConfig):
     """Seconds between saved training states, which are uploaded if the root is remote."""
     trackers: Annotated[list[str], UniqueItems] | None = None
     """Tools in whose format the curves and numbers of a run are written to its folder, by the names of files in
-    `evaluation/trackers/`: `tensorboard` (the extra of that name); null for those that are installed."""
+    `evaluation/trackers/`: `tensorboard`, `wandb`, `mlflow`, each an extra of that name; null for `tensorboard`, if it
+    is installed."""
     cache_gb: float = Field(default=CACHE_GB, gt=0, le=1e6)
     """Gigabytes of local disk for the cache of a remote root (`--root s3://...`)."""

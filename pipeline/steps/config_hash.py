@@ -26,6 +26,16 @@ def masked(value: Any) -> Any:
     return [masked(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by their keys: `source.path`."""
+    if not isinstance(config, Mapping):
+        return {prefix: config}
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        values |= flat(value, f"{prefix}.{key}" if prefix else key)
+    return values
+
+
 def without_key(config: Mapping[str, Any], key: str) -> dict[str, Any]:
     """Return a configuration without a key, which may be nested: `source.path`."""
     first, _, rest = key.partition(".")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from evaluation.report.charts import (
     RIGHT,
     TOP,
     loss_chart,
+    loss_image,
     running_mean,
     standing,
     ticks,
@@ -118,3 +121,13 @@ def test_loss_chart_says_how_often_there_is_a_value_and_draws_a_single_one_as_a_
     assert "every" not in some
     assert "where there is one" in loss_chart("depth", [(1, 2.0), (2, 1.0), (5, 1.0)])
     assert "<circle" in loss_chart("near", [(1, 2.0)])
+
+
+def test_loss_image_is_a_chart_with_its_title_and_its_own_style() -> None:
+    kind, _, data = loss_image("a < b", [(1, 2.0), (2, 1.0)]).partition(",")
+    assert kind == "data:image/svg+xml;base64"
+    drawn = ElementTree.fromstring(base64.b64decode(data))
+    texts = ["".join(each.itertext()) for each in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts[0] == "a < b 1 at the end"
+    assert "--line" in "".join(drawn.itertext()), "colors are those of the report"
+    assert float(drawn.attrib["height"]) > 180

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.report.run_record import TOTAL, RunRecord, TrainingLog
+from evaluation.report.run_record import TOTAL, RunRecord, TrainingCurve, TrainingLog
 from pipeline.steps.artifact import Artifact, contents, write_json
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
@@ -72,3 +72,24 @@ def test_losses_have_a_loss_that_is_the_total_once_beside_other_values() -> None
     lines = [{"step": step, "loss": 1.0, "losses": {"simclr": 1.0}} for step in (1, 2)]
     lines[0]["losses"] = {"simclr": 1.0, "feature spread": 0.4}
     assert TrainingLog(lines).losses() == {TOTAL: [(1, 1.0), (2, 1.0)], "feature spread": [(1, 0.4)]}
+
+
+def test_curves_are_losses_other_values_and_the_first_metric_on_the_way() -> None:
+    lines = [log_line(step, total=3.0, things=1.0, depth=2.0) for step in (1, 2)]
+    lines[0]["losses"]["feature rank"] = 8.0  # a single value is no curve
+    lines[1]["validation"] = {"miou": 0.5, "accuracy": 0.6}
+    total, *others = TrainingLog(lines).curves("loss")
+    assert total == TrainingCurve("loss", [(1, 3.0), (2, 3.0)])
+    assert [(curve.title, curve.quantity) for curve in others] == [
+        ("things", "loss"),
+        ("depth", "loss"),
+        ("on the way: validation", "miou on held-out images"),
+    ]
+    assert [curve.title for curve in TrainingLog(lines).curves("masks", "masks: ")][-1] == "masks: validation"
+
+
+def test_recipe_is_that_of_the_run(tmp_path: Path) -> None:
+    assert RunRecord(StoragePath.of(str(tmp_path)), {}).recipe == {}
+    (tmp_path / "recipe.yaml").write_text("name: photos\nseed: 3\n")
+    run = RunRecord(StoragePath.of(str(tmp_path)), {})
+    assert (run.recipe, run.name) == ({"name": "photos", "seed": 3}, "photos")

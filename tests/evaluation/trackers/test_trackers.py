@@ -2,50 +2,47 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from evaluation.report.run_record import RunRecord
-from evaluation.trackers import Scalar, check_tracker_names, chosen_trackers, scalars, tensorboard, tracker
+from evaluation.trackers import (
+    TRACKERS,
+    Scalar,
+    check_tracker_names,
+    chosen_trackers,
+    scalars,
+    tags,
+    tensorboard,
+    tracker,
+)
 from pipeline.errors import ConfigError
-from pipeline.steps.artifact import LOG, Artifact, Inputs
-from pipeline.steps.runtime import Runtime
+from pipeline.recipe.plugins import modules
+
+OFFLINE = """
+import sys
+from pathlib import Path
+from evaluation.report.run_record import RunRecord
+from evaluation.trackers import tracker
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
-from tests.steps import make_step
 
-METRICS = [
-    {"task": "depth", "dataset": "rooms", "metric": "rmse", "model": "student", "value": 0.5},
-    {"task": "depth", "dataset": "rooms", "metric": "rmse", "model": "teacher:depth", "value": None},
-]
+def tell(event, arguments):
+    if event == "socket.getaddrinfo":
+        print("asks for", arguments[0], file=sys.stderr, flush=True)
 
-
-def leave_log(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """Leave a training log of two steps, the second of which was validated."""
-    lines = [
-        {"step": 1, "loss": 2.0, "losses": {"a": 1.5, "b": 0.5}, "lr": 0.1},
-        {"step": 2, "loss": 1.0, "losses": {"a": 1.0}, "lr": 0.05, "validation": {"miou": 0.25, "other": float("nan")}},
-    ]
-    (out / LOG).mkdir(exist_ok=True)
-    (out / LOG / "train.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), "utf-8")
-    return {}
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> RunRecord:
-    """Return a run with one training and a metric."""
-    workspace = Workspace(Root.of(tmp_path / "root"))
-    made: Artifact = workspace.make(
-        make_step("teacher.t", f"{__name__}:leave_log", {}), Inputs({}, Runtime(workspace.root))
-    )
-    folder = StoragePath.of(str(tmp_path / "run"))
-    folder.child("metrics.json").write(json.dumps(METRICS).encode())
-    return RunRecord(folder, {"teacher.t": made})
+sys.addaudithook(tell)
+name, folder, root, out = sys.argv[1:]
+made = Workspace(Root.of(root)).newest("teacher.t")
+tracker(name).write(RunRecord(StoragePath.of(folder), {"teacher.t": made}), Path(out))
+"""
+"""Writes a run, and tells the hosts that this process asks for."""
 
 
 def test_scalars_are_losses_rates_validations_and_final_metrics(run: RunRecord) -> None:
@@ -60,6 +57,11 @@ def test_scalars_are_losses_rates_validations_and_final_metrics(run: RunRecord) 
         Scalar("teacher.t", "validation/miou", 2, 0.25),
         Scalar("evaluate/student", "depth/rooms/rmse", 0, 0.5),
     ]
+
+
+def test_tags_are_backbone_and_tasks_of_the_recipe(run: RunRecord) -> None:
+    assert tags(run) == {"backbone": ["resnet18"], "task": ["depth", "segmentation"]}
+    assert tags(RunRecord(run.folder / "without", {})) == {"backbone": [], "task": []}
 
 
 def test_tensorboard_writes_event_files_that_it_reads_again(run: RunRecord, tmp_path: Path) -> None:
@@ -89,3 +91,22 @@ def test_chosen_trackers_are_those_that_are_installed(monkeypatch: pytest.Monkey
 def test_check_tracker_names_tells_typos() -> None:
     with pytest.raises(ConfigError, match=r"runtime\.trackers: 'tensorbord' is unknown\. Did you mean 'tensorboard'"):
         check_tracker_names(["tensorbord"])
+
+
+@pytest.mark.parametrize("name", modules(TRACKERS))
+def test_tracker_asks_no_network_prints_nothing_and_ends(run: RunRecord, tmp_path: Path, name: str) -> None:
+    pytest.importorskip(tracker(name).PACKAGE)
+    out = tmp_path / "out"
+    out.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        url = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        environ = {**os.environ, "HTTP_PROXY": url, "HTTPS_PROXY": url, "HOME": str(tmp_path / "home")}
+        places = map(str, (run.folder, run.artifacts["teacher.t"].root, out))
+        command = [sys.executable, "-c", OFFLINE, name, *places]
+        done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        proxy.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody called
+            proxy.accept()
+    assert [path for path in out.rglob("*") if path.is_file()]
+    assert not (tmp_path / "mlruns").exists()

@@ -137,6 +137,15 @@ def test_show_results_creates_a_page_with_pictures_of_labels(prefect_run: Prefec
     }
 
 
+def test_step_pages_belong_to_the_task_runs_of_their_steps(prefect_run: PrefectRun) -> None:
+    query = "select r.name, a.key, a.description from artifact a join task_run r on a.task_run_id = r.id"
+    pages = query_prefect(prefect_run.root, f"{query} where a.type = 'markdown'")
+    assert {step: key for step, key, _ in pages} == {step: f"tiny-{step.replace('.', '-')}" for step in STEPS}
+    [card] = [card for step, _, card in pages if step == "teacher.masks"]
+    assert card.startswith("miou 0.")
+    assert card.count("](data:image/") == 2, "a curve and a picture"
+
+
 def test_log_warnings_logs_what_the_report_warns_of(prefect_run: PrefectRun) -> None:
     query = "select r.name, l.message from log l join task_run r on l.task_run_id = r.id where l.level = 30"
     warnings = query_prefect(prefect_run.root, query)

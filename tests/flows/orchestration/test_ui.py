@@ -1,4 +1,4 @@
-"""A step's output and progress in the log of its task run."""
+"""What task runs show of a step: output and progress in the log, and a page of its own."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import logging
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from evaluation.report.step_page import StepPage
 from flows.orchestration import ui
-from flows.orchestration.ui import LogTail
+from flows.orchestration.ui import LogTail, StepPages
 from tests.waiting import wait_until
 
 
@@ -77,3 +80,71 @@ def test_progress_mirror_logs_progress_and_warnings_without_a_server(
     lines = warning.getMessage().splitlines()
     assert lines[0] == "UserWarning: 0"
     assert lines[-1] == f"... and 10 lines more in {tmp_path / 'step.log'}"
+
+
+class SpyRun:
+    """What `StepPages` asks of a run."""
+
+    def __init__(self) -> None:
+        self.folder, self.recipe = None, SimpleNamespace(name="My Photos")
+        self.errors: list[str] = []
+
+    def record(self, event: str, error: str) -> None:
+        self.errors.append(f"{event}: {error}")
+
+
+@pytest.fixture
+def created(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
+    """Return (key, card, body) of each artifact that is created."""
+    pages: list[tuple[str, str, str]] = []
+    monkeypatch.setattr(ui, "step_page", lambda record, step: StepPage(f"card of {step}", "body"))
+    monkeypatch.setattr(
+        ui, "create_markdown_artifact", lambda body, key, description: pages.append((key, description, body))
+    )
+    return pages
+
+
+def test_step_pages_are_created_under_a_key_of_recipe_and_step(created: list[tuple[str, str, str]]) -> None:
+    run: Any = SpyRun()
+    pages = StepPages()
+    for _ in range(2):
+        pages.show(run, "teacher.a_b", {})
+    pages.wait()
+    assert created == [("my-photos-teacher-a-b", "card of teacher.a_b", "body")] * 2
+    assert run.errors == []
+
+
+def test_step_pages_record_what_fails(created: list[tuple[str, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(record: object, step: str) -> None:
+        raise ValueError(f"{step} is odd")
+
+    monkeypatch.setattr(ui, "step_page", fail)
+    run: Any = SpyRun()
+    pages = StepPages()
+    pages.show(run, "pool", {})
+    pages.wait()
+    assert run.errors == ["prefect: no page of pool shown: ValueError: pool is odd"]
+
+
+def test_step_pages_do_not_wait_for_a_server_that_is_gone(
+    created: list[tuple[str, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, returned = threading.Event(), threading.Event()
+
+    def never(*_: object, **__: object) -> None:
+        gone.wait()
+        returned.set()
+        raise ConnectionError("the server is gone")
+
+    monkeypatch.setattr(ui, "create_markdown_artifact", never)
+    monkeypatch.setattr(ui, "PAGES_S", 0.05)
+    run: Any = SpyRun()
+    pages = StepPages()
+    for step in ("pool", "label"):
+        pages.show(run, step, {})
+    pages.wait()
+    gone.set()
+    for thread in pages._threads:
+        thread.join()
+    assert returned.is_set()
+    assert run.errors == [], "the run has ended, and its events with it"
