@@ -85,4 +85,4 @@ def test_init_in_another_folder_writes_paths_that_work(project: Path, monkeypatc
     teacher = ["teachers={gabor: {kind: analytic, image_size: 32, wavelengths: [4.0]}}"]
     monkeypatch.chdir("/")
     planned = must.plan(project / "deep/er/recipe.yaml", project / "root", [*teacher, "student.weighting=equal"])
-    assert [each.step.name for each in planned][:2] == ["data.photos", "teacher.gabor"]
+    assert [each.step.name for each in planned][:3] == ["data.photos", "pool", "teacher.gabor"]

@@ -39,7 +39,7 @@ def to_run(recipe: Path, root: Path, *overrides: str) -> list[str]:
 def test_stages_are_planned_run_and_reported(staged: Path, finished_root: Path, tmp_path: Path) -> None:
     root = shutil.copytree(finished_root, tmp_path / "copy")
     planned = must.plan(staged, root)
-    assert [each.step.name for each in planned] == [*STEPS[:2], *POOLS, *STEPS[2:-1], *TRAINED, "evaluate"]
+    assert [each.step.name for each in planned] == [*STEPS[:3], *POOLS, *STEPS[3:-1], *TRAINED, "evaluate"]
     inputs = {each.step.name: each.step.inputs for each in planned}
     assert inputs["pool.first"] == inputs["pool.second"] == ("data.world", "data.pool")
     assert inputs["stage.first"] == ("student", "pool.first", "data.pool")
