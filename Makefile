@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest -q -n $(TESTS) --dist loadfile --no-loadscope-
 .PHONY: help quickstart test test-all torture coverage check format docs
 
 help:
-	@echo "make quickstart   set up, then run the main job on a generated world (6 to 28 minutes on two cores)"
+	@echo "make quickstart   set up, then run the main job on a generated world (5 to 8 minutes on two cores)"
 	@echo "make test         set up, then run the tests"
 	@echo "make test-all     every test, the slow ones and those for a GPU as well"
 	@echo "make torture      for hours: kill runs, fill disks, damage files, pester the page; see that nothing is lost"
