@@ -202,14 +202,20 @@ def measure_row(root: str, name: str, start: str, overrides: Sequence[str]) -> d
     for measure in row.measures:
         keys = (f"evaluate.starts={json.dumps([trained])}", *MEASURES[measure])
         measured = run(RECIPE, root, [*overrides, *keys], "evaluate")
-        records += [{"measure": measure, **record} for record in leading_records(measured)]
+        records += [{"measure": measure, **record} for record in leading_records(measured, trained)]
     return {"cost": cost, "records": records}
 
 
-def leading_records(artifacts: Mapping[str, Artifact]) -> Iterator[Record]:
-    """Yield the record of the leading metric of each set and task, of the steps that measured backbones."""
+def leading_records(artifacts: Mapping[str, Artifact], start: str) -> Iterator[Record]:
+    """Yield the record of the leading metric of each set and task, of the steps that measured one of the backbones.
+
+    A run measures the student's own start as well.
+    """
     for artifact in artifacts.values():
         if artifact.manifest["kind"] not in ("probe", "finetune"):
+            continue
+        measured = artifact.manifest["config"]["start"]
+        if start not in (measured["step"], measured["weights"], measured["name"]):
             continue
         leading: dict[tuple[str, str], Record] = {}
         for record in artifact.load(MEASUREMENTS_FILE, read_json):
