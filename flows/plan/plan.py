@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 
 from pipeline.steps.artifact import Artifact, Step
 from pipeline.steps.config_hash import flat, masked
@@ -44,17 +44,30 @@ def plan(steps: list[Step], workspace: Workspace, force: Set[str] = frozenset())
     return list(planned.values())
 
 
-def independent_steps(planned: Sequence[Planned], name: str) -> list[str]:
-    """Return the steps to make that neither need the step `name` nor are needed by it: those that may run beside it."""
-    inputs = {each.step.name: set(each.step.inputs) for each in planned}
-    upstream, downstream = {name}, {name}
-    for other, needed in inputs.items():  # a step comes after those that it needs
-        if needed & downstream:
-            downstream.add(other)
-    for other, needed in reversed(inputs.items()):
-        if other in upstream:
-            upstream |= needed
-    related = upstream | downstream
+def needed_by(planned: Sequence[Planned], names: Sequence[str]) -> list[Planned]:
+    """Return the part of a plan that these steps need, they included."""
+    by_name = {each.step.name: each for each in planned}
+    needed, waiting = set(), list(names)
+    while waiting:
+        name = waiting.pop()
+        needed.add(name)
+        waiting += by_name[name].step.inputs
+    return [each for each in planned if each.step.name in needed]
+
+
+def dependents(steps: Iterable[Step], name: str) -> set[str]:
+    """Return the steps that need the step `name`, itself included; each comes after those that it needs."""
+    found = {name}
+    for step in steps:
+        if found.intersection(step.inputs):
+            found.add(step.name)
+    return found
+
+
+def independent_steps(planned: Sequence[Planned], step: Step) -> list[str]:
+    """Return the steps to make that neither need this step nor are needed by it: those that may run beside it."""
+    related = {each.step.name for each in needed_by(planned, step.inputs)}
+    related |= dependents((each.step for each in planned), step.name)
     return [each.step.name for each in planned if each.artifact is None and each.step.name not in related]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from flows.plan.plan import Planned, listed
+from flows.plan.plan import Planned, dependents, listed, needed_by
 from pipeline.errors import ConfigError, require_one_of
 from pipeline.recipe.comparison import COMPARE
 from pipeline.steps.artifact import Step
@@ -30,11 +30,7 @@ class Selection:
         names = {step.name for step in steps}
         forced = {require_one_of(name, names, "Step") for name in self.force}
         if self.start is not None:
-            behind = {require_one_of(self.start, names, "Step")}
-            for step in steps:
-                if behind.intersection(step.inputs):
-                    behind.add(step.name)
-            forced |= behind
+            forced |= dependents(steps, require_one_of(self.start, names, "Step"))
         return forced
 
     def of(self, planned: list[Planned]) -> list[Planned]:
@@ -85,14 +81,3 @@ def steps_named(steps: Sequence[Step], name: str) -> list[str]:
     found = found or [step.name for step in steps if step.name == name]
     found = found or [step.name for step in steps if step.name.startswith(f"{name}.")]
     return found or [require_one_of(name, [step.name for step in steps], "Step")]
-
-
-def needed_by(planned: list[Planned], names: Sequence[str]) -> list[Planned]:
-    """Return the part of a plan that these steps need, they included."""
-    by_name = {each.step.name: each for each in planned}
-    needed, waiting = set(), list(names)
-    while waiting:
-        name = waiting.pop()
-        needed.add(name)
-        waiting += by_name[name].step.inputs
-    return [each for each in planned if each.step.name in needed]

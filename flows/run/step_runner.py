@@ -153,7 +153,7 @@ class Subprocess:
 
     def _attempt(self, run: Run, step: Step, inputs: Inputs, device: Environ) -> tuple[Artifact, bool]:
         environs = _rank_environs(self.training_processes) if step.kind.trains else [{}]
-        processes = min(self.concurrency, 1 + len(independent_steps(run.planned, step.name))) * len(environs)
+        processes = min(self.concurrency, 1 + len(independent_steps(run.planned, step))) * len(environs)
         threads = max(1, usable_cores() // processes) if processes > 1 else 0
         arguments = (step, inputs.artifacts, inputs.force, inputs.parts)
         call = Call(

@@ -25,7 +25,8 @@ def test_independent_steps_are_to_be_made_and_neither_upstream_nor_downstream() 
         Planned(make_step(name, "work", {}, each), made if name == "data.made" else None, "")
         for name, each in inputs.items()
     ]
-    assert independent_steps(planned, "teacher.a") == ["data.b", "teacher.b"]
-    assert independent_steps(planned, "data.a") == ["data.b", "teacher.b"]
-    assert independent_steps(planned, "student") == []
-    assert independent_steps(planned, "evaluate") == ["student.labels"]
+    steps = {each.step.name: each.step for each in planned}
+    assert independent_steps(planned, steps["teacher.a"]) == ["data.b", "teacher.b"]
+    assert independent_steps(planned, steps["data.a"]) == ["data.b", "teacher.b"]
+    assert independent_steps(planned, steps["student"]) == []
+    assert independent_steps(planned, steps["evaluate"]) == ["student.labels"]
