@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
@@ -26,7 +26,7 @@ from pipeline.models.checkpoint import load_model, read_tensors, save_model
 from pipeline.models.readout import untrained_parameters
 from pipeline.models.timm_models import statistics
 from pipeline.models.weight_loading import load_weights
-from pipeline.models.weights import NETWORK
+from pipeline.models.weights import NETWORK, network_settings_file
 from pipeline.recipe.augment import Resize
 from pipeline.recipe.teacher import TrainingConfig
 from pipeline.stores.labels import LabelSpace
@@ -49,6 +49,15 @@ class NetworkConfig(BaseModel):
     heads: dict[str, dict[str, Any]]
     """Label spaces by head, as JSON."""
     seed: int = Field(default=0, ge=0)
+
+    @classmethod
+    def of_settings(cls, settings: Mapping[str, Any], origin: str) -> NetworkConfig:
+        """Return what a `model.json` holds. Raises DataError, beginning with `origin`, if a value of it is wrong."""
+        try:
+            return cls(**{name: value for name, value in settings.items() if name != "format"})
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            raise DataError(f"{origin}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}.") from error
 
     def architecture(self) -> dict[str, Any]:
         """Return what speed depends on, as JSON: all but the seed and how images become square."""
@@ -180,16 +189,17 @@ class Network(nn.Module):
         config, weights = load_model(folder)
         if (saved := config["format"]) != NETWORK:
             raise DataError(f"{folder}: a network of format {saved!r}; {NETWORK!r} can be read: train it again.")
-        return cls._restore(config, weights)
+        return cls._restore(NetworkConfig.of_settings(config, str(folder)), weights)
 
     @classmethod
     def load_file(cls, file: Path, config: Mapping[str, Any]) -> Network:
         """Load the network whose weights are in `file`, in eval mode, given its `model.json`."""
-        return cls._restore(config, read_tensors(file)[1])
+        origin = str(network_settings_file(file))
+        return cls._restore(NetworkConfig.of_settings(config, origin), read_tensors(file)[1])
 
     @classmethod
-    def _restore(cls, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Network:
-        network = cls(NetworkConfig(**{name: value for name, value in config.items() if name != "format"}))
+    def _restore(cls, config: NetworkConfig, weights: Mapping[str, Tensor]) -> Network:
+        network = cls(config)
         network.load_state_dict(weights)
         return network.eval()
 

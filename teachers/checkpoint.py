@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ValidationError
-
-from pipeline.errors import ConfigError, DataError, error_context, require_one_of
+from pipeline.errors import ConfigError, error_context, require_one_of
 from pipeline.models.weights import find_weights, network_settings_file, read_network_settings
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Inputs, read_json, write_json
@@ -38,13 +36,9 @@ class Config(TeacherConfig):
         from tasks.network import Network, NetworkConfig
 
         self.head_and_space()
-        settings = {name: value for name, value in self._settings().items() if name != "format"}
-        try:
-            with torch.device("meta"):  # no memory, no arithmetic
-                network = Network(NetworkConfig(**settings))
-        except ValidationError as error:
-            wrong = error.errors()[0]
-            raise DataError(f"{self._settings_file()}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}.") from error
+        network_config = NetworkConfig.of_settings(self._settings(), str(self._settings_file()))
+        with torch.device("meta"):  # no memory, no arithmetic
+            network = Network(network_config)
         check_state(network, find_weights(self.weights))
 
     def backbone_name(self) -> str:

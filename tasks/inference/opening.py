@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 import tasks
 from pipeline.errors import DataError
 from pipeline.models.weights import find_weights, network_settings_file, read_network_settings
@@ -55,9 +53,5 @@ def _uncalibrated(predictor: Predictor) -> dict[str, Label]:
 def _load_network(file: Path, settings: dict[str, Any]) -> Network:
     try:
         return Network.load_file(file, settings)
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        place = ".".join(map(str, wrong["loc"]))
-        raise DataError(f"{network_settings_file(file)}: {place}: {wrong['msg']}.") from error
     except RuntimeError as error:
         raise DataError(f"{file}: its weights do not fit the {network_settings_file(file).name} beside it.") from error
