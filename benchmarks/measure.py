@@ -44,7 +44,7 @@ class MemoryStream(Generic[T]):
 
     def __init__(self, batch_of: Callable[[int], T]) -> None:
         """`batch_of`: returns the batch of a step."""
-        self.batch_of, self.waited = batch_of, 0.0
+        self.batch_of = batch_of
 
     def batches(self, start: int) -> Generator[T]:
         """Yield the batches of all steps from `start` on, without end."""

@@ -108,8 +108,6 @@ class _MapStep:
 class _MapStream:
     """Batches of the training images, which are in memory, in a new random order in each epoch."""
 
-    waited = 0.0
-
     def __init__(self, data: DenseProbeData, batch: int) -> None:
         train, label = data.train, tasks.label(data.task.space)
         side = train.side if label.uses_pixels else train.side // DENSE_STRIDE

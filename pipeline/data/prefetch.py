@@ -6,7 +6,6 @@ import collections
 import contextlib
 import itertools
 import operator
-import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
@@ -63,8 +62,6 @@ class PrefetchedStream(Generic[Sample, LocalBatchT]):
         threads: int,
     ) -> None:
         self._makers_of_step, self._assemble, self._threads = sample_makers, assemble, threads
-        self.waited = 0.0
-        """Seconds that the consumer has waited for samples so far."""
 
     def batches(self, start: int) -> Generator[LocalBatchT]:
         """Yield the local batch of step `start` and of every step after it."""
@@ -73,7 +70,5 @@ class PrefetchedStream(Generic[Sample, LocalBatchT]):
         makers = itertools.chain.from_iterable(submitted)
         with contextlib.closing(prefetch(operator.call, makers, self._threads, most)) as made:
             for step, own in enumerate(steps, start):
-                began = time.perf_counter()
                 samples = list(itertools.islice(made, len(own)))
-                self.waited += time.perf_counter() - began
                 yield self._assemble(samples, step)

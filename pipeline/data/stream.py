@@ -20,10 +20,6 @@ class LocalBatch(Protocol):
 class BatchStream(Protocol):
     """An endless stream of local batches, which can begin at any step."""
 
-    @property
-    def waited(self) -> float:
-        """Seconds that the consumer has waited for batches so far."""
-
     def batches(self, start: int) -> Generator[LocalBatch]:
         """Yield the local batch of step `start` and of every step after it."""
 

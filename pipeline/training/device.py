@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +51,24 @@ def move_to_device(data: Any, device: str) -> Any:
 
     All else is left as it is. Copies to CUDA are asynchronous.
     """
+    return map_tensors(data, lambda tensor: tensor.to(device, non_blocking=device == "cuda"))
+
+
+def map_tensors(data: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Return the data with the function's result in the place of each tensor, however deep.
+
+    In dataclasses, mappings, lists and tuples; all else is left as it is.
+    """
     if isinstance(data, Tensor):
-        return data.to(device, non_blocking=device == "cuda")
+        return function(data)
     if isinstance(data, Mapping):
-        return {key: move_to_device(value, device) for key, value in data.items()}
+        return {key: map_tensors(value, function) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        moved = [move_to_device(value, device) for value in data]
-        return type(data)(*moved) if hasattr(data, "_fields") else type(data)(moved)  # a named tuple takes its fields
+        mapped = [map_tensors(value, function) for value in data]
+        return type(data)(*mapped) if hasattr(data, "_fields") else type(data)(mapped)  # a named tuple takes its fields
     if dataclasses.is_dataclass(data) and not isinstance(data, type):
         names = [field.name for field in dataclasses.fields(data)]
-        return dataclasses.replace(data, **{name: move_to_device(getattr(data, name), device) for name in names})
+        return dataclasses.replace(data, **{name: map_tensors(getattr(data, name), function) for name in names})
     return data
 
 

@@ -7,7 +7,8 @@ What is trained, an `Objective`, computes its losses. The loop owns the rest:
   gradients add up to that of the batch, up to batch statistics, if the losses are means over labels or images.
 * Clipping: the norm of the batch's gradient is limited.
 * Non-finite values: a loss or gradient that is not finite ends the training, with step and images, before it reaches
-  the weights.
+  a saved state.
+* No waiting: batches are copied to a GPU while it computes, and it has the next step before its losses are read.
 * EMA: the moving average of the weights, if asked for, is what a training returns.
 * Validation: if asked for, the network is measured on held-out images on the way, its best weights are what a training
   returns, and it ends early where it no longer gets better.
@@ -19,29 +20,32 @@ What is trained, an `Objective`, computes its losses. The loop owns the rest:
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from pipeline.data.stream import LocalBatch
-from pipeline.errors import ConfigError, DataError, MustError, first_line
+from pipeline.errors import ConfigError, DataError, MustError, error_context, first_line
 from pipeline.models.weight_loading import non_finite_weights
 from pipeline.steps import ranks
 from pipeline.steps.runtime import Runtime
+from pipeline.training import feed
 from pipeline.training.autotune import ComputeConfig
 from pipeline.training.device import move_to_device
-from pipeline.training.microbatch import OUT_OF_MEMORY_ADVICE, TOTAL, MicrobatchRunner, StepResult, sum_by_key
+from pipeline.training.feed import FedBatch
+from pipeline.training.microbatch import OUT_OF_MEMORY_ADVICE, MicrobatchRunner, StepReport
 from pipeline.training.objective import TrainingJob
 from pipeline.training.optimizer import build_optimizer, lr_factor, match_memory_format, set_weight_decay, weight_decay
 from pipeline.training.process_group import ProcessGroup
 from pipeline.training.progress import TrainingProgress
 from pipeline.training.state import TrainingFiles, state_path
+from pipeline.training.taken_step import TOTAL, PassResult, TakenStep, sum_by_key
 from pipeline.training.validation import Validator
 
 
@@ -120,7 +124,12 @@ class _Trainer:
         self.files = TrainingFiles(job.name, job.out) if ranks.is_first() else None
         """Of the first process; None in the others, which write nothing."""
         self.step, self.limits = 0, list[MicrobatchLimit]()
+        self.unread = collections.deque[TakenStep]()
+        """Steps that were taken, and whose losses were not read yet."""
+        self.ahead = int(compute.device in feed.ASYNCHRONOUS)
         self.seconds = self.earlier = 0.0
+        self.waited = 0.0
+        """Seconds that this process has waited for batches so far."""
 
     @property
     def limit(self) -> int:
@@ -189,33 +198,38 @@ class _Trainer:
     def run(self) -> None:
         """Train from the current step to the last."""
         started = saved = time.monotonic()
+        self.read_at = time.perf_counter()
         self.progress = TrainingProgress(self.job, self.runtime, self.step)
         batches = self.job.stream.batches(self.step)
+        fed = feed.feed(
+            batches, lambda local: self.microbatches.prepare(local, self.limit), self.microbatches.compute.device
+        )
         try:
             while self.step < self.job.steps and not (self.validator and self.validator.is_over):
-                began = time.perf_counter()
-                line = self._train_step(batches)
+                self.unread.append(self._train_step(fed))
                 self.step += 1
-                rate = self.job.config.batch / (time.perf_counter() - began)
-                self._log({**line, **self._validate()}, rate)
+                is_read_at_once = self._is_validation_due(self.step) or self.step == self.job.steps
+                self._read_steps(0 if is_read_at_once else self.ahead)
                 self.seconds = self.earlier + time.monotonic() - started
-                if any(self.group.all_gather(self.runtime.stop.is_set())):
+                is_save_due = time.monotonic() - saved > self.runtime.checkpoint_s
+                wishes = self.group.all_gather((self.runtime.stop.is_set(), is_save_due))
+                if any(stop for stop, _ in wishes):
                     self._stop()
-                if time.monotonic() - saved > self.runtime.checkpoint_s:
+                if wishes[0][1]:  # the first process writes, and its clock counts
                     self._save()
                     saved = time.monotonic()
         finally:
+            fed.close()
             batches.close()
             if self.files:  # in the first process
                 self.files.close()
 
-    def _train_step(self, batches: Generator[LocalBatch]) -> dict[str, Any]:
-        """Take one optimiser step on the next batch, and return its losses and learning rate for the log."""
-        results = self._forward_backward(batches)
-        self._lower_limit(min(result.limit for result in results))
-        self._all_reduce_gradients(results)
+    def _train_step(self, batches: Iterator[FedBatch]) -> TakenStep:
+        """Give the device one optimiser step on the next batch."""
+        passes, reports = self._forward_backward(batches)
+        self._lower_limit(min(report.limit for report in reports))
+        self._all_reduce_gradients(reports)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.job.config.clip or math.inf)  # inf: measured, not clipped
-        self.microbatches.check_finite(norm, "gradient", self.step, [key for result in results for key in result.keys])
         lr = max(float(rate) for rate in self.schedule.get_last_lr())
         set_weight_decay(self.optimizer, weight_decay(self.step, self.job.steps, self.job.config))
         self.optimizer.step()
@@ -224,13 +238,33 @@ class _Trainer:
         self.group.all_reduce_mean(self.running_statistics)  # a process may never have seen a head's labels
         if self.ema:
             self.ema.update(self.model, self.step)
-        losses = sum_by_key(result.losses for result in results)
-        return {"loss": losses.pop(TOTAL), "losses": losses, "lr": lr}
+        return TakenStep(self.step + 1, passes, norm, {"lr": lr, "passes": self.microbatches.count(self.limit)})
+
+    def _read_steps(self, most: int = 0) -> None:
+        """Read, check and log the steps that were taken, but for the last `most`."""
+        while len(self.unread) > most:
+            taken = self.unread.popleft()
+            losses = self._read_losses(taken)
+            self._log({"step": taken.number, "loss": losses.pop(TOTAL), "losses": losses, **taken.line})
+
+    def _read_losses(self, taken: TakenStep) -> dict[str, float]:
+        """Return the losses of a step, of all processes together; raise DataError if one or the gradient is not finite.
+
+        A gradient is the same in all processes: they agree on whether it is finite.
+        """
+        with error_context(self.job.name):
+            losses = self.group.all_gather_result(taken.losses)
+            if not math.isfinite(taken.norm):
+                keys = itertools.chain.from_iterable(self.group.all_gather(taken.keys))
+                taken.check_finite(taken.norm, "gradient", list(keys))
+        return sum_by_key(losses)
+
+    def _is_validation_due(self, step: int) -> bool:
+        return self.validator is not None and self.validator.is_due(step)
 
     def _validate(self) -> dict[str, Any]:
-        """Measure the network if it is time to, and return the metrics for the log. The first process measures."""
-        if not self.validator or not self.validator.is_due(self.step):
-            return {}
+        """Measure the network, and return the metrics for the log. The first process measures."""
+        assert self.validator
         measured = (self.ema.module if self.ema else self.model).eval()
         validation = self.validator.validation
         scores = self.group.broadcast_result(lambda: validation.score(measured, self.microbatches.compute))
@@ -238,19 +272,29 @@ class _Trainer:
         self.validator.add(self.step, scores, measured.state_dict())
         return {"validation": scores}
 
-    def _forward_backward(self, batches: Generator[LocalBatch]) -> list[StepResult]:
-        """Run this process's passes on the next batch, and return the results of all processes."""
-        amounts = self.group.all_gather_result(lambda: self.microbatches.load(next(batches), self.limit))
+    def _forward_backward(self, batches: Iterator[FedBatch]) -> tuple[list[PassResult], list[StepReport]]:
+        """Run this process's passes on the next batch; return their outcomes, and the reports of all processes."""
+        amounts = self.group.all_gather_result(lambda: self.microbatches.load(self._next(batches), self.limit))
+        passes = list[PassResult]()
 
-        def run() -> StepResult:
-            return self.microbatches.run(sum_by_key(amounts), self.step, self.limit)
+        def run() -> StepReport:
+            own, report = self.microbatches.run(sum_by_key(amounts), self.step, self.limit)
+            passes.extend(own)
+            return report
 
         # synchronised passes can't report an error: the other processes wait inside a pass, and end with this one
-        return self.group.all_gather(run()) if self.microbatches.synchronized else self.group.all_gather_result(run)
+        synchronized = self.microbatches.synchronized
+        return passes, self.group.all_gather(run()) if synchronized else self.group.all_gather_result(run)
 
-    def _all_reduce_gradients(self, results: Sequence[StepResult]) -> None:
+    def _next(self, batches: Iterator[FedBatch]) -> FedBatch:
+        began = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - began
+        return batch
+
+    def _all_reduce_gradients(self, reports: Sequence[StepReport]) -> None:
         """Sum gradients over all processes. A parameter that has a gradient in none of them gets none."""
-        has_gradient = [any(flags) for flags in zip(*(result.has_gradient for result in results), strict=True)]
+        has_gradient = [any(flags) for flags in zip(*(report.has_gradient for report in reports), strict=True)]
         gradients = []
         for parameter, anywhere in zip(self.model.parameters(), has_gradient, strict=True):
             if anywhere:
@@ -260,6 +304,7 @@ class _Trainer:
 
     def _save(self) -> None:
         """Save the state. If the root's storage does not take it, training goes on: it may take the next one."""
+        self._read_steps()
         if self.files:  # in the first process
             self.files.save(self._state_dict())
             try:
@@ -275,13 +320,16 @@ class _Trainer:
         self.runtime.stop.set()
         self.runtime.check_stop(self.job.name)
 
-    def _log(self, line: dict[str, Any], images_per_s: float) -> None:
+    def _log(self, line: dict[str, Any]) -> None:
+        images_per_s = self.job.config.batch / (time.perf_counter() - self.read_at)
+        if self._is_validation_due(line["step"]):
+            line |= self._validate()
         if self.files:  # in the first process
-            passes, waited_s = self.microbatches.count(self.limit), round(self.job.stream.waited, 3)
-            line = {"step": self.step, **line, "passes": passes, "images_per_s": round(images_per_s, 2)}
-            self.files.log({**line, "waited_s": waited_s})
-            is_last = self.step == self.job.steps or bool(self.validator and self.validator.is_over)
-            self.progress.report(self.step, line, images_per_s, is_last)
+            step, waited_s = line["step"], round(self.waited, 3)
+            self.files.log({**line, "images_per_s": round(images_per_s, 2), "waited_s": waited_s})
+            is_last = step == self.job.steps or bool(self.validator and self.validator.is_over)
+            self.progress.report(step, line, images_per_s, is_last)
+        self.read_at = time.perf_counter()
 
     def finish(self) -> FitResult:
         """Leave the model trained, averaged or at its best if asked, in eval mode; return the first one's report."""

@@ -9,7 +9,7 @@ for batch statistics, and for losses that compare the images of a batch.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -22,10 +22,11 @@ from pipeline.steps.artifact import WORK, read_json, write_json
 from pipeline.steps.runtime import Runtime
 from pipeline.training.autotune import ComputeConfig
 from pipeline.training.device import move_to_device
+from pipeline.training.feed import FedBatch
 from pipeline.training.objective import TrainingJob
 from pipeline.training.process_group import ProcessGroup
+from pipeline.training.taken_step import TOTAL, PassResult, sum_by_key
 
-TOTAL = "the combined loss"
 LIMIT_FILE = "images_per_pass.json"
 """In `work`: written by a process that runs out of memory while the others wait inside a pass, before it exits; the
 next attempt starts with smaller microbatches. It is not in the training state: only rank 0 writes that, and it
@@ -38,13 +39,9 @@ OUT_OF_MEMORY_ADVICE = (
 )
 
 
-class StepResult(NamedTuple):
-    """The report of a process on its passes in a step."""
+class StepReport(NamedTuple):
+    """What the other processes have to know of the passes of one."""
 
-    keys: list[str]
-    """Its images."""
-    losses: dict[str, float]
-    """By name, its part of the losses of the whole batch."""
     has_gradient: list[bool]
     """For each parameter."""
     limit: int
@@ -75,25 +72,35 @@ class MicrobatchRunner:
         count = -(-self.largest // limit)
         return min(count, self.smallest) if self.synchronized else count
 
-    def load(self, local: LocalBatch, limit: int) -> dict[str, float]:
-        """Take the next local batch; return by name the amounts (images, labels or pixels) its losses average over."""
-        self._local, self._microbatches = local, self._split(local, limit)
-        return sum_by_key(self.job.objective.amounts(microbatch) for microbatch in self._microbatches)
+    def prepare(self, local: LocalBatch, limit: int) -> FedBatch:
+        """Split a local batch into microbatches of at most `limit` images."""
+        microbatches = self._split(local, limit)
+        return FedBatch(local, microbatches, sum_by_key(map(self.job.objective.amounts, microbatches)))
+
+    def load(self, fed: FedBatch, limit: int) -> Mapping[str, float]:
+        """Take the next batch; return by name the amounts (images, labels or pixels) that its losses average over."""
+        self._local, self._microbatches = fed.local, fed.microbatches
+        if len(self._microbatches) != self._count_of(fed.local, limit):  # the limit fell after it was split
+            self._microbatches = self._split(fed.local, limit)
+        return fed.amounts
 
     def _split(self, local: LocalBatch, limit: int) -> Sequence[Any]:
-        return local.split(min(self.count(limit), len(local.keys)))
+        return local.split(self._count_of(local, limit))
 
-    def run(self, amounts: Mapping[str, float], step: int, limit: int) -> StepResult:
+    def _count_of(self, local: LocalBatch, limit: int) -> int:
+        return min(self.count(limit), len(local.keys))
+
+    def run(self, amounts: Mapping[str, float], step: int, limit: int) -> tuple[list[PassResult], StepReport]:
         """Run forward and backward passes on the loaded batch, at most `limit` images at once, fewer if memory demands.
 
-        `amounts` are those of the whole batch, in all processes. Raises DataError with step and keys if the loss is not
-        finite, ConfigError if memory does not hold one image.
+        `amounts` are those of the whole batch, in all processes. Returns the outcomes of the passes, and the report on
+        them. Raises ConfigError if memory does not hold one image.
         """
         while True:
-            losses = self._attempt(amounts, step)
-            if losses is not None:
+            passes = self._attempt(amounts, step)
+            if passes is not None:
                 has_gradient = [parameter.grad is not None for parameter in self.job.objective.parameters()]
-                return StepResult(self._local.keys, losses, has_gradient, limit)
+                return passes, StepReport(has_gradient, limit)
             smaller = -(-limit // 2)
             if self.count(smaller) == self.count(limit):
                 images = max(len(microbatch.keys) for microbatch in self._microbatches)
@@ -106,12 +113,12 @@ class MicrobatchRunner:
                 self._save_limit(step, limit)
             self._microbatches = self._split(self._local, limit)
 
-    def _attempt(self, amounts: Mapping[str, float], step: int) -> dict[str, float] | None:
-        """Return the losses, or None if memory ran out: then gradients, buffers and random state are as before."""
+    def _attempt(self, amounts: Mapping[str, float], step: int) -> list[PassResult] | None:
+        """Run all passes; None if memory ran out: then gradients, buffers and random state are as before."""
         buffers = self._copy_buffers()
         self._seed(step)
         try:
-            return sum_by_key(self._pass(microbatch, amounts, step) for microbatch in self._microbatches)
+            return [self._pass(microbatch, amounts) for microbatch in self._microbatches]
         except torch.OutOfMemoryError:
             pass  # leave the handler first: the error's frames still hold memory
         self.job.objective.zero_grad(set_to_none=True)
@@ -133,14 +140,13 @@ class MicrobatchRunner:
             return []
         return [(buffer, buffer.clone()) for buffer in self.job.objective.buffers()]
 
-    def _pass(self, microbatch: Any, amounts: Mapping[str, float], step: int) -> dict[str, float]:
+    def _pass(self, microbatch: Any, amounts: Mapping[str, float]) -> PassResult:
         own = self.job.objective.amounts(microbatch)
         shares = {name: amount / max(amounts[name], 1) for name, amount in own.items()}
         with self.compute.autocast(), self._explain_batch_norm(len(microbatch.keys)):
             total, losses = self.job.objective(move_to_device(microbatch, self.compute.device), shares)
-        self.check_finite(total, "loss", step, microbatch.keys)
         total.backward()
-        return {name: float(loss.detach()) for name, loss in {**losses, TOTAL: total}.items()}
+        return PassResult(microbatch.keys, {**losses, TOTAL: total.detach()})
 
     @contextlib.contextmanager
     def _explain_batch_norm(self, images: int) -> Iterator[None]:
@@ -157,14 +163,6 @@ class MicrobatchRunner:
                 f"{self.group.world_size}). Set a larger batch, less accumulate, a larger image_size, or a backbone "
                 "without batch norm."
             ) from error
-
-    def check_finite(self, value: Tensor, what: str, step: int, keys: Sequence[str]) -> None:
-        """Raise DataError, naming step and images, unless the value is finite."""
-        if not bool(value.isfinite()):
-            raise DataError(
-                f"{self.job.name}: the {what} is {float(value.detach())} at step {step + 1}. "
-                f"Images of the batch: {', '.join(keys)}. A smaller lr, or leaving these images out, may help."
-            )
 
     def _save_limit(self, step: int, limit: int) -> NoReturn:
         """End this process, and with it the others, which wait inside a pass; the next attempt begins with `limit`."""
@@ -187,12 +185,3 @@ class MicrobatchRunner:
                 return min(self.limit, images)
             case other:
                 raise DataError(f"{path}: holds {other!r:.40}, and no number of images. Delete it.")
-
-
-def sum_by_key(mappings: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Sum the values of each key over the mappings."""
-    sums: dict[str, float] = {}
-    for mapping in mappings:
-        for key, value in mapping.items():
-            sums[key] = sums.get(key, 0.0) + value
-    return sums

@@ -132,4 +132,5 @@ def _join(device: str) -> None:
     if own:
         torch.cuda.set_device(own)  # "cuda" is this device from here on
     with _lost_peer():
-        distributed.init_process_group("nccl" if own else "gloo", timeout=TIMEOUT, device_id=own)
+        backends = "cpu:gloo,cuda:nccl" if own else "gloo"  # messages by gloo: they don't wait for the device
+        distributed.init_process_group(backends, timeout=TIMEOUT, device_id=own)

@@ -147,10 +147,3 @@ def test_batch_loader_stops_at_an_image_that_cannot_be_read(dataset: ImageDatase
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(DataError, match=r"s0\.tar: cut short"):
         list(itertools.islice(loader_of(dataset).batches(0), 3))
-
-
-def test_batch_loader_counts_seconds_waited(dataset: ImageDataset) -> None:
-    loader = loader_of(dataset)
-    assert loader.waited == 0
-    next(loader.batches(0))
-    assert loader.waited > 0

@@ -63,7 +63,7 @@ class NumberedStream:
     """This process's part of batches of any size, made from batches of four; `given` are the steps it was asked for."""
 
     def __init__(self, make: Callable[[int], Batch] = make_batch, batch: int = 4) -> None:
-        self.make, self.batch, self.waited = make, batch, 0.0
+        self.make, self.batch = make, batch
         self.given: list[int] = []
 
     def batches(self, start: int) -> Generator[LocalPart]:
