@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,10 +22,10 @@ from pipeline.stores.labels import Value
 from pipeline.stores.rasters import Box
 from pipeline.training import autotune
 from pipeline.training.autotune import ComputeConfig
+from pipeline.training.transfer import HostCopy
 from tasks.network import Network
 from tasks.task import Prediction, Task
 
-T = TypeVar("T")
 AUTOTUNE_IMAGES = 16
 """Images of the forward pass that is timed."""
 
@@ -141,29 +141,37 @@ class Predictor:
         `sizes`: (width, height) of the images before preprocessing, in pixels. Halves the batch for as long as the
         device's memory does not hold it. Raises ConfigError if one image is too much.
         """
-        return self._in_batches(lambda rows: self._predict_batch(images[rows], sizes[rows], False), len(images))[0]
+        return self.start(images, sizes).read()[0]
 
     def predict_with_vectors(
         self, images: Tensor, sizes: Sequence[tuple[int, int]]
     ) -> tuple[dict[str, Prediction], NDArray[np.float32] | None]:
         """Return predictions as `predict` does, and the images' vectors (B, D); None if the model tells none."""
-        with_vectors = isinstance(self.network, VectorNetwork)
-        return self._in_batches(lambda rows: self._predict_batch(images[rows], sizes[rows], with_vectors), len(images))
+        return self.start(images, sizes, with_vectors=True).read()
+
+    def start(self, images: Tensor, sizes: Sequence[tuple[int, int]], with_vectors: bool = False) -> StartedPrediction:
+        """Give the device the work of `predict`, or of `predict_with_vectors`, and return without waiting for it."""
+        with_vectors = with_vectors and isinstance(self.network, VectorNetwork)
+        return StartedPrediction(
+            self._in_batches(lambda rows: self._predict_batch(images[rows], sizes[rows], with_vectors), len(images))
+        )
 
     def embed(self, images: Tensor) -> NDArray[np.float32] | None:
         """Return the vectors (B, D) of preprocessed images: uint8 (B, 3, S, S); None if the model tells none."""
         network = self.network
         if not isinstance(network, VectorNetwork):
             return None
-        return self._in_batches(lambda rows: self._embed_batch(network, images[rows]), len(images))
+        parts = self._in_batches(lambda rows: self._embed_batch(network, images[rows]), len(images))
+        vectors: NDArray[np.float32] | None = join_predictions([to_numpy(part.read()) for part in parts])
+        return vectors
 
     @torch.inference_mode()
-    def _in_batches(self, compute: Callable[[slice], T], count: int) -> T:
-        """Return `compute(rows)` for all rows, in as many parts as the device's memory asks for, joined."""
+    def _in_batches(self, compute: Callable[[slice], Any], count: int) -> list[HostCopy]:
+        """Return copies of `compute(rows)` of all rows, in as many parts as the device's memory asks for."""
         while True:
             batch = max(1, min(self._max_batch or count, count))
             try:
-                return join_predictions([compute(slice(at, at + batch)) for at in range(0, max(1, count), batch)])
+                return [HostCopy(compute(slice(at, at + batch))) for at in range(0, max(1, count), batch)]
             except torch.OutOfMemoryError as error:
                 if batch == 1:
                     message = "The device's memory does not hold one image's prediction: set a smaller image_size."
@@ -172,20 +180,19 @@ class Predictor:
 
     def _predict_batch(
         self, images: Tensor, sizes: Sequence[tuple[int, int]], with_vectors: bool
-    ) -> tuple[dict[str, Prediction], NDArray[np.float32] | None]:
+    ) -> tuple[dict[str, Prediction], Tensor | None]:
         valid = [self.preprocessing.valid_size(size) for size in sizes]
         network: Any = self.network
         with self.compute.autocast():
             inputs = self._to_device(images)
             outputs, vectors = network.forward_with_vector(inputs) if with_vectors else (network(inputs), None)
             predictions = {name: head.predict(outputs[name], valid) for name, head in self.heads.items()}
-        found = {name: to_numpy(prediction) for name, prediction in predictions.items()}
-        return found, None if vectors is None else vectors.float().cpu().numpy()
+        return predictions, None if vectors is None else vectors.float()
 
-    def _embed_batch(self, network: VectorNetwork, images: Tensor) -> NDArray[np.float32] | None:
+    def _embed_batch(self, network: VectorNetwork, images: Tensor) -> Tensor | None:
         with self.compute.autocast():
             vectors = network.vector(self._to_device(images))
-        return None if vectors is None else vectors.float().cpu().numpy()
+        return None if vectors is None else vectors.float()
 
     def _to_device(self, images: Tensor) -> Tensor:
         moved = images.to(self.compute.device, non_blocking=True)
@@ -195,6 +202,19 @@ class Predictor:
         """Return the labels, by head, of image `index` of the batch, an image of `size` = (width, height) pixels."""
         placement = Placement(size, self.preprocessing.valid_size(size))
         return {name: head.value(predictions[name], index, placement) for name, head in self.heads.items()}
+
+
+class StartedPrediction:
+    """Predictions that the device may still be computing."""
+
+    def __init__(self, parts: Sequence[HostCopy]) -> None:
+        self._parts = parts
+
+    def read(self) -> tuple[dict[str, Prediction], NDArray[np.float32] | None]:
+        """Return the predictions by head, and the vectors (B, D) if there are any, as NumPy arrays."""
+        found: tuple[dict[str, Prediction], NDArray[np.float32] | None]
+        found = join_predictions([tuple(map(to_numpy, part.read())) for part in self._parts])
+        return found
 
 
 def check_finite_label(value: Value) -> None:

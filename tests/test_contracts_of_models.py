@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ import tasks
 from pipeline.data.augment import Placement
 from pipeline.data.loader import Batch
 from pipeline.stores.labels import LabelSpace, Value
+from pipeline.training.device import move_to_device
 from tasks.network import Network, NetworkConfig
 from tasks.prediction import to_numpy
 from tasks.task import Task
@@ -32,6 +34,7 @@ from tests.spaces import (
     unknown_value,
     value_of,
 )
+from tests.waiting_for_device import no_values
 
 
 def target_of(task: Task, values: list[Value]) -> Any:
@@ -88,6 +91,25 @@ def test_task_amount_weighs_parts_of_a_batch(space: LabelSpace, pieces: list[int
     assert sum(share for _, share in found) == amount > 0
     tolerance = 0.3 if space.task == "detection" else 1e-4
     assert sum(mean * share / amount for mean, share in found) == pytest.approx(whole, rel=tolerance)
+
+
+WAITS_FOR_DEVICE = {"detection"}
+"""Tasks whose losses look at values: torchvision's draw of anchors and proposals does, several times an image."""
+
+
+@every_space
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+def test_task_loss_does_not_wait_for_the_device(space: LabelSpace, backbone: str) -> None:
+    network = tiny_network(space, backbone)
+    target = target_of(network.tasks["head"], [value_of(space, seed) for seed in range(4)])
+    images = torch.zeros(4, 3, SIDE, SIDE, dtype=torch.uint8)
+    batch = Batch(images, list("abcd"), {"head": {"rows": torch.arange(4), "target": target}})
+    objective = SupervisedObjective(network, WeightedSum({"head": 1.0}), torch.channels_last)
+    shares = dict.fromkeys(objective.amounts(batch), 1.0)
+    waits = pytest.raises(NotImplementedError) if space.task in WAITS_FOR_DEVICE else contextlib.nullcontext()
+    with no_values() as device, waits:
+        total, _ = objective.to(device)(move_to_device(batch, device), shares)
+        total.backward()
 
 
 def output_of(space: LabelSpace, count: int) -> tuple[Task, Tensor]:

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.data.prefetch import prefetch
 from pipeline.data.stream import LocalBatch
-from pipeline.training.device import map_tensors
+from pipeline.training.transfer import DeviceCopier
 
 ASYNCHRONOUS = ("cuda",)
 """Devices that compute while the host goes on; all others compute on the host's cores, which a thread would take."""
@@ -40,45 +40,12 @@ def feed(batches: Iterator[LocalBatch], prepare: Callable[[LocalBatch], FedBatch
 
     def take(_: int) -> tuple[FedBatch, torch.cuda.Event | None]:
         fed = prepare(next(batches))
-        return copier.copy(fed) if copier else (fed, None)
+        if not copier:
+            return fed, None
+        microbatches, copied = copier.copy(fed.microbatches)
+        return fed._replace(microbatches=microbatches), copied
 
     for fed, copied in prefetch(take, itertools.count(), threads=1, most=AHEAD):
         if copier and copied:
-            copier.receive(fed, copied)
+            copier.receive(fed.microbatches, copied)
         yield fed
-
-
-class DeviceCopier:
-    """Copies microbatches to this process's CUDA device on a stream of their own, beside what the device computes."""
-
-    def __init__(self) -> None:
-        self.stream = torch.cuda.Stream()
-
-    def copy(self, fed: FedBatch) -> tuple[FedBatch, torch.cuda.Event | None]:
-        """Start to copy the microbatches, from any thread; return them with the event of the copy's end.
-
-        If memory runs out, they are on the host, and there is no event.
-        """
-        try:
-            with torch.cuda.stream(self.stream):  # this also makes its device the thread's
-                microbatches = map_tensors(
-                    fed.microbatches, lambda tensor: _pinned(tensor).to(self.stream.device, non_blocking=True)
-                )
-                return fed._replace(microbatches=microbatches), self.stream.record_event()
-        except torch.OutOfMemoryError:
-            return fed, None
-
-    def receive(self, fed: FedBatch, copied: torch.cuda.Event) -> None:
-        """Let what the device is given from now on wait for the copy, and keep its memory until all that is done."""
-        consumer = torch.cuda.current_stream()
-        consumer.wait_event(copied)
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            tensor.record_stream(consumer)
-            return tensor
-
-        map_tensors(fed.microbatches, keep)
-
-
-def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.is_cuda else tensor.pin_memory()

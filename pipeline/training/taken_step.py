@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DataError
+from pipeline.training.transfer import HostCopy
 
 TOTAL = "the combined loss"
 
@@ -35,8 +36,8 @@ class TakenStep:
 
     def __init__(self, number: int, passes: Sequence[PassResult], norm: Tensor, line: Mapping[str, Any]) -> None:
         self.number, self.line, self._passes = number, line, passes
-        losses = (loss for one in passes for loss in one.losses.values())
-        self._numbers = _DeferredNumbers([norm, *losses])
+        numbers = [norm, *(loss for one in passes for loss in one.losses.values())]
+        self._numbers = HostCopy(torch.stack([number.detach().float().reshape(()) for number in numbers]))
 
     @property
     def keys(self) -> list[str]:
@@ -46,11 +47,11 @@ class TakenStep:
     @property
     def norm(self) -> float:
         """Length of the gradient of the whole batch, before it was clipped."""
-        return self._numbers.read()[0]
+        return float(self._numbers.read()[0])
 
     def losses(self) -> dict[str, float]:
         """Return by name this process's part of the losses. Raises DataError with the images if one is not finite."""
-        numbers = iter(self._numbers.read()[1:])
+        numbers = iter(self._numbers.read()[1:].tolist())
         losses = [{name: next(numbers) for name in one.losses} for one in self._passes]
         for one, values in zip(self._passes, losses, strict=True):
             self.check_finite(values[TOTAL], "loss", one.keys)
@@ -63,28 +64,6 @@ class TakenStep:
                 f"the {what} is {value} at step {self.number}. Images of the batch: {', '.join(keys)}. "
                 "A smaller lr, or leaving these images out, may help."
             )
-
-
-class _DeferredNumbers:
-    """The values of scalar tensors, copied from their device to the host as soon as they are known."""
-
-    def __init__(self, scalars: Sequence[Tensor]) -> None:
-        values = torch.stack([scalar.detach().float().reshape(()) for scalar in scalars])
-        self._copied: torch.cuda.Event | None = None
-        if values.is_cuda:
-            self._values = torch.empty(values.shape, pin_memory=True)
-            self._values.copy_(values, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
-        else:
-            self._values = values
-
-    def read(self) -> list[float]:
-        """Return the values, in order."""
-        if self._copied:
-            self._copied.synchronize()
-        values: list[float] = self._values.tolist()
-        return values
 
 
 def sum_by_key(mappings: Iterable[Mapping[str, float]]) -> dict[str, float]:

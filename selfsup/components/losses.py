@@ -144,4 +144,4 @@ def masked_reconstruction(prediction: Tensor, patches: Tensor, masked: Tensor) -
     mean, variance = patches.mean(dim=2, keepdim=True), patches.var(dim=2, keepdim=True)
     target = (patches - mean) / (variance + 1e-6).sqrt()
     error = (prediction.float() - target).square().mean(dim=2)
-    return error[masked].mean()
+    return (error * masked).sum() / masked.sum()

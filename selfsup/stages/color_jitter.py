@@ -31,10 +31,13 @@ class ColorJitter(nn.Module):
         if policy.solarize:
             threshold = (SOLARIZE_THRESHOLD, SOLARIZE_THRESHOLD)
             transforms.append(aug.RandomSolarize(threshold, (0.0, 0.0), p=policy.solarize))
-        self.transforms = nn.Sequential(*transforms)
+        self.transforms = transforms
+        """Not submodules: their draws stay on the host, where kornia looks at them, and no step waits for a GPU."""
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
-            augmented: Tensor = self.transforms(images.float() / 255)
+            augmented = images.float() / 255
+            for transform in self.transforms:
+                augmented = transform(augmented)
         return augmented.clamp(0, 1)

@@ -9,10 +9,9 @@ import dataclasses
 import functools
 from collections.abc import Generator, Iterable, Mapping, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from pipeline.data.decode import decode_image
 from pipeline.errors import DataError
@@ -21,8 +20,7 @@ from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import APPLICABILITY, Label, Row
 from tasks.applicability import Applicability
 from tasks.inference.phases import overlap_phases
-from tasks.prediction import Predictor, Preprocessing, check_finite_label
-from tasks.task import Prediction
+from tasks.prediction import Predictor, Preprocessing, StartedPrediction, check_finite_label
 
 CACHE_SHARE = 1 / 4
 """A remote shard of at most this share of the cache is downloaded whole, as all of its images are read."""
@@ -38,12 +36,10 @@ class ShardRows:
     """(width, height) of the upright images in pixels."""
     reasons: dict[int, str] = dataclasses.field(default_factory=dict)
     """Reason by position in the batch, for images that can't be labelled."""
-    inputs: dict[Preprocessing, NDArray[np.uint8]] = dataclasses.field(default_factory=dict)
-    """Inputs (B, S, S, 3) by preprocessing; black for images that can't be labelled."""
-    predictions: dict[str, dict[str, Prediction]] = dataclasses.field(default_factory=dict)
-    """Predictions by teacher and head."""
-    applicability: dict[str, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
-    """Applicability (B,) in [0, 1] by teacher, of those that can tell."""
+    inputs: dict[Preprocessing, Tensor] = dataclasses.field(default_factory=dict)
+    """Inputs (B, S, S, 3) uint8 by preprocessing; black for images that can't be labelled."""
+    predictions: dict[str, StartedPrediction] = dataclasses.field(default_factory=dict)
+    """Predictions by teacher."""
     labels: dict[str, list[Row | None]] = dataclasses.field(default_factory=dict)
     """Encoded labels by head; None for images that can't be labelled."""
     failures: dict[str, dict[int, str]] = dataclasses.field(default_factory=dict)
@@ -88,7 +84,7 @@ class ShardInference:
     def decode(self, batch: ShardRows, data: Sequence[bytes]) -> None:
         """Decode the images and preprocess them once for each distinct preprocessing; note those that fail."""
         distinct = {predictor.preprocessing for predictor in self.predictors.values()}
-        batch.inputs = {each: np.zeros((len(batch.rows), each.size, each.size, 3), np.uint8) for each in distinct}
+        batch.inputs = {each: self._new_inputs(len(batch.rows), each.size) for each in distinct}
         for position, (row, image_bytes) in enumerate(zip(batch.rows, data, strict=True)):
             # Decoded once for all that need the same reduction. Each preprocessing gets the one that it would get
             # alone: a label must not depend on which other teachers are at work.
@@ -100,25 +96,29 @@ class ShardInference:
                     reduction = _jpeg_reduction(self._suffixes[row], size, min_size)
                     if reduction not in images:
                         images[reduction] = decode_image(image_bytes, at_least=min_size)
-                    batch.inputs[preprocess][position] = preprocess(images[reduction], size)
+                    batch.inputs[preprocess].numpy()[position] = preprocess(images[reduction], size)
             except DataError as error:
                 batch.reasons[position] = str(error)
 
+    def _new_inputs(self, count: int, side: int) -> Tensor:
+        """Return black inputs (count, side, side, 3) uint8, in memory that a GPU copies from while the host goes on."""
+        pinned = any(predictor.compute.device == "cuda" for predictor in self.predictors.values())
+        return torch.zeros((count, side, side, 3), dtype=torch.uint8, pin_memory=pinned)
+
     def infer(self, batch: ShardRows, teacher: str) -> None:
-        """Run one teacher on the batch."""
+        """Start one teacher on the batch. What teachers share is uploaded once."""
         predictor = self.predictors[teacher]
-        images = torch.from_numpy(batch.inputs[predictor.preprocessing]).permute(0, 3, 1, 2)
-        if teacher not in self.applicability:
-            batch.predictions[teacher] = predictor.predict(images, batch.sizes)
-            return
-        batch.predictions[teacher], vectors = predictor.predict_with_vectors(images, batch.sizes)
-        assert vectors is not None, "applicability was fitted on the vectors of this model"
-        batch.applicability[teacher] = self.applicability[teacher](vectors)
+        images = batch.inputs[predictor.preprocessing].to(predictor.compute.device, non_blocking=True)
+        batch.inputs[predictor.preprocessing] = images
+        batch.predictions[teacher] = predictor.start(
+            images.permute(0, 3, 1, 2), batch.sizes, with_vectors=teacher in self.applicability
+        )
 
     def encode(self, batch: ShardRows, teacher: str) -> None:
         """Encode one teacher's predictions as rows of its label stores; note those that are not finite."""
-        predictor, predictions = self.predictors[teacher], batch.predictions.pop(teacher)
-        known = batch.applicability.get(teacher)
+        predictor = self.predictors[teacher]
+        predictions, vectors = batch.predictions.pop(teacher).read()
+        known = None if vectors is None else self.applicability[teacher](vectors)
         batch.labels |= {head: [None] * len(batch.rows) for head in predictions}
         batch.failures |= {head: {} for head in predictions}
         for position, size in enumerate(batch.sizes):

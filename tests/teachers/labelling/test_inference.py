@@ -42,7 +42,7 @@ def test_shard_inference_decodes_the_same_whatever_other_teachers_need(tmp_path:
         nothing = inference.torch.nn.Identity()
         predictors = {str(number): Predictor(nothing, {}, way) for number, way in enumerate(company)}
         batch = ShardInference(shard, predictors, {}).load(range(1))
-        return {way: images.tobytes() for way, images in batch.inputs.items()}
+        return {way: images.numpy().tobytes() for way, images in batch.inputs.items()}
 
     together = preprocess(all_ways)
     assert together == {way: preprocess([way])[way] for way in all_ways}

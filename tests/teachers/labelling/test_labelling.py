@@ -261,9 +261,9 @@ class ThreadRecorder:
         self.real, self.preprocessing, self.threads = real, real.preprocessing, set[threading.Thread]()
         self.compute = real.compute
 
-    def predict(self, *given: Any) -> Any:
+    def start(self, *given: Any, **more: Any) -> Any:
         self.threads.add(threading.current_thread())
-        return self.real.predict(*given)
+        return self.real.start(*given, **more)
 
     def values(self, *given: Any) -> Any:
         assert threading.current_thread() not in self.threads
