@@ -12,15 +12,16 @@ from evaluation import corruptions
 from evaluation.measurement import CLEAN
 from pipeline.data.dataset import ImageDataset
 from pipeline.models.backbone import Backbone
-from pipeline.models.features import extract_features, extract_maps, identity
+from pipeline.models.features import BATCH, extract_features, extract_maps, identity
 from pipeline.models.initial import InitialBackbone
 from pipeline.steps.runtime import Runtime
 from pipeline.training import autotune
+from pipeline.training.device import find_device
 
 Change = Callable[[Any], Any]
 """What an image (S, S, 3) uint8 is put through before the backbone sees it."""
 AUTOTUNE_IMAGES = 16
-"""Images of the forward pass that is timed."""
+"""Images of the forward pass that is timed on a CPU."""
 
 
 def image_changes(corrupted: bool) -> Iterator[tuple[str, Change]]:
@@ -36,7 +37,8 @@ class FeatureExtractor:
     def __init__(self, start: InitialBackbone, runtime: Runtime) -> None:
         self.runtime = runtime
         backbone = start.build().eval()
-        images = torch.rand(AUTOTUNE_IMAGES, 3, start.size, start.size)
+        count = autotune.timed_images(find_device(runtime.device), AUTOTUNE_IMAGES, BATCH)
+        images = torch.rand(count, 3, start.size, start.size)
         key = [start.name, start.size, "features"]
         self.compute = autotune.autotune_inference(runtime, key, backbone, images)
         self.backbone: Backbone = self.compute.place(backbone)

@@ -59,6 +59,13 @@ class ProbeData:
     """Folder for checkpoints."""
     runtime: Runtime
 
+    @property
+    def device(self) -> str:
+        """The device that features are compared on."""
+        from pipeline.training.device import find_device  # noqa: PLC0415 - a recipe is read without torch
+
+        return find_device(self.runtime.device)
+
 
 class ProbeResult(NamedTuple):
     """A classifier, features (N, D) -> probabilities (N, classes) on the CPU, and the chosen settings as JSON."""

@@ -22,11 +22,12 @@ from pipeline.stores.labels import Value
 from pipeline.stores.rasters import Box
 from pipeline.training import autotune
 from pipeline.training.autotune import ComputeConfig
+from pipeline.training.device import allocation_failures, find_device
 from pipeline.training.transfer import HostCopy
 from tasks.network import Network
 from tasks.task import Prediction, Task
 
-AUTOTUNE_IMAGES = 16
+AUTOTUNE_IMAGES, GPU_AUTOTUNE_IMAGES = 16, 64
 """Images of the forward pass that is timed."""
 
 
@@ -122,7 +123,8 @@ class Predictor:
         """
         self._check_weights()
         size = self.preprocessing.size
-        images = torch.randint(0, 256, (AUTOTUNE_IMAGES, 3, size, size), dtype=torch.uint8)
+        count = autotune.timed_images(find_device(runtime.device), AUTOTUNE_IMAGES, GPU_AUTOTUNE_IMAGES)
+        images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
         self.compute = autotune.autotune_inference(runtime, [model_id, "predict"], self.network, images)
         self.compute.place(self.network)
         return self
@@ -171,7 +173,8 @@ class Predictor:
         while True:
             batch = max(1, min(self._max_batch or count, count))
             try:
-                return [HostCopy(compute(slice(at, at + batch))) for at in range(0, max(1, count), batch)]
+                with allocation_failures():
+                    return [HostCopy(compute(slice(at, at + batch))) for at in range(0, max(1, count), batch)]
             except torch.OutOfMemoryError as error:
                 if batch == 1:
                     message = "The device's memory does not hold one image's prediction: set a smaller image_size."

@@ -19,9 +19,10 @@ from pipeline.recipe.augment import AugmentConfig
 from pipeline.recipe.base import FitConfig, ValidateConfig
 from pipeline.steps import ranks
 from pipeline.steps.runtime import Runtime
-from pipeline.training.autotune import ComputeConfig, autotune
+from pipeline.training.autotune import ComputeConfig, autotune, timed_images
 from pipeline.training.device import find_device, move_to_device
 from pipeline.training.fit import FitResult, fit
+from pipeline.training.microbatch import images_per_pass
 from pipeline.training.objective import Objective, TrainingJob
 from pipeline.training.process_group import ProcessGroup
 from pipeline.training.validation import Validation
@@ -34,7 +35,7 @@ MEAN = "mean"
 IMAGES = "images"
 """Name of the amount of all images."""
 AUTOTUNE_IMAGES = 4
-"""Images of the training step that is timed."""
+"""Images of the training step that is timed on a CPU."""
 
 
 class SupervisedObjective(Objective):
@@ -149,7 +150,10 @@ def train_network(
         loader = _loader(network, dataset, plan, runtime)
         model_id = [network.config.architecture(), "train heads" if network.backbone.frozen else "train"]
         plain = SupervisedObjective(network, combine, torch.contiguous_format)
-        compute = group.broadcast_result(lambda: autotune(runtime, model_id, plain, _timed_step(loader)))
+        images = timed_images(find_device(runtime.device), AUTOTUNE_IMAGES, images_per_pass(plan.fit, group.world_size))
+        compute = group.broadcast_result(
+            lambda: autotune(runtime, [*model_id, images], plain, _timed_step(loader, images))
+        )
         if group.world_size > 1 and compute.device == "cuda":
             network.backbone = convert_sync_batchnorm(network.backbone)
         objective = SupervisedObjective(network, combine, compute.memory_format)
@@ -205,9 +209,9 @@ def _loader(network: Network, dataset: ImageDataset, plan: TrainingPlan, runtime
     return BatchLoader(dataset, collate, config)
 
 
-def _timed_step(loader: BatchLoader) -> Callable[[nn.Module, ComputeConfig], None]:
-    """Return a function that runs a forward and a backward pass on a few real images, for `autotune`."""
-    small = dataclasses.replace(loader.config, batch=AUTOTUNE_IMAGES, slots=None)
+def _timed_step(loader: BatchLoader, images: int) -> Callable[[nn.Module, ComputeConfig], None]:
+    """Return a function that runs a forward and a backward pass on real images, for `autotune`."""
+    small = dataclasses.replace(loader.config, batch=images, slots=None)
     batch = BatchLoader(loader.dataset, loader.collate, small).batch(0)
 
     def call(model: nn.Module, compute: ComputeConfig) -> None:

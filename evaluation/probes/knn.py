@@ -17,5 +17,5 @@ def fit(data: ProbeData) -> ProbeResult:
     from pipeline.models.neighbors import NEIGHBORS, nearest_neighbors
 
     train = data.train
-    classify = nearest_neighbors(train.features, train.classes, data.classes)
+    classify = nearest_neighbors(train.features, train.classes, data.classes, data.device)
     return ProbeResult(classify, {"neighbours": min(NEIGHBORS, len(train.features))})

@@ -31,7 +31,7 @@ def fit(data: ProbeData) -> ProbeResult:
         return (features - mean) / std
 
     train = LabelledFeatures(standardize(data.train.features), data.train.classes)
-    models = [logistic_regression(train, c) for c in PENALTY_GRID]
+    models = [logistic_regression(train, c, data.device) for c in PENALTY_GRID]
     scores = []
     for weight, bias in models:
         metric = RankingScores()
@@ -45,27 +45,27 @@ def fit(data: ProbeData) -> ProbeResult:
     return ProbeResult(lambda features: (standardize(features) @ weight + bias).sigmoid(), settings)
 
 
-def logistic_regression(data: LabelledFeatures, c: float) -> tuple[Tensor, Tensor]:
+def logistic_regression(data: LabelledFeatures, c: float, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Return weights (D, K) and biases (K,) that minimize, for each class k, |w_k|^2 / 2 + c sum_n BCE_nk.
 
-    The sum is over the images in which the class is known.
+    The sum is over the images in which the class is known. Computed on the device, returned on the CPU.
     """
     import torch
     import torch.nn.functional as F
 
-    known = ~data.classes.isnan()
-    target = data.classes.nan_to_num()
-    weight = torch.zeros(data.features.shape[1], target.shape[1], requires_grad=True)
-    bias = torch.zeros(target.shape[1], requires_grad=True)
+    features, known = data.features.to(device), (~data.classes.isnan()).float().to(device)
+    target = data.classes.nan_to_num().to(device)
+    weight = torch.zeros(features.shape[1], target.shape[1], device=device, requires_grad=True)
+    bias = torch.zeros(target.shape[1], device=device, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=MAX_ITERATIONS, line_search_fn="strong_wolfe")
 
     def closure() -> float:
         optimizer.zero_grad()
-        logits = data.features @ weight + bias
-        losses = F.binary_cross_entropy_with_logits(logits, target, weight=known.float(), reduction="sum")
+        logits = features @ weight + bias
+        losses = F.binary_cross_entropy_with_logits(logits, target, weight=known, reduction="sum")
         loss = (losses + weight.square().sum() / (2 * c)) / len(target)
         loss.backward()
         return float(loss.detach())
 
     optimizer.step(closure)
-    return weight.detach(), bias.detach()
+    return weight.detach().cpu(), bias.detach().cpu()

@@ -23,11 +23,12 @@ def fit(data: ProbeData) -> ProbeResult:
     import torch
     import torch.nn.functional as F
 
-    train = F.normalize(data.train.features, dim=1)
-    one_hot = F.one_hot(data.train.classes, data.classes).float()
+    train = F.normalize(data.train.features.to(data.device), dim=1)
+    one_hot = F.one_hot(data.train.classes.to(data.device), data.classes).float()
 
     def classify(features: torch.Tensor) -> torch.Tensor:
         chunks = F.normalize(features, dim=1).split(CHUNK)
-        return torch.cat([(chunk @ train.T / TEMPERATURE).softmax(1) @ one_hot for chunk in chunks])
+        votes = [(chunk.to(data.device) @ train.T / TEMPERATURE).softmax(1) @ one_hot for chunk in chunks]
+        return torch.cat(votes).cpu()
 
     return ProbeResult(classify, {"temperature": TEMPERATURE})

@@ -14,18 +14,19 @@ CHUNK = 1024
 """Images classified at once, to bound memory."""
 
 
-def nearest_neighbors(features: Tensor, classes: Tensor, count: int) -> Callable[[Tensor], Tensor]:
-    """Return a function from features (M, D) to class probabilities (M, `count`).
+def nearest_neighbors(features: Tensor, classes: Tensor, count: int, device: str = "cpu") -> Callable[[Tensor], Tensor]:
+    """Return a function from features (M, D) to class probabilities (M, `count`), computed on the device.
 
     The NEIGHBORS nearest of the known `features` (N, D) by cosine vote for their `classes` (N,), weighted by
     exp(cosine / TEMPERATURE).
     """
-    known, number = F.normalize(features, dim=1), min(NEIGHBORS, len(features))
-    one_hot = F.one_hot(classes, count).float()
+    known, number = F.normalize(features.to(device), dim=1), min(NEIGHBORS, len(features))
+    one_hot = F.one_hot(classes.to(device), count).float()
 
     def classify(unknown: Tensor) -> Tensor:
-        found = [(chunk @ known.T).topk(number, dim=1) for chunk in F.normalize(unknown, dim=1).split(CHUNK)]
+        chunks = F.normalize(unknown, dim=1).split(CHUNK)
+        found = [(chunk.to(device) @ known.T).topk(number, dim=1) for chunk in chunks]
         votes = [((cosines / TEMPERATURE).softmax(1).unsqueeze(2) * one_hot[rows]).sum(1) for cosines, rows in found]
-        return torch.cat(votes)
+        return torch.cat(votes).cpu()
 
     return classify

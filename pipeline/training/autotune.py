@@ -23,7 +23,7 @@ from pipeline.errors import DataError
 from pipeline.steps.artifact import dump_json, parse_json
 from pipeline.steps.config_hash import hash_json
 from pipeline.steps.runtime import Runtime
-from pipeline.training.device import find_device, processor_name
+from pipeline.training.device import allocation_failures, find_device, processor_name
 
 Format = Literal["32", "bf16"]
 Module = TypeVar("Module", bound=nn.Module)
@@ -72,6 +72,9 @@ def autotune(
     With `runtime.deterministic` nothing is measured: it is float32 unless the recipe says otherwise.
     """
     device = find_device(runtime.device)
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as cuDNN takes for convolutions
+        torch.backends.cudnn.benchmark = not runtime.deterministic
     if runtime.deterministic:
         _make_deterministic()
         return ComputeConfig(device, "32" if runtime.precision == "auto" else runtime.precision, False, {})
@@ -114,7 +117,6 @@ def autotune_inference(runtime: Runtime, key: Any, model: nn.Module, images: Ten
 def _make_deterministic() -> None:
     """Let torch choose, for the rest of this process, algorithms that give the same result every time."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for that
-    torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
@@ -123,13 +125,23 @@ def _time(candidate: ComputeConfig, model: nn.Module, call: Callable[[nn.Module,
     devices = [torch.cuda.current_device()] if candidate.device == "cuda" else []
     with torch.random.fork_rng(devices):
         try:
-            placed, times = candidate.place(copy.deepcopy(model)), []
-            for _ in range(REPEATS + 1):
-                began = time.perf_counter()
-                call(placed, candidate)
-                if candidate.device == "cuda":
-                    torch.cuda.synchronize()
-                times.append((time.perf_counter() - began) * 1000)
-            return statistics.median(times[1:])
+            with allocation_failures():
+                placed, times = candidate.place(copy.deepcopy(model)), []
+                for _ in range(REPEATS + 1):
+                    began = time.perf_counter()
+                    call(placed, candidate)
+                    if candidate.device == "cuda":
+                        torch.cuda.synchronize()
+                    times.append((time.perf_counter() - began) * 1000)
+                return statistics.median(times[1:])
         except torch.OutOfMemoryError:
             return math.inf
+
+
+def timed_images(device: str, few: int, images_per_pass: int) -> int:
+    """Return how many images to time a pass on.
+
+    On a GPU as many as a real pass has, since a few would measure how fast kernels are started; on other devices `few`,
+    where the time grows with the images.
+    """
+    return images_per_pass if device == "cuda" else few

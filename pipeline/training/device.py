@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import platform
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
+
+LIBRARY_OUT_OF_MEMORY = re.compile(r"CU(DNN|BLAS)_STATUS_(\w+_)?ALLOC(ATION)?_FAILED")
 
 
 def find_device(name: str) -> str:
@@ -70,6 +73,20 @@ def map_tensors(data: Any, function: Callable[[Tensor], Tensor]) -> Any:
         names = [field.name for field in dataclasses.fields(data)]
         return dataclasses.replace(data, **{name: map_tensors(getattr(data, name), function) for name in names})
     return data
+
+
+@contextlib.contextmanager
+def allocation_failures() -> Iterator[None]:
+    """Raise OutOfMemoryError for what cuDNN and cuBLAS say when the device has no memory for them.
+
+    They have an allocator of their own, and it raises plain RuntimeErrors.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or not LIBRARY_OUT_OF_MEMORY.search(str(error)):
+            raise
+        raise torch.OutOfMemoryError(str(error)) from error
 
 
 @contextlib.contextmanager

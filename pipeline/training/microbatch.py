@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from pipeline.data.augment import seeded_generator
 from pipeline.data.stream import LocalBatch
 from pipeline.errors import ConfigError, DataError, OutOfMemory
+from pipeline.recipe.base import FitConfig
 from pipeline.steps.artifact import WORK, read_json, write_json
 from pipeline.steps.runtime import Runtime
 from pipeline.training.autotune import ComputeConfig
-from pipeline.training.device import move_to_device
+from pipeline.training.device import allocation_failures, move_to_device
 from pipeline.training.feed import FedBatch
 from pipeline.training.objective import TrainingJob
 from pipeline.training.process_group import ProcessGroup
@@ -57,7 +58,7 @@ class MicrobatchRunner:
         if not self.smallest:
             raise ConfigError(f"{job.name}: a batch of {batch} images is too small for {group.world_size} processes.")
         self.largest = -(-batch // group.world_size)
-        self.limit = -(-self.largest // min(job.config.accumulate, self.smallest))
+        self.limit = images_per_pass(job.config, group.world_size)
         """Images in a microbatch, as configured."""
         self.synchronized = group.world_size > 1 and any(
             isinstance(module, nn.SyncBatchNorm) for module in job.objective.modules()
@@ -118,7 +119,8 @@ class MicrobatchRunner:
         buffers = self._copy_buffers()
         self._seed(step)
         try:
-            return [self._pass(microbatch, amounts) for microbatch in self._microbatches]
+            with allocation_failures():
+                return [self._pass(microbatch, amounts) for microbatch in self._microbatches]
         except torch.OutOfMemoryError:
             pass  # leave the handler first: the error's frames still hold memory
         self.job.objective.zero_grad(set_to_none=True)
@@ -185,3 +187,9 @@ class MicrobatchRunner:
                 return min(self.limit, images)
             case other:
                 raise DataError(f"{path}: holds {other!r:.40}, and no number of images. Delete it.")
+
+
+def images_per_pass(config: FitConfig, processes: int) -> int:
+    """Return the images in the largest microbatch of a process, as configured: if memory runs out, it has fewer."""
+    smallest, largest = config.batch // processes, -(-config.batch // processes)
+    return -(-largest // max(1, min(config.accumulate, smallest)))

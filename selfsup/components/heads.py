@@ -69,8 +69,8 @@ class MomentumEncoder(nn.Module):
         if self._last_step == step:
             return
         self._last_step = step
-        for average, parameter in zip(self.network.parameters(), network.parameters(), strict=True):
-            average.lerp_(parameter.detach(), 1 - momentum)
+        followed = [parameter.detach() for parameter in network.parameters()]
+        torch._foreach_lerp_(list(self.network.parameters()), followed, 1 - momentum)
 
 
 def cosine_momentum(start: float, progress: float) -> float:

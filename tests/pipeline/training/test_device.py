@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.training.device import find_device, move_to_device, single_threaded
+from pipeline.training.device import allocation_failures, find_device, move_to_device, single_threaded
 
 
 @pytest.fixture
@@ -102,3 +102,31 @@ def test_single_threaded_restores_threads_after_an_error(two_threads: None) -> N
     with pytest.raises(ValueError, match="inside"), single_threaded():
         raise ValueError("inside")
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_allocation_failures_are_told_as_out_of_memory(text: str) -> None:
+    with pytest.raises(torch.OutOfMemoryError, match="ALLOC"), allocation_failures():
+        raise RuntimeError(text)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        ValueError("CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+)
+def test_allocation_failures_leave_other_errors_as_they_are(error: Exception) -> None:
+    with pytest.raises(type(error)) as raised, allocation_failures():
+        raise error
+    assert raised.value is error

@@ -198,3 +198,13 @@ def test_microbatch_runner_copies_buffers_only_where_memory_can_run_out(
     monkeypatch.setattr("pipeline.training.microbatch.NEVER_OUT_OF_MEMORY", ("cpu",))
     assert_same(train(tmp_path / "not_copying", ConvNet()), copying)
     assert copied == [3] * STEPS + [0] * STEPS
+
+
+def test_fit_splits_batches_when_a_library_gets_no_memory(tmp_path: Path) -> None:
+    class Tight(Linears):
+        def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            if len(batch.keys) > 2:
+                raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+            return super().mean(batch)
+
+    assert train_with_result(tmp_path, Tight()).limits == [MicrobatchLimit(1, 2, 2)]
