@@ -10,7 +10,7 @@ from pipeline.recipe.base import BaseConfig, UniqueItems
 from pipeline.storage.root import CACHE_GB
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-Precision = Literal["auto", "32", "bf16"]
+Precision = Literal["auto", "32", "bf16", "fp16"]
 
 
 class RuntimeConfig(BaseConfig):
@@ -19,7 +19,8 @@ class RuntimeConfig(BaseConfig):
     device: Device = "auto"
     """`auto` uses a GPU if there is one."""
     precision: Annotated[Precision, BeforeValidator(lambda value: str(value) if value == 32 else value)] = "auto"
-    """`auto` measures whether bfloat16 is faster, separately for every model, and for training and prediction."""
+    """`auto` measures whether bfloat16 is faster, separately for every model, and for training and prediction; on GPUs
+    without bfloat16 (before Ampere) float16, with scaled losses."""
     deterministic: bool = False
     """Measures nothing: `auto` precision is 32, and memory is laid out in one way, so that two runs on equal machines
     give the same numbers to the last digit. On a GPU it also takes torch's deterministic algorithms. Slower."""

@@ -25,7 +25,7 @@ from pipeline.steps.config_hash import hash_json
 from pipeline.steps.runtime import Runtime
 from pipeline.training.device import allocation_failures, find_device, processor_name
 
-Format = Literal["32", "bf16"]
+Format = Literal["32", "bf16", "fp16"]
 Module = TypeVar("Module", bound=nn.Module)
 REPEATS = 3
 """Timed calls of each candidate, after one that is not counted."""
@@ -55,7 +55,8 @@ class ComputeConfig:
 
     def autocast(self) -> torch.autocast:
         """Return the context that forward passes run in: it rounds what the model computes, never a batch's labels."""
-        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device, dtype=dtype, enabled=self.precision != "32")
 
 
 def autotune(
@@ -78,7 +79,7 @@ def autotune(
     if runtime.deterministic:
         _make_deterministic()
         return ComputeConfig(device, "32" if runtime.precision == "auto" else runtime.precision, False, {})
-    formats: list[Format] = ["32", "bf16"] if runtime.precision == "auto" else [runtime.precision]
+    formats: list[Format] = ["32", half_format(device)] if runtime.precision == "auto" else [runtime.precision]
     machine = [torch.cuda.get_device_name() if device == "cuda" else device, processor_name(), torch.__version__]
     memo = runtime.root / f"machine/{hash_json([key, *machine, formats])[:16]}.json"
     known = memo.read_if_exists()
@@ -94,10 +95,20 @@ def autotune(
     return _parse_choice(memo.read(), device, str(memo))  # another process was first, and may have chosen another
 
 
+def half_format(device: str) -> Format:
+    """Return the number format of 16 bits that the device is fast with: float16 on GPUs before Ampere."""
+    return "fp16" if device == "cuda" and torch.cuda.get_device_capability() < (8, 0) else "bf16"
+
+
 def _parse_choice(text: bytes, device: str, origin: str) -> ComputeConfig:
     """Return what was chosen on this device. Raises DataError, beginning with `origin`, if the text does not tell."""
     match parse_json(text, origin):
-        case {"device": stated, "precision": "32" | "bf16" as precision, "channels_last": bool(layout), **others}:
+        case {
+            "device": stated,
+            "precision": "32" | "bf16" | "fp16" as precision,
+            "channels_last": bool(layout),
+            **others,
+        }:
             if stated == device:
                 measured = others.get("measured_ms")
                 return ComputeConfig(device, precision, layout, measured if isinstance(measured, dict) else {})

@@ -2,7 +2,8 @@
 
 What is trained, an `Objective`, computes its losses. The loop owns the rest:
 
-* Precision: forward passes run in float32 or bfloat16, as `ComputeConfig` says; weights and optimiser stay in float32.
+* Precision: forward passes run in float32, bfloat16 or float16, as `ComputeConfig` says; weights and optimiser stay in
+  float32. In float16 losses are scaled, and a step whose gradient overflows is left out.
 * Accumulation: a batch is split into microbatches, into smaller ones where the device runs out of memory. Their
   gradients add up to that of the batch, up to batch statistics, if the losses are means over labels or images.
 * Clipping: the norm of the batch's gradient is limited.
@@ -47,6 +48,9 @@ from pipeline.training.progress import TrainingProgress
 from pipeline.training.state import TrainingFiles, state_path
 from pipeline.training.taken_step import TOTAL, PassResult, TakenStep, sum_by_key
 from pipeline.training.validation import Validator
+
+MOST_LEFT_OUT = 20
+"""Steps in a row that float16 may leave out: each halves the scale of the losses, which begins at 65,536."""
 
 
 class MicrobatchLimit(NamedTuple):
@@ -114,7 +118,7 @@ class _Trainer:
         self.job, self.group, self.runtime = job, group, runtime
         self.model = compute.place(job.objective.train())
         self.microbatches = MicrobatchRunner(job, compute, group, runtime)
-        self.optimizer = build_optimizer(self.model, job.config)
+        self.optimizer, self.scaler = build_optimizer(self.model, job.config), self.microbatches.scaler
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         factor = lambda step: lr_factor(step, job.steps, job.config.warmup, job.config.drops)  # noqa: E731
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
@@ -130,6 +134,8 @@ class _Trainer:
         self.seconds = self.earlier = 0.0
         self.waited = 0.0
         """Seconds that this process has waited for batches so far."""
+        self.left_out = 0
+        """Steps in a row, up to the last one that was read, that float16 has left out."""
 
     @property
     def limit(self) -> int:
@@ -164,6 +170,7 @@ class _Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "ema": self.ema.state_dict() if self.ema else {},
             "validation": self.validator.state_dict() if self.validator else {},
             "cuts": self.limits,
@@ -181,6 +188,8 @@ class _Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         match_memory_format(self.optimizer)
         self.schedule.load_state_dict(state["schedule"])
+        if state.get("scaler"):  # of float16 alone
+            self.scaler.load_state_dict(state["scaler"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         if self.validator:
@@ -229,10 +238,12 @@ class _Trainer:
         passes, reports = self._forward_backward(batches)
         self._lower_limit(min(report.limit for report in reports))
         self._all_reduce_gradients(reports)
+        self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.job.config.clip or math.inf)  # inf: measured, not clipped
         lr = max(float(rate) for rate in self.schedule.get_last_lr())
         set_weight_decay(self.optimizer, weight_decay(self.step, self.job.steps, self.job.config))
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         self.group.all_reduce_mean(self.running_statistics)  # a process may never have seen a head's labels
@@ -252,9 +263,11 @@ class _Trainer:
 
         A gradient is the same in all processes: they agree on whether it is finite.
         """
+        is_finite = math.isfinite(taken.norm)
+        self.left_out = 0 if is_finite else self.left_out + 1
         with error_context(self.job.name):
             losses = self.group.all_gather_result(taken.losses)
-            if not math.isfinite(taken.norm):
+            if not is_finite and not (self.scaler.is_enabled() and self.left_out <= MOST_LEFT_OUT):
                 keys = itertools.chain.from_iterable(self.group.all_gather(taken.keys))
                 taken.check_finite(taken.norm, "gradient", list(keys))
         return sum_by_key(losses)

@@ -60,6 +60,8 @@ class MicrobatchRunner:
         self.largest = -(-batch // group.world_size)
         self.limit = images_per_pass(job.config, group.world_size)
         """Images in a microbatch, as configured."""
+        self.scaler = torch.amp.GradScaler(compute.device, enabled=compute.precision == "fp16")
+        """Multiplies losses, and so gradients, which float16 would round to zero."""
         self.synchronized = group.world_size > 1 and any(
             isinstance(module, nn.SyncBatchNorm) for module in job.objective.modules()
         )
@@ -147,7 +149,7 @@ class MicrobatchRunner:
         shares = {name: amount / max(amounts[name], 1) for name, amount in own.items()}
         with self.compute.autocast(), self._explain_batch_norm(len(microbatch.keys)):
             total, losses = self.job.objective(move_to_device(microbatch, self.compute.device), shares)
-        total.backward()
+        self.scaler.scale(total).backward()
         return PassResult(microbatch.keys, {**losses, TOTAL: total.detach()})
 
     @contextlib.contextmanager

@@ -14,7 +14,7 @@ from torch import nn
 
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
-from pipeline.training.autotune import ComputeConfig, autotune
+from pipeline.training.autotune import ComputeConfig, autotune, half_format, timed_images
 from pipeline.training.device import single_threaded
 
 Way = tuple[str, bool]
@@ -203,3 +203,18 @@ def test_compute_config_places_and_autocasts() -> None:
             assert placed(images).dtype == dtype
         assert placed.weight.is_contiguous(memory_format=compute.memory_format)
         assert placed.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "expected"),
+    [("cuda", (7, 5), "fp16"), ("cuda", (8, 0), "bf16"), ("cuda", (9, 0), "bf16"), ("cpu", (7, 5), "bf16")],
+)
+def test_half_format_is_float16_on_old_gpus(
+    monkeypatch: pytest.MonkeyPatch, device: str, capability: tuple[int, int], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert half_format(device) == expected
+
+
+def test_timed_images_are_those_of_a_pass_on_a_gpu() -> None:
+    assert (timed_images("cuda", 4, 256), timed_images("cpu", 4, 256)) == (256, 4)
