@@ -97,9 +97,10 @@ class DeepCluster(Method):
         return F.normalize(self.head(self.backbone(images)).float(), dim=1)
 
     @torch.no_grad()
-    def _remember(self, index: Tensor, embeddings: Sequence[Tensor]) -> None:
-        for number, z in enumerate(embeddings):
-            self.memory[number, index] = z.detach()
+    def _remember(self, index: Tensor, embeddings: list[Tensor]) -> None:
+        """Store the embeddings (B, D) of each global view of these images, and of those of all processes."""
+        index = self.collectives.all_gather(index).rows
+        self.memory[:, index] = self.collectives.all_gather(torch.stack(embeddings, dim=1)).rows.transpose(0, 1)
 
     @torch.no_grad()
     def _cluster(self, epoch: int) -> None:
@@ -107,7 +108,10 @@ class DeepCluster(Method):
         if int(self.epoch) == epoch:
             return
         self.epoch.fill_(epoch)
-        for number, centroids in enumerate(self.centroids):
-            points = self.memory[number % SWAV_GLOBAL_VIEWS]
-            new_centroids, self.assignments[number] = spherical_kmeans(points, len(centroids), self.config.iterations)
-            centroids.copy_(new_centroids)
+        if self.collectives.rank == 0:  # what it draws at random, and how it rounds, differ between processes
+            for number, centroids in enumerate(self.centroids):
+                points = self.memory[number % SWAV_GLOBAL_VIEWS]
+                found = spherical_kmeans(points, len(centroids), self.config.iterations)
+                self.centroids[number], self.assignments[number] = found
+        self.collectives.broadcast(self.centroids)
+        self.collectives.broadcast(self.assignments)

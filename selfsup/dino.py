@@ -104,4 +104,4 @@ class DINO(Method):
     @torch.no_grad()
     def _update_center(self, outputs: Tensor) -> None:
         """Set C to m C + (1 - m) times the mean of the teacher's outputs (eq. 4), after it was used."""
-        self.center.lerp_(outputs.float().mean(dim=0), 1 - self.config.center_momentum)
+        self.center.lerp_(self.collectives.mean(outputs.float()), 1 - self.config.center_momentum)

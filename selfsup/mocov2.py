@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.models.backbone import Backbone
 from pipeline.recipe.base import Optimizer
+from pipeline.training.collectives import Gathered
 from selfsup.components.config import MethodConfig, ScaledRate
 from selfsup.components.heads import MomentumEncoder, projector
 from selfsup.components.losses import info_nce
@@ -23,7 +24,7 @@ POLICY = Policy(area=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, h
 """HPT's: the hue changes four times as far as in MoCo-v2's own code."""
 MAX_QUEUE = 65_536
 MIN_GROUP = 8
-"""Fewest images whose keys share batch statistics."""
+"""Fewest images of a process whose keys share batch statistics."""
 
 
 class Config(MethodConfig):
@@ -78,22 +79,26 @@ class MoCo(Method):
         self.key_encoder.update_from(query_encoder, self.config.key_momentum, views.step)  # eq. 2
         h = forward_concat(self.backbone, [views.unlabelled[0], views.labelled])
         z = forward_concat(self.head, h)
-        k = F.normalize(self._keys(views.unlabelled[1]).float(), dim=1)
+        keys, own = self._keys(views.unlabelled[1])
+        k = F.normalize(keys, dim=1)
         same_image = views.index[:, None] == self.queue_images[None, :]
-        losses = {"mocov2": info_nce(z[0], k, self.queue.clone(), self.config.temperature, same_image)}
-        self._enqueue(k, views.index)
+        losses = {"mocov2": info_nce(z[0], k[own], self.queue.clone(), self.config.temperature, same_image)}
+        self._enqueue(k, self.collectives.all_gather(views.index).rows)
         return losses | self.labelled_losses(z[-1], views)
 
-    def _keys(self, images: Tensor) -> Tensor:
-        """Return the keys (B, D), computed in two random groups, or in one if they had fewer than MIN_GROUP images.
+    def _keys(self, images: Tensor) -> Gathered:
+        """Return the keys (B, D) float32 of all processes, whose images are shuffled among them (section 3.3).
 
-        Normalised with its query's batch, a key could be recognised by the batch statistics that they share. The paper
-        shuffles images among GPUs instead (section 3.3).
+        Each computes them in two random groups, or in one if they had fewer than MIN_GROUP images. Normalised with its
+        query's batch, a key could be recognised by the batch statistics that they share. The paper has no such groups,
+        but a single process needs them, and so do SyncBatchNorms, which normalise a group in all processes together.
         """
-        order = torch.randperm(len(images), device=images.device)
-        groups = order.chunk(2 if len(images) >= 2 * MIN_GROUP else 1)
-        shuffled = torch.cat([self.key_encoder(images[group]) for group in groups])
-        return shuffled[order.argsort()]
+        everyone, own = self.collectives.all_gather(images)
+        order = self.collectives.broadcast(torch.randperm(len(everyone), device=images.device))
+        shares = order.tensor_split(self.collectives.world_size)
+        groups = shares[self.collectives.rank].chunk(2 if len(shares[-1]) >= 2 * MIN_GROUP else 1)
+        shuffled = torch.cat([self.key_encoder(everyone[group]) for group in groups])
+        return Gathered(self.collectives.all_gather(shuffled.float()).rows[order.argsort()], own)
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor, index: Tensor) -> None:

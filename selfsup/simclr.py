@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -52,4 +53,6 @@ class SimCLR(Method):
     def losses(self, views: Views) -> dict[str, Tensor]:
         h = forward_concat(self.backbone, [*views.unlabelled, views.labelled])
         z = forward_concat(self.head, h)
-        return {"simclr": nt_xent(z[0], z[1], self.config.temperature), **self.labelled_losses(z[-1], views)}
+        pairs, own = self.collectives.all_gather(torch.stack(z[:2], dim=1).float())
+        loss = nt_xent(pairs[:, 0], pairs[:, 1], self.config.temperature, own)
+        return {"simclr": loss, **self.labelled_losses(z[-1], views)}

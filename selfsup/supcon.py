@@ -62,4 +62,6 @@ class SupCon(Method):
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         z = torch.cat(forward_concat(self.head, forward_concat(self.backbone, views.unlabelled)))
-        return {"supcon": supcon(z, self.classes[views.index].repeat(2), self.config.temperature)}
+        everyone, own = self.collectives.all_gather(z.float())
+        classes = self.collectives.all_gather(self.classes[views.index].repeat(2)).rows
+        return {"supcon": supcon(everyone, classes, self.config.temperature, own)}

@@ -89,12 +89,13 @@ class SwAV(Method):
     def _code(self, number: int, z: Tensor, views: Views) -> Tensor:
         """Return the codes (B, K) of a global view's embeddings (B, D), and put these into the view's queue.
 
-        The Sinkhorn iterations include the queue once it is full and `queue_from` is reached.
+        The Sinkhorn iterations include the images of all processes, which each of them computes alike, and the queue
+        once it is full and `queue_from` is reached.
         """
         queue = self.queue[number]
+        z, own = self.collectives.all_gather(z)
         uses_queue = len(queue) > 0 and bool(queue[-1].any()) and views.progress >= self.config.queue_from
         scores = self.prototypes(torch.cat([z, queue]) if uses_queue else z)
-        q = sinkhorn(scores, self.config.epsilon, self.config.sinkhorn_steps)[: len(z)]
         if len(queue):
             self.queue[number] = torch.cat([z.detach(), queue])[: len(queue)]
-        return q
+        return sinkhorn(scores, self.config.epsilon, self.config.sinkhorn_steps)[own]

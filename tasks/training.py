@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from pipeline.data.dataset import ImageDataset
@@ -20,6 +19,7 @@ from pipeline.recipe.base import FitConfig, ValidateConfig
 from pipeline.steps import ranks
 from pipeline.steps.runtime import Runtime
 from pipeline.training.autotune import ComputeConfig, autotune, timed_images
+from pipeline.training.collectives import synchronize_batch_norms
 from pipeline.training.device import find_device, move_to_device
 from pipeline.training.fit import FitResult, fit
 from pipeline.training.microbatch import images_per_pass
@@ -154,8 +154,7 @@ def train_network(
         compute = group.broadcast_result(
             lambda: autotune(runtime, [*model_id, images], plain, _timed_step(loader, images))
         )
-        if group.world_size > 1 and compute.device == "cuda":
-            network.backbone = convert_sync_batchnorm(network.backbone)
+        network.backbone = synchronize_batch_norms(network.backbone, group, compute.device)
         objective = SupervisedObjective(network, combine, compute.memory_format)
         steps = plan.fit.total_steps(len(dataset))
         validation = (

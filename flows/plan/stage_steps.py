@@ -23,7 +23,14 @@ def stage_needs(config: Mapping[str, Any]) -> list[Any]:
 
 STAGE_POOL = StepKind("stage_pool", "ingest.pool:gather_for_stage", early=True)
 CHECK = LabelCheck(stage_needs, "selfsup.stages.step:load_stage_data")
-STAGE = StepKind("stage", "selfsup.stages.step:run_stage", version=5, label_check=CHECK, location_keys=("stage.start",))
+STAGE = StepKind(
+    "stage",
+    "selfsup.stages.step:run_stage",
+    version=5,
+    trains=True,
+    label_check=CHECK,
+    location_keys=("stage.start",),
+)
 
 
 def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:

@@ -62,8 +62,9 @@ class MicrobatchRunner:
         """Images in a microbatch, as configured."""
         self.scaler = torch.amp.GradScaler(compute.device, enabled=compute.precision == "fp16")
         """Multiplies losses, and so gradients, which float16 would round to zero."""
-        self.synchronized = group.world_size > 1 and any(
-            isinstance(module, nn.SyncBatchNorm) for module in job.objective.modules()
+        self.synchronized = group.world_size > 1 and (
+            job.objective.communicates
+            or any(isinstance(module, nn.SyncBatchNorm) for module in job.objective.modules())
         )
         """Passes wait for those of the other processes, which then hear nothing from this one until all are done."""
 

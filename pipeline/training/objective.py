@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -28,6 +28,9 @@ class Objective(nn.Module, ABC):
             loss = shares["images"] * cross_entropy(self.network(batch.images), batch.classes)  # a mean over images
             return loss, {"cross_entropy": loss.detach()}
     """
+
+    communicates: ClassVar[bool] = False
+    """Its passes exchange something with those of other processes (`Collectives`), each of which then makes as many."""
 
     @abstractmethod
     def amounts(self, batch: Any) -> Mapping[str, float]:

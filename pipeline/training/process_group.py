@@ -1,9 +1,10 @@
 """The processes that train one network together: torch.distributed, with errors that reach every process.
 
 torchrun starts the processes, on one machine or several (see `pipeline.steps.ranks`); most often there is one, and all
-of this does nothing. They communicate between their passes through the network, never during one: what goes wrong in
-one process is then known to all before anything changes, and none waits for a message that never comes. This is why
-gradients are summed in one go after the last pass, and not by DistributedDataParallel while it runs.
+of this does nothing. They communicate between their passes through the network, and during one only where a loss or a
+batch norm can't do without (`pipeline.training.collectives`): what goes wrong in one process is then known to all
+before anything changes, and none waits for a message that never comes. This is why gradients are summed in one go after
+the last pass, and not by DistributedDataParallel while it runs.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class ProcessGroup:
         if self.world_size == 1:
             return [value]
         values: list[T] = [value] * self.world_size
-        with _lost_peer():
+        with lost_peer():
             distributed.all_gather_object(values, value)
         return values
 
@@ -63,7 +64,7 @@ class ProcessGroup:
         if self.world_size == 1:
             return make()
         outcomes = [_attempt(make) if ranks.is_first() else None]
-        with _lost_peer():
+        with lost_peer():
             distributed.broadcast_object_list(outcomes, src=0)
         return _result(cast(T | MustError, outcomes[0]))
 
@@ -79,7 +80,7 @@ class ProcessGroup:
         if self.world_size == 1 or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])  # one message, because each has a fixed cost
-        with _lost_peer():
+        with lost_peer():
             distributed.all_reduce(flat)
         reduced = flat.div_(divisor).split([tensor.numel() for tensor in tensors])
         for tensor, values in zip(tensors, reduced, strict=True):
@@ -101,7 +102,7 @@ def _result(outcome: T | MustError) -> T:
 
 
 @contextmanager
-def _lost_peer() -> Iterator[None]:
+def lost_peer() -> Iterator[None]:
     """Raise LostPeer if a collective fails: then another process is gone."""
     try:
         yield
@@ -131,6 +132,6 @@ def _join(device: str) -> None:
     own = torch.device("cuda", ranks.local_rank()) if device == "cuda" else None
     if own:
         torch.cuda.set_device(own)  # "cuda" is this device from here on
-    with _lost_peer():
+    with lost_peer():
         backends = "cpu:gloo,cuda:nccl" if own else "gloo"  # messages by gloo: they don't wait for the device
         distributed.init_process_group(backends, timeout=TIMEOUT, device_id=own)

@@ -42,7 +42,8 @@ def projector(
 class MomentumEncoder(nn.Module):
     """A copy of a network without gradient, whose parameters are an exponential moving average of the network's.
 
-    Its buffers are its own, and it drops no paths. Used as MoCo's key encoder, BYOL's target and DINO's teacher:
+    Its buffers are its own: batch norms keep the running statistics of this copy's passes, not an average of the
+    network's. It drops no paths. Used as MoCo's key encoder, BYOL's target and DINO's teacher:
 
         target = MomentumEncoder(network)
         target.update_from(network, momentum=0.99, step=views.step)

@@ -1,7 +1,8 @@
 """The losses of the self-supervised methods, as the papers write them.
 
 All are means over anchors, pairs or patches, in float32 whatever comes in. Embeddings need not be normalised, a queue
-has to be.
+has to be. Where images are compared with each other, `own` are the rows of those that are anchors: one process's, of
+rows that were gathered from all.
 """
 
 from __future__ import annotations
@@ -16,16 +17,20 @@ from torch import Tensor
 from pipeline.errors import DataError
 from selfsup.components.kmeans import dot_products
 
+ALL = slice(None)
+"""Every row is an anchor."""
 
-def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+
+def nt_xent(first: Tensor, second: Tensor, temperature: float, own: slice = ALL) -> Tensor:
     """Return SimCLR's NT-Xent (Chen et al., ICML 2020, eq. 1) of two views' embeddings (B, D) of the same images.
 
-    The mean over all 2B views i of -log exp(s_ip / t) / sum_{k != i} exp(s_ik / t), where s are cosines and p is the
-    other view of i's image.
+    The mean over all 2B views i, or both views of the `own` images, of -log exp(s_ip / t) / sum_{k != i} exp(s_ik / t),
+    where s are cosines and p is the other view of i's image.
     """
-    logits = _logits_without_self(torch.cat([first, second]), temperature)
-    partner = torch.arange(len(logits), device=logits.device).roll(len(first))
-    return F.cross_entropy(logits, partner)
+    views = torch.arange(2 * len(first), device=first.device)
+    anchors = views.view(2, -1)[:, own].flatten()
+    logits = _logits_without_self(torch.cat([first, second]), anchors, temperature)
+    return F.cross_entropy(logits, (anchors + len(first)) % len(views))
 
 
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float, same_image: Tensor | None = None) -> Tensor:
@@ -42,53 +47,65 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float, same
     return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
 
-def suncet(embeddings: Tensor, labels: Tensor, temperature: float, smoothing: float = 0.0) -> Tensor:
+def suncet(embeddings: Tensor, labels: Tensor, temperature: float, smoothing: float = 0.0, own: slice = ALL) -> Tensor:
     """Return SuNCEt (Assran et al., 2020, eq. 1) of labelled images: embeddings (N, D), class numbers (N,).
 
     The mean over anchors i of -log sum_{j in P(i)} p_ij, with p_ij the softmax of the cosines over all other images and
     P(i) those of i's class: the negative log-likelihood of a leave-one-out soft nearest-neighbour classifier. With
     `smoothing` s, the cross entropy of its class probabilities with labels of which s is spread evenly over the classes
-    present. Raises DataError if an image is alone in its class.
+    present. 0 without anchors. Raises DataError if an image, anchor or not, is alone in its class.
     """
-    logits, same_class = _labelled_logits(embeddings, labels, temperature)
+    logits, same_class = _labelled_logits(embeddings, labels, temperature, own)
     total = torch.logsumexp(logits, dim=1)
-    own = total - torch.logsumexp(logits.masked_fill(~same_class, -torch.inf), dim=1)
+    true = total - torch.logsumexp(logits.masked_fill(~same_class, -torch.inf), dim=1)
     if not smoothing:
-        return own.mean()
+        return _mean(true)
     classes = labels.unique()
     others = [total - torch.logsumexp(logits.masked_fill(labels != name, -torch.inf), dim=1) for name in classes]
-    return ((1 - smoothing) * own + smoothing * torch.stack(others).mean(dim=0)).mean()
+    return _mean((1 - smoothing) * true + smoothing * torch.stack(others).mean(dim=0))
 
 
-def supcon(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:
+def supcon(embeddings: Tensor, labels: Tensor, temperature: float, own: slice = ALL) -> Tensor:
     """Return SupCon (Khosla et al., NeurIPS 2020, eq. 2, L_out) of embeddings (N, D), class numbers (N,).
 
     The mean over anchors of -1/|P(i)| sum_{j in P(i)} log p_ij, with p and P as in `suncet`: the sum over positives is
     outside the logarithm. Without the paper's factor of temperature over base temperature.
     """
-    logits, same_class = _labelled_logits(embeddings, labels, temperature)
+    logits, same_class = _labelled_logits(embeddings, labels, temperature, own)
     log_p = logits - torch.logsumexp(logits, dim=1, keepdim=True)
-    return -(log_p.masked_fill(~same_class, 0).sum(dim=1) / same_class.sum(dim=1)).mean()
+    return -_mean(log_p.masked_fill(~same_class, 0).sum(dim=1) / same_class.sum(dim=1))
 
 
-def _labelled_logits(embeddings: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return cosines over temperature (N, N), -inf on the diagonal, and which other images are of the same class."""
-    same_class = labels[:, None] == labels[None, :]
-    same_class.fill_diagonal_(False)
-    alone = labels[~same_class.any(dim=1)]
+def _labelled_logits(embeddings: Tensor, labels: Tensor, temperature: float, own: slice) -> tuple[Tensor, Tensor]:
+    """Return cosines of anchors over temperature (A, N), -inf with themselves, and which others are of their class."""
+    classes, counts = labels.unique(return_counts=True)
+    alone = classes[counts == 1]  # of all images: then every process raises it
     if len(alone):
         raise DataError(f"Class {int(alone[0])} has one image in a batch; the loss needs two or more of each class.")
-    return _logits_without_self(embeddings, temperature), same_class
+    anchors = torch.arange(len(labels), device=labels.device)[own]
+    same_class = labels[anchors, None] == labels[None, :]
+    same_class[torch.arange(len(anchors), device=labels.device), anchors] = False
+    return _logits_without_self(embeddings, anchors, temperature), same_class
+
+
+def _mean(losses: Tensor) -> Tensor:
+    """Return the mean of anchors' losses (A,), 0 with a graph if there are none: then other processes have some."""
+    return losses.mean() if len(losses) else losses.sum()
 
 
 def _unit(embeddings: Tensor) -> Tensor:
     return F.normalize(embeddings.float(), dim=1)
 
 
-def _logits_without_self(embeddings: Tensor, temperature: float) -> Tensor:
-    """Return cosines over temperature (N, N), -inf on the diagonal, so that no image is compared with itself."""
+def _logits_without_self(embeddings: Tensor, anchors: Tensor, temperature: float) -> Tensor:
+    """Return cosines of the anchors, numbers (A,) of embeddings (N, D), over temperature (A, N).
+
+    -inf where an anchor meets itself, so that no image is compared with itself.
+    """
     z = _unit(embeddings)
-    return (dot_products(z, z) / temperature).fill_diagonal_(-torch.inf)
+    logits = dot_products(z[anchors], z) / temperature
+    logits[torch.arange(len(anchors), device=z.device), anchors] = -torch.inf
+    return logits
 
 
 def byol(prediction: Tensor, target: Tensor) -> Tensor:

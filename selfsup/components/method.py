@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.models.backbone import Backbone
 from pipeline.recipe.stage import LabelledConfig
+from pipeline.training.collectives import Collectives
 from selfsup.components.losses import suncet, supcon
 
 Family = Literal["contrastive", "self-distillation", "clustering", "masked"]
@@ -61,7 +62,8 @@ class Views:
 
     `keys` of B images, their positions in the set `index` (B,) int64, and their views `unlabelled` (B, 3, S, S), one
     tensor for each of `Method.view_kinds`. `labelled` (N, 3, S, S): views of labelled images, of the first kind, and
-    `classes` (N,) int64, their class numbers; None where there are none. `step`, `steps`, `epoch`: see `Position`.
+    `classes` (N,) int64, their class numbers; None where there are none, N = 0 where other processes alone have some.
+    `step`, `steps`, `epoch`: see `Position`.
     """
 
     keys: list[str]
@@ -100,15 +102,19 @@ class Method(nn.Module, ABC):
 
     Momentum encoders, queues and the like have to be parameters without gradient and buffers: they are saved with the
     training state, so that an interrupted training resumes exactly.
+
+    Several processes see a part of each batch each. What compares images compares them with those of all processes,
+    which `collectives` gathers; queues and banks take in the images of all, the same in every process.
     """
 
     family: ClassVar[Family]
     compares_images: ClassVar[bool] = True
-    """The loss compares images of the whole batch, so gradient accumulation is refused."""
+    """The loss compares images of the whole batch, so gradient accumulation is refused, and processes exchange them."""
 
     def __init__(self, backbone: Backbone, labels: LabelledConfig | None) -> None:
         super().__init__()
         self.backbone, self.labels = backbone, labels
+        self.collectives = Collectives()
 
     @abstractmethod
     def view_kinds(self) -> Sequence[ViewKind]:
@@ -131,9 +137,11 @@ class Method(nn.Module, ABC):
         """Return the stage's SuNCEt or SupCon loss of the labelled images' embeddings (N, D); {} without labels."""
         if self.labels is None or views.classes is None:
             return {}
+        z, own = self.collectives.all_gather(embeddings.float())
+        classes = self.collectives.all_gather(views.classes).rows
         if self.labels.method == "supcon":
-            return {"supcon": supcon(embeddings, views.classes, self.labels.temperature)}
-        return {"suncet": suncet(embeddings, views.classes, self.labels.temperature, self.labels.smoothing)}
+            return {"supcon": supcon(z, classes, self.labels.temperature, own)}
+        return {"suncet": suncet(z, classes, self.labels.temperature, self.labels.smoothing, own)}
 
 
 def forward_concat(module: Callable[[Tensor], Tensor], batches: Sequence[Tensor | None]) -> list[Tensor]:

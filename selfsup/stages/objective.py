@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,11 @@ def override_policies(kinds: Sequence[ViewKind], overrides: PolicyConfig) -> lis
 class StageObjective(Objective):
     """The sum of a method's losses over views of these kinds, which are first augmented in color.
 
-    The augmented views have this memory format.
+    The augmented views have this memory format. Most methods compare the images of all processes, and features are
+    measured over all of them.
     """
+
+    communicates: ClassVar[bool] = True
 
     def __init__(
         self, method: Method, kinds: Sequence[ViewKind], memory_format: torch.memory_format = torch.contiguous_format
@@ -53,7 +57,7 @@ class StageObjective(Objective):
         losses = {name: shares[self._amount_of(name)] * loss for name, loss in self.method.losses(views).items()}
         logged = {name: loss.detach() for name, loss in losses.items()}
         total = torch.stack(list(losses.values())).sum()
-        if batch.step % MEASURE_EVERY == 0 and len(batch.keys) > 1 and bool(total.isfinite()):
+        if batch.step % MEASURE_EVERY == 0 and bool(total.isfinite()):
             logged |= {name: shares["images"] * value for name, value in self._measure(unlabelled[0]).items()}
         return total, logged
 
@@ -68,8 +72,9 @@ class StageObjective(Objective):
 
     @torch.no_grad()
     def _measure(self, images: Tensor) -> dict[str, Tensor]:
-        """Measure the features of the backbone in eval mode, as it would be used."""
+        """Measure the features of the backbone in eval mode, as it would be used; {} if there is one image."""
         backbone = self.method.backbone.eval()
         features = backbone(images)
         backbone.train(self.training)
-        return {SPREAD: spread(features), RANK: effective_rank(features)}
+        features = self.method.collectives.all_gather(features.float()).rows
+        return {SPREAD: spread(features), RANK: effective_rank(features)} if len(features) > 1 else {}

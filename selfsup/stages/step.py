@@ -17,6 +17,7 @@ from pipeline.data.dataset import DatasetShard, ImageDataset
 from pipeline.errors import ConfigError, error_context
 from pipeline.models.initial import save_backbone
 from pipeline.recipe.stage import StageConfig
+from pipeline.steps import ranks
 from pipeline.steps.artifact import Inputs
 from pipeline.training.validation import Validation
 from selfsup.components.config import MethodConfig
@@ -87,8 +88,9 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
     """Train the initial backbone on the stage's images, and save it with the statistics that normalise its images.
 
     `config`: `name`; `stage`, resolved; `seed`; and `start`, the step that it starts from, null for none. The counts
-    say how many images and views were seen in the steps that were taken. Raises ConfigError if the method can't use the
-    backbone, or if images or labels are too few.
+    say how many images and views were seen in the steps that were taken. Of several processes that train together, the
+    first one saves it and returns the counts, the others {}. Raises ConfigError if the method can't use the backbone,
+    or if images or labels are too few.
     """
     stage, seed = stage_config(config["stage"]), config["seed"]
     with error_context(config["name"]):
@@ -100,6 +102,8 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
     method = stage.build_for_stage(start.build(stage.drop_path), setting)
     stream = ViewStream(images, override_policies(method.view_kinds(), stage.augment), budget, sampler, seed)
     counts = train(StageJob(config["name"], stage, method, stream, validation), inputs.runtime, out)
+    if not ranks.is_first():
+        return {}
     save_backbone(method.backbone.cpu(), out)
     images_seen, views_seen = (budget.views_before(counts["steps"], kinds) for kinds in (1, len(stream.kinds)))
     seen = {"images_seen": images_seen, "views_seen": views_seen}

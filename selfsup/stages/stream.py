@@ -37,36 +37,45 @@ class ImageViews:
 
 
 class LocalViews:
-    """The views of a step's batch that this process takes, not collated yet."""
+    """The views of a step's batch that this process takes, not collated yet.
 
-    def __init__(self, images: Sequence[ImageViews], position: Position) -> None:
+    `classes`: those of the labelled images of the step; `fewest`: unlabelled images of the process with the fewest.
+    Each process has some of a class's images, and makes as many passes as the others, with the same classes in each.
+    """
+
+    def __init__(self, images: Sequence[ImageViews], position: Position, classes: Sequence[int], fewest: int) -> None:
         self.unlabelled = [image for image in images if image.label is None]
         self.labelled = [image for image in images if image.label is not None]
-        self.position = position
+        self.position, self.classes, self.fewest = position, classes, fewest
 
     @property
     def keys(self) -> list[str]:
         return [image.key for image in self.unlabelled]
 
     def split(self, count: int) -> list[Views]:
-        """Collate into `count` microbatches; one with labelled images has two or more classes, each complete."""
-        present = list(dict.fromkeys(image.label for image in self.labelled))
-        class_runs = split_evenly(len(present), min(count, max(1, len(present) // 2)))
+        """Collate into `count` microbatches, or into `fewest` if that is less.
+
+        One with labelled images has two or more classes, each complete, in all processes together.
+        """
+        count = min(count, self.fewest)
+        class_runs = split_evenly(len(self.classes), min(count, max(1, len(self.classes) // 2)))
         runs = split_evenly(len(self.unlabelled), count)
         batches = []
         for run, class_run in itertools.zip_longest(runs, class_runs, fillvalue=slice(0)):
-            classes = set(present[class_run])
+            classes = set(self.classes[class_run])
             labelled = [image for image in self.labelled if image.label in classes]
-            batches.append(collate(self.unlabelled[run], labelled, self.position))
+            batches.append(collate(self.unlabelled[run], labelled if classes else None, self.position))
         return batches
 
 
-def collate(unlabelled: Sequence[ImageViews], labelled: Sequence[ImageViews], position: Position) -> Views:
-    """Stack the views of some images into a batch, uint8."""
+def collate(unlabelled: Sequence[ImageViews], labelled: Sequence[ImageViews] | None, position: Position) -> Views:
+    """Stack the views of some images into a batch, uint8. `labelled` is empty where other processes alone have some."""
     views = [stack_images([image.views[kind] for image in unlabelled]) for kind in range(len(unlabelled[0].views))]
     index = torch.tensor([image.index for image in unlabelled])
-    labelled_views = stack_images([image.views[0] for image in labelled]) if labelled else None
-    classes = torch.tensor([image.label for image in labelled]) if labelled else None
+    labelled_views = classes = None
+    if labelled is not None:
+        labelled_views = stack_images([image.views[0] for image in labelled]) if labelled else views[0][:0]
+        classes = torch.tensor([image.label for image in labelled], dtype=torch.int64)
     return Views([image.key for image in unlabelled], views, index, labelled_views, classes, *position)
 
 
@@ -80,9 +89,12 @@ class ViewStream:
 
     def prefetched(self, threads: int) -> PrefetchedStream[ImageViews, LocalViews]:
         """Return the stream that `fit` trains on."""
-        return PrefetchedStream(
-            self.sample_makers, lambda images, step: LocalViews(images, self._position(step)), threads
-        )
+        return PrefetchedStream(self.sample_makers, self.assemble, threads)
+
+    def assemble(self, images: Sequence[ImageViews], step: int) -> LocalViews:
+        """Return this process's part of a step's batch, given the views that its functions drew."""
+        classes = list(dict.fromkeys(label for _, label in self._labelled(step)))
+        return LocalViews(images, self._position(step), classes, self.budget.unlabelled(step) // ranks.count())
 
     def _position(self, step: int) -> Position:
         return Position(step, self.budget.steps, self.budget.unlabelled_before(step) // len(self.dataset))
@@ -90,10 +102,13 @@ class ViewStream:
     def sample_makers(self, step: int) -> list[Callable[[], ImageViews]]:
         """Return functions that draw the views of a step, one image each: unlabelled images, then labelled ones."""
         makers = [self._unlabelled_maker(step, slot) for slot in ranks.share(self.budget.unlabelled(step))]
-        if self.sampler and step < self.budget.labelled_until:
-            labelled = self.sampler.draw(step)
-            makers += [self._labelled_maker(step, slot, *labelled[slot]) for slot in ranks.share(len(labelled))]
+        labelled = self._labelled(step)
+        makers += [self._labelled_maker(step, slot, *labelled[slot]) for slot in ranks.share(len(labelled))]
         return makers
+
+    def _labelled(self, step: int) -> list[tuple[int, int]]:
+        """Return position and class of the labelled images of a step, those of all processes."""
+        return self.sampler.draw(step) if self.sampler and step < self.budget.labelled_until else []
 
     def _unlabelled_maker(self, step: int, slot: int) -> Callable[[], ImageViews]:
         position = self.budget.unlabelled_before(step) + slot
@@ -116,14 +131,17 @@ class ViewStream:
     def single_pass(self, size: int, threads: int) -> Generator[Views]:
         """Yield every image once, in batches of `size` or more, none twice as large, which threads prefetch.
 
-        Fewer images than `size` are one batch.
+        Fewer images than `size` are one batch. Of each batch this process takes its share.
         """
 
         def draw(index: int) -> ImageViews:
             return self._draw(index, self.kinds, (self.seed, OTHER_DRAWS_SEED, index))
 
-        with contextlib.closing(prefetch(draw, range(len(self.dataset)), threads, max(size, threads))) as images:
-            for part in split_evenly(len(self.dataset), max(1, len(self.dataset) // size)):
-                batch = list(itertools.islice(images, part.stop - part.start))
+        parts = split_evenly(len(self.dataset), max(1, len(self.dataset) // size))
+        shares = [[part.start + slot for slot in ranks.share(part.stop - part.start)] for part in parts]
+        indices = itertools.chain.from_iterable(shares)
+        with contextlib.closing(prefetch(draw, indices, threads, max(size, threads))) as images:
+            for share in shares:
+                batch = list(itertools.islice(images, len(share)))
                 # step 1, an ordinary one: at step 0 the objective also measures features, which would be timed, too
-                yield collate(batch, [], Position(1, self.budget.steps, 0))
+                yield collate(batch, None, Position(1, self.budget.steps, 0))

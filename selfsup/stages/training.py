@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import ConfigError
+from pipeline.steps import ranks
 from pipeline.steps.runtime import Runtime
 from pipeline.training import autotune
 from pipeline.training.autotune import ComputeConfig
+from pipeline.training.collectives import Collectives, synchronize_batch_norms
 from pipeline.training.device import find_device, move_to_device
 from pipeline.training.fit import fit
 from pipeline.training.objective import TrainingJob
@@ -24,6 +27,7 @@ from selfsup.components.method import Method
 from selfsup.stages.collapse import is_collapsed, measure_features
 from selfsup.stages.objective import StageObjective
 from selfsup.stages.stream import ViewStream
+from tasks.training import TrainingResult
 
 AUTOTUNE_IMAGES = 8
 """Images of the training step that is timed."""
@@ -56,29 +60,47 @@ class StageJob(NamedTuple):
 def train(job: StageJob, runtime: Runtime, out: Path) -> dict[str, Any]:
     """Train the method of a stage in place, or resume from the state in `out`.
 
-    Returns counts for the manifest: how it was computed, and the features before and after.
+    Returns counts for the manifest: how it was computed, and the features before and after. Several processes see their
+    share of each batch and compare it with those of the others. With several on CUDA, all batch norms are synchronised:
+    those of the backbone, of heads and of momentum encoders, which a process never skips.
     """
     name, stage, method, stream, validation = job
     with ProcessGroup(find_device(runtime.device)) as group:
+        _check_shares(job, group)
         settings = stage.model_dump(mode="json", exclude=SAME_SPEED)
         key = [settings, method.backbone.name, method.backbone.size, "stage"]
-        compute = autotune.autotune(runtime, key, StageObjective(method, stream.kinds), _timed_step(stream))
+        plain = StageObjective(method, stream.kinds)
+        compute = group.broadcast_result(lambda: autotune.autotune(runtime, key, plain, _timed_step(stream)))
+        method = synchronize_batch_norms(method, group, compute.device)
+        method.collectives = Collectives(group.rank, group.world_size)  # not before: one process autotunes for all
         objective = compute.place(StageObjective(method, stream.kinds, compute.memory_format))
         batches = stream.prefetched(runtime.threads)
         steps = stream.budget.steps
         training = TrainingJob(name, objective, batches, steps, out, stage, stream.seed, validation)
-        before = measure_features(method.backbone, stream.dataset, runtime)
-        if not has_state(out):
-            _initialize(job, compute, runtime)
+        before = group.broadcast_result(lambda: measure_features(method.backbone, stream.dataset, runtime))
+        if not group.broadcast_result(lambda: has_state(out)):
+            _initialize(job, compute, group, runtime)
         fitted = fit(training, compute, group, runtime)
-        after = measure_features(method.backbone, stream.dataset, runtime)
+        after = group.broadcast_result(lambda: measure_features(method.backbone, stream.dataset, runtime))
     features = {"before": before, "after": after, "collapsed": is_collapsed(before, after)}
-    return {"features": features, "choice": compute.describe(), **fitted.counts()}
+    return {"features": features, **TrainingResult(compute, group.world_size, fitted).counts()}
+
+
+def _check_shares(job: StageJob, group: ProcessGroup) -> None:
+    """Raise ConfigError if a process would have no image in some step, or when the method is initialized."""
+    stream = job.stream
+    fewest = min(len(stream.dataset), stream.budget.unlabelled(0), stream.budget.batch)
+    if fewest < group.world_size:
+        raise ConfigError(
+            f"{job.name}: {group.world_size} processes are too many for {fewest} unlabelled images in a step, of "
+            f"{len(stream.dataset)} in the set. Set a larger batch, fewer labels.classes or labels.images, or at most "
+            f"{fewest} processes."
+        )
 
 
 def _timed_step(stream: ViewStream) -> Callable[[nn.Module, ComputeConfig], None]:
     """Return a function that runs a forward and a backward pass on a few real images, for `autotune`."""
-    with contextlib.closing(stream.single_pass(AUTOTUNE_IMAGES, 1)) as batches:
+    with contextlib.closing(stream.single_pass(AUTOTUNE_IMAGES * ranks.count(), 1)) as batches:
         batch = next(batches)
 
     def step(model: nn.Module, compute: ComputeConfig) -> None:
@@ -93,8 +115,8 @@ def _timed_step(stream: ViewStream) -> Callable[[nn.Module, ComputeConfig], None
 
 
 @torch.no_grad()
-def _initialize(job: StageJob, compute: ComputeConfig, runtime: Runtime) -> None:
-    """Show every image once to a method that overrides `initialize`."""
+def _initialize(job: StageJob, compute: ComputeConfig, group: ProcessGroup, runtime: Runtime) -> None:
+    """Show every image once to a method that overrides `initialize`, to each process its share of them."""
     name, method, stream = job.name, job.method, job.stream
     if type(method).initialize is Method.initialize:
         return
@@ -103,10 +125,12 @@ def _initialize(job: StageJob, compute: ComputeConfig, runtime: Runtime) -> None
     def batches() -> Iterator[tuple[Tensor, list[Tensor]]]:
         nonlocal seen
         for batch in stream.single_pass(stream.budget.batch, runtime.threads):
-            runtime.check_stop(name)
+            if any(group.all_gather(runtime.stop.is_set())):  # all at once, as none waits for one that has left
+                runtime.stop.set()
+                runtime.check_stop(name)
             moved = move_to_device(batch, compute.device)
             yield moved.index, [images.float() / 255 for images in moved.unlabelled]
-            seen += len(batch.keys)
+            seen = min(total, seen + len(batch.keys) * group.world_size)
             runtime.progress(name, 0.0, f"{seen:,} of {total:,} images seen before the first step")
 
     with compute.autocast():

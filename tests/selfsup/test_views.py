@@ -165,7 +165,7 @@ def test_local_views_split_keeps_classes_complete() -> None:
     image = np.zeros((8, 8, 3), np.uint8)
     plain = [ImageViews(f"k{number}", [image, image], number) for number in range(6)]
     labelled = [ImageViews("l", [image], 100 + number, number % 5) for number in range(20)]
-    share = LocalViews([*plain, *labelled], Position(4, 9, 0))
+    share = LocalViews([*plain, *labelled], Position(4, 9, 0), list(range(5)), 6)
     assert share.keys == [f"k{number}" for number in range(6)]
     pieces = share.split(2)
     assert [len(piece.keys) for piece in pieces] == [3, 3]

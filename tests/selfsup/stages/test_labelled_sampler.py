@@ -24,11 +24,10 @@ from pipeline.steps.artifact import Artifact, Inputs
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
-from selfsup.components.method import Position
 from selfsup.stages import step as stage_step
 from selfsup.stages.labelled_sampler import ImageClasses, class_sampler
 from selfsup.stages.objective import RANK, SPREAD
-from selfsup.stages.stream import ImageViews, LocalViews, ViewStream
+from selfsup.stages.stream import ImageViews, ViewStream
 from selfsup.stages.training import StageJob
 from tests.ingest.photos import picture
 from tests.selfsup.sandbox import SEED, TWO, StageSandbox, log
@@ -242,5 +241,5 @@ def test_view_stream_without_labels_shows_no_label_and_no_held_out_image(
     assert (len(in_set), len(in_set & held_out)) == (12, 2)
     assert keys == in_set - held_out
     assert {each.label for each in seen} == {None}
-    [batch] = LocalViews(seen, Position(0, 4, 0)).split(1)
+    [batch] = stream.assemble(seen, 0).split(1)
     assert (batch.labelled, batch.classes) == (None, None)
