@@ -25,7 +25,7 @@ class Gathered(NamedTuple):
 
 
 class Collectives:
-    """What the passes of `world_size` processes exchange; without arguments, those of this process alone.
+    """Let the passes of `world_size` processes exchange tensors; without arguments, this process is alone.
 
     z, own = self.collectives.all_gather(embeddings)
     loss = supcon(z, labels, temperature, own)  # its own anchors, compared with the images of all processes

@@ -165,11 +165,16 @@ class Synchronized(Small):
         self.norm = nn.SyncBatchNorm(2)
 
 
-def test_microbatch_runner_saves_its_limit_when_passes_are_synchronized(tmp_path: Path) -> None:
+class Communicating(Small):
+    """Compares images with those of the other processes in each pass."""
+
+    communicates = True
+
+
+@pytest.mark.parametrize("objective", [Synchronized, Communicating])
+def test_microbatch_runner_saves_its_limit_when_passes_are_synchronized(tmp_path: Path, objective: type[Small]) -> None:
     """As one of two processes on CUDA: the other one waits inside a pass, and ends with this one."""
-    job = TrainingJob(
-        "teacher.t", Synchronized(2), NumberedStream(batch=8), STEPS, tmp_path, FitConfig(batch=8), seed=0
-    )
+    job = TrainingJob("teacher.t", objective(2), NumberedStream(batch=8), STEPS, tmp_path, FitConfig(batch=8), seed=0)
     kept: list[Path] = []
     runtime = cast(Runtime, SimpleNamespace(root=SimpleNamespace(upload=kept.append)))
     runner = MicrobatchRunner(job, CPU_32, cast(ProcessGroup, SimpleNamespace(world_size=2, rank=1)), runtime)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,47 @@ def test_suncet_smoothing_is_cross_entropy_with_smoothed_labels(smoothing: float
     smooth = (1 - smoothing) * one_hot + smoothing / 3
     expected = -(smooth * np.log(p @ one_hot)).sum(1).mean()
     assert losses.suncet(embeddings, LABELS, 0.2, smoothing).item() == pytest.approx(expected, rel=1e-5)
+
+
+def by_part(loss: Callable[[slice], Tensor], count: int, bounds: Sequence[int]) -> Tensor:
+    """Return the sum of the losses of the anchors between bounds, each weighted by its share of all."""
+    parts = [slice(*pair) for pair in itertools.pairwise(bounds)]
+    return torch.stack([loss(part) * (part.stop - part.start) / count for part in parts]).sum()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda z, own: losses.nt_xent(z, z.flip(0) + 1, 0.2, own),
+        lambda z, own: losses.suncet(z, LABELS, 0.2, own=own),
+        lambda z, own: losses.suncet(z, LABELS, 0.2, 0.1, own),
+        lambda z, own: losses.supcon(z, LABELS, 0.2, own),
+    ],
+    ids=["nt_xent", "suncet", "suncet with smoothing", "supcon"],
+)
+def test_nt_xent_suncet_and_supcon_of_parts_of_the_anchors_add_up(loss: Callable[[Tensor, slice], Tensor]) -> None:
+    z = vectors(12).requires_grad_()
+    whole = loss(z, losses.ALL)
+    parts = by_part(lambda own: loss(z, own), 12, (0, 1, 5, 12))
+    torch.testing.assert_close(parts, whole)
+    gradients = [torch.autograd.grad(each, z)[0] for each in (whole, parts)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("loss", [losses.suncet, losses.supcon])
+def test_suncet_and_supcon_without_anchors_are_zero_with_a_graph(loss: Callable[..., Tensor]) -> None:
+    z = vectors(12).requires_grad_()
+    found = loss(z, LABELS, 0.2, own=slice(3, 3))
+    found.backward()
+    assert found.item() == 0
+    assert z.grad is not None
+    assert not z.grad.any()
+
+
+def test_suncet_refuses_a_class_of_one_image_that_is_no_anchor() -> None:
+    """Or a process without it would wait for the one that has it."""
+    with pytest.raises(DataError, match="Class 7 has one image in a batch"):
+        losses.suncet(vectors(13), torch.cat([LABELS, torch.tensor([7])]), 0.2, own=slice(0, 2))
 
 
 def test_info_nce_equals_formula() -> None:
