@@ -73,7 +73,7 @@ def step_for_torchrun(recipe: Recipe, plan: Plan) -> Step:
     if recipe.runtime.runner != "inline" or len(todo) != 1 or not todo[0].kind.trains:
         raise ConfigError(
             f"torchrun started {ranks.count()} processes, which can train one network: run it with --only STEP, a "
-            f"teacher that is trained or the student, and -o runtime.runner=inline. To do here: "
+            f"teacher that is trained, the student or a stage, and -o runtime.runner=inline. To do here: "
             f"{', '.join(step.name for step in todo) or 'nothing'}, with runner {recipe.runtime.runner!r}."
         )
     return todo[0]
