@@ -57,7 +57,7 @@ class StageObjective(Objective):
         losses = {name: shares[self._amount_of(name)] * loss for name, loss in self.method.losses(views).items()}
         logged = {name: loss.detach() for name, loss in losses.items()}
         total = torch.stack(list(losses.values())).sum()
-        if batch.step % MEASURE_EVERY == 0 and bool(total.isfinite()):
+        if batch.step % MEASURE_EVERY == 0:
             logged |= {name: shares["images"] * value for name, value in self._measure(unlabelled[0]).items()}
         return total, logged
 
@@ -72,9 +72,11 @@ class StageObjective(Objective):
 
     @torch.no_grad()
     def _measure(self, images: Tensor) -> dict[str, Tensor]:
-        """Measure the features of the backbone in eval mode, as it would be used; {} if there is one image."""
+        """Measure the features of the backbone in eval mode, as it would be used; {} if there is nothing to measure."""
         backbone = self.method.backbone.eval()
         features = backbone(images)
         backbone.train(self.training)
         features = self.method.collectives.all_gather(features.float()).rows
-        return {SPREAD: spread(features), RANK: effective_rank(features)} if len(features) > 1 else {}
+        if len(features) < 2 or not bool(features.isfinite().all()):
+            return {}
+        return {SPREAD: spread(features), RANK: effective_rank(features)}
