@@ -42,9 +42,7 @@ class Collectives:
         """
         if self.world_size == 1:
             return Gathered(rows, slice(0, len(rows)))
-        counts = (
-            _AllGather.apply(torch.tensor([len(rows)]), self).flatten().tolist()
-        )  # on the host: no device is waited for
+        counts = _AllGather.apply(torch.tensor([len(rows)]), self).flatten().tolist()  # by gloo, which waits for no GPU
         padding = rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])  # gloo takes no tensors of several sizes
         parts = _AllGather.apply(torch.cat([rows, padding]), self)
         start = sum(counts[: self.rank])
