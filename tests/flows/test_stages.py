@@ -59,6 +59,11 @@ def test_stages_are_planned_run_and_reported(staged: Path, finished_root: Path, 
     assert must.run(staged, root, ["stages.second.steps=3"], Selection("stage.second")).ran == 1
 
 
+def test_stage_is_a_step_that_several_processes_train(staged: Path, tmp_path: Path) -> None:
+    trained = {each.step.name for each in must.plan(staged, tmp_path / "root") if each.step.kind.trains}
+    assert trained == {"teacher.masks", "student", *TRAINED}
+
+
 def test_stage_is_not_trained_again_for_images_it_does_not_see(tmp_path: Path) -> None:
     alone = "stages: [{name: a, method: simclr, data: [pool], start: scratch, batch: 4, steps: 1}]"
     path, last = tmp_path / "alone.yaml", Selection("stage.a")

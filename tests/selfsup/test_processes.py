@@ -148,8 +148,9 @@ def stages(
 def test_train_stage_in_several_processes_learns_what_one_learns(
     launcher: Launcher, stages: Callable[..., Stages]
 ) -> None:
-    """Shares are unequal: 4 and 5 of nine images, or 3 and 4 of seven beside labelled ones. Of five processes, the first
-    has no labelled image.
+    """Shares are unequal: 4 and 5 of nine images, or 3 and 4 of seven beside labelled ones.
+
+    Of five processes, the first has no labelled image.
     """
     alone = stages("alone").train_all(CASES)
     for processes, names in ((2, list(CASES)), (5, WITH_LABELS)):
