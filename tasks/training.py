@@ -18,7 +18,7 @@ from pipeline.recipe.augment import AugmentConfig
 from pipeline.recipe.base import FitConfig, ValidateConfig
 from pipeline.steps import ranks
 from pipeline.steps.runtime import Runtime
-from pipeline.training.autotune import ComputeConfig, autotune, timed_images
+from pipeline.training.autotune import ComputeConfig, autotune, set_arithmetic, timed_images
 from pipeline.training.collectives import synchronize_batch_norms
 from pipeline.training.device import find_device, move_to_device
 from pipeline.training.fit import FitResult, fit
@@ -151,6 +151,7 @@ def train_network(
         model_id = [network.config.architecture(), "train heads" if network.backbone.frozen else "train"]
         plain = SupervisedObjective(network, combine, torch.contiguous_format)
         images = timed_images(find_device(runtime.device), AUTOTUNE_IMAGES, images_per_pass(plan.fit, group.world_size))
+        set_arithmetic(runtime)
         compute = group.broadcast_result(
             lambda: autotune(runtime, [*model_id, images], plain, _timed_step(loader, images))
         )

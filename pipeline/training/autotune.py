@@ -73,11 +73,8 @@ def autotune(
     With `runtime.deterministic` nothing is measured: it is float32 unless the recipe says otherwise.
     """
     device = find_device(runtime.device)
-    if device == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32, as cuDNN takes for convolutions
-        torch.backends.cudnn.benchmark = not runtime.deterministic
+    set_arithmetic(runtime)
     if runtime.deterministic:
-        _make_deterministic()
         return ComputeConfig(device, "32" if runtime.precision == "auto" else runtime.precision, False, {})
     formats: list[Format] = ["32", half_format(device)] if runtime.precision == "auto" else [runtime.precision]
     machine = [torch.cuda.get_device_name() if device == "cuda" else device, processor_name(), torch.__version__]
@@ -125,10 +122,17 @@ def autotune_inference(runtime: Runtime, key: Any, model: nn.Module, images: Ten
     return autotune(runtime, key, model, call)
 
 
-def _make_deterministic() -> None:
-    """Let torch choose, for the rest of this process, algorithms that give the same result every time."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for that
-    torch.use_deterministic_algorithms(True, warn_only=True)
+def set_arithmetic(runtime: Runtime) -> None:
+    """Let torch compute, for the rest of this process, as fast as the runtime allows, or the same way every time.
+
+    `autotune` does it. Processes that train together call it, too, as the first one alone autotunes.
+    """
+    if find_device(runtime.device) == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as cuDNN takes for convolutions
+        torch.backends.cudnn.benchmark = not runtime.deterministic
+    if runtime.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for that
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _time(candidate: ComputeConfig, model: nn.Module, call: Callable[[nn.Module, ComputeConfig], None]) -> float:

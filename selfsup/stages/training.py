@@ -70,6 +70,7 @@ def train(job: StageJob, runtime: Runtime, out: Path) -> dict[str, Any]:
         settings = stage.model_dump(mode="json", exclude=SAME_SPEED)
         key = [settings, method.backbone.name, method.backbone.size, "stage"]
         plain = StageObjective(method, stream.kinds)
+        autotune.set_arithmetic(runtime)
         compute = group.broadcast_result(lambda: autotune.autotune(runtime, key, plain, _timed_step(stream)))
         method = synchronize_batch_norms(method, group, compute.device)
         method.collectives = Collectives(group.rank, group.world_size)  # not before: one process autotunes for all
