@@ -13,7 +13,7 @@ from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.run.step_runner import VISIBLE_GPUS, Environ
+from flows.run.devices import VISIBLE_GPUS, Environ
 from pipeline.errors import PROJECT, ConfigError
 from pipeline.recipe.runtime import RuntimeConfig
 from pipeline.steps.runtime import usable_cores

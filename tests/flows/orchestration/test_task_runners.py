@@ -12,16 +12,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-import torch
 
 import must
 from flows.orchestration.task_runners import worker_environs
 from flows.plan.selection import Selection
-from flows.run.step_runner import VISIBLE_GPUS, preflight
+from flows.run.devices import VISIBLE_GPUS
 from pipeline.errors import DataError
 from pipeline.recipe.runtime import RuntimeConfig
-from pipeline.steps.runtime import Runtime
-from pipeline.storage.root import Root
 from tests.flows.tiny import digests, events, query_prefect
 from tests.run_fixtures import add_database
 from tests.waiting import wait_until, wait_until_gone
@@ -81,28 +78,6 @@ def test_fan_out_survives_a_killed_worker(
 def test_worker_environs_give_each_process_a_gpu(gpus: list[str], workers: int, given: list[str | None]) -> None:
     environs = worker_environs(RuntimeConfig(label_workers=workers), gpus)
     assert [environ.get(VISIBLE_GPUS) for environ in environs] == given
-
-
-@pytest.mark.parametrize(
-    ("visible", "training_processes", "side_by_side", "steps"),
-    [
-        (None, 1, 0, ["0", "1", "2"]),
-        ("GPU-a, GPU-b,", 1, 1, ["GPU-a"]),
-        ("2,1,0", 2, 0, ["2,1"]),
-        ("2,1", 1, 3, ["2", "1", "2"]),
-    ],
-)
-def test_preflight_lists_all_gpus_beside_those_of_steps(
-    visible: str | None, training_processes: int, side_by_side: int, steps: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Networks may train on several GPUs each, or several on one: labelling takes each GPU once."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr("pipeline.training.device.find_device", lambda device: "cuda")
-    monkeypatch.setenv(VISIBLE_GPUS, visible) if visible else monkeypatch.delenv(VISIBLE_GPUS, raising=False)
-    settings = RuntimeConfig(training_processes=training_processes, side_by_side=side_by_side)
-    devices = preflight(settings, {}, set(), Runtime(Root.of("root"), "cuda", "32", 1))
-    assert [device[VISIBLE_GPUS] for device in devices.steps] == steps
-    assert devices.gpus == (visible.replace(" ", "").strip(",").split(",") if visible else ["0", "1", "2"])
 
 
 KILLED_WHILE_WRITING = """
