@@ -7,14 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from distributed import Client
 
 import must
-from flows.orchestration.task_runners import worker_environs
+from flows.orchestration.task_runners import local_dask_cluster, task_runner, worker_environs
 from flows.plan.selection import Selection
 from flows.run.devices import VISIBLE_GPUS
 from pipeline.errors import DataError
@@ -78,6 +80,31 @@ def test_fan_out_survives_a_killed_worker(
 def test_worker_environs_give_each_process_a_gpu(gpus: list[str], workers: int, given: list[str | None]) -> None:
     environs = worker_environs(RuntimeConfig(label_workers=workers), gpus)
     assert [environ.get(VISIBLE_GPUS) for environ in environs] == given
+
+
+def visible_gpus(folder: Path, count: int) -> str | None:
+    """Return the GPUs that this process sees, once as many processes have looked."""
+    (folder / str(os.getpid())).touch()
+    while len(list(folder.iterdir())) < count:
+        time.sleep(0.05)
+    return os.environ.get(VISIBLE_GPUS)
+
+
+def test_task_runner_gives_each_process_a_gpu(tmp_path: Path) -> None:
+    settings = RuntimeConfig(runner="process")
+    with task_runner(settings, ["GPU-a", "GPU-b"]) as runner:
+        executor = runner._executor  # type: ignore[attr-defined]
+        seen = [executor.submit(visible_gpus, tmp_path, 2) for _ in range(2)]
+        assert {each.result() for each in seen} == {"GPU-a", "GPU-b"}
+
+
+@pytest.mark.parametrize("environs", [[{VISIBLE_GPUS: "GPU-a"}, {VISIBLE_GPUS: "GPU-b"}], [{}]])
+def test_local_dask_cluster_gives_each_worker_a_gpu(environs: list[dict[str, str]]) -> None:
+    with local_dask_cluster(environs) as cluster, Client(cluster) as client:
+        seen = client.run(os.getenv, VISIBLE_GPUS)
+        threads = client.nthreads()
+    assert sorted(map(str, seen.values())) == [str(each.get(VISIBLE_GPUS)) for each in environs]
+    assert list(threads.values()) == [1] * len(environs)
 
 
 KILLED_WHILE_WRITING = """
