@@ -110,7 +110,7 @@ def _dask(address: str | None, environs: Sequence[Environ]) -> TaskRunner[Any]:
 
     if address:
         return DaskTaskRunner(address=address)
-    return DaskTaskRunner(cluster_class=local_dask_cluster, cluster_kwargs={"environs": environs})
+    return DaskTaskRunner(cluster_class=lambda: local_dask_cluster(environs))
 
 
 def local_dask_cluster(environs: Sequence[Environ]) -> SpecCluster:
@@ -123,7 +123,7 @@ def local_dask_cluster(environs: Sequence[Environ]) -> SpecCluster:
 
     common = {"host": "127.0.0.1", "dashboard": False}
     worker = {**common, "nthreads": 1, "memory_limit": MEMORY_LIMIT // len(environs), "silence_logs": logging.WARNING}
-    return SpecCluster(
+    return SpecCluster(  # type: ignore[no-untyped-call]
         scheduler={"cls": Scheduler, "options": {**common, "port": 0}},
         workers={
             number: {"cls": Nanny, "options": {**worker, "env": dict(environ)}}

@@ -100,7 +100,7 @@ def test_task_runner_gives_each_process_a_gpu(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("environs", [[{VISIBLE_GPUS: "GPU-a"}, {VISIBLE_GPUS: "GPU-b"}], [{}]])
 def test_local_dask_cluster_gives_each_worker_a_gpu(environs: list[dict[str, str]]) -> None:
-    with local_dask_cluster(environs) as cluster, Client(cluster) as client:
+    with local_dask_cluster(environs) as cluster, Client(cluster) as client:  # type: ignore[no-untyped-call]
         seen = client.run(os.getenv, VISIBLE_GPUS)
         threads = client.nthreads()
     assert sorted(map(str, seen.values())) == [str(each.get(VISIBLE_GPUS)) for each in environs]
