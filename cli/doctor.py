@@ -162,13 +162,14 @@ def _estimate(recipe: Recipe, images: Mapping[str, int]) -> Iterator[Finding]:
 
 
 def _find_model_problem(section: BaseConfig, settings: RuntimeConfig) -> str | None:
-    from flows.run.step_runner import check_models, try_models  # noqa: PLC0415
+    from flows.run.step_runner import check_models, find_devices, try_models  # noqa: PLC0415
     from pipeline.training.device import find_device  # noqa: PLC0415
 
     try:
         check_models(section)
         with explain_shortage("a training step", "."):
-            try_models(section, find_device(settings.device), settings.training_processes)
+            device = find_device(settings.device)
+            try_models(section, device, find_devices(settings, device).training_processes)
     except MustError as error:
         return str(error)
     return None

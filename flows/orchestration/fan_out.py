@@ -20,7 +20,7 @@ from flows.orchestration.remote_worker import WorkItem, execute_part, parts_modu
 from flows.orchestration.task_runners import request_gpus, task_runner, worker_environs
 from flows.run.processes import Call, Killed, run_in_process
 from flows.run.run import Run
-from flows.run.step_runner import Subprocess
+from flows.run.step_runner import STARTING, Subprocess
 from pipeline.errors import MustError
 from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.runtime import SHARED_SETTINGS, usable_cores
@@ -57,6 +57,8 @@ class FanOut:
         """Return the artifact of a step, and True if it was made now."""
         if not step.kind.parts:
             return self.subprocess.get_or_make(run, step, inputs)
+        self.subprocess.wait_until_checked()
+        inputs.runtime.progress(step.name, 0.0, STARTING)
         lock = run.workspace.locks / f"{step.name}-parts" / step.fingerprint(inputs.artifacts)
         with hold_lock(lock, waiting(step.name, inputs.runtime), on_lost=inputs.runtime.stop.set):
             with parts_module(step).exclusive(inputs):
@@ -69,7 +71,7 @@ class FanOut:
         call = Call(remaining_parts, (step, inputs.artifacts, inputs.force), run.log_path(step.name))
         parts = run_in_process(call, inputs.runtime)
         settings = run.recipe.runtime
-        workers = len(worker_environs(settings, self.subprocess.gpus))
+        workers = len(worker_environs(settings, self.subprocess.devices.gpus))
         cores = 1 if settings.address else max(1, usable_cores() // workers)  # a cluster shares out its own cores
         item = WorkItem(
             root=str(run.workspace.root),
@@ -109,7 +111,7 @@ class FanOut:
         lost: list[WorkItem] = []
         last_error: BaseException | None = None
         with (
-            task_runner(settings, self.subprocess.gpus) as runner,
+            task_runner(settings, self.subprocess.devices.gpus) as runner,
             request_gpus(settings),
             polling(lambda: _forward_stop(run), FORWARD_S),
             ThreadPoolExecutor(len(items)) as waiters,

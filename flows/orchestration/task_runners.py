@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import threading
@@ -13,12 +14,13 @@ from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.run.step_runner import VISIBLE_GPUS, Environ
+from flows.run.devices import VISIBLE_GPUS, Environ
 from pipeline.errors import PROJECT, ConfigError
 from pipeline.recipe.runtime import RuntimeConfig
 from pipeline.steps.runtime import usable_cores
 
 if TYPE_CHECKING:
+    from distributed import SpecCluster
     from prefect.task_runners import TaskRunner
 
 PACKAGES = ("browser", "evaluation", "flows", "ingest", "pipeline", "selfsup", "student", "tasks", "teachers")
@@ -60,7 +62,7 @@ def _create(settings: RuntimeConfig, gpus: Sequence[str]) -> TaskRunner[Any]:
     if settings.runner == "ray":
         return _ray(settings.address, count)
     if settings.runner == "dask":
-        return _dask(settings.address, count)
+        return _dask(settings.address, environs)
     from prefect.task_runners import ProcessPoolTaskRunner
 
     free: SimpleQueue[Environ] = multiprocessing.get_context("spawn").SimpleQueue()
@@ -103,11 +105,32 @@ def _check_current_folder() -> None:
                 )
 
 
-def _dask(address: str | None, count: int) -> TaskRunner[Any]:
+def _dask(address: str | None, environs: Sequence[Environ]) -> TaskRunner[Any]:
     from prefect_dask import DaskTaskRunner
 
-    local = {"n_workers": count, "threads_per_worker": 1, "dashboard_address": None}
-    return DaskTaskRunner(address=address, cluster_kwargs=None if address else local)
+    if address:
+        return DaskTaskRunner(address=address)
+    return DaskTaskRunner(cluster_class=lambda: local_dask_cluster(environs))
+
+
+def local_dask_cluster(environs: Sequence[Environ]) -> SpecCluster:
+    """Start a Dask cluster on this machine: a worker of one thread for each of `environs`, with these variables set.
+
+    Dask's own `LocalCluster` gives all workers the same variables, and so the same GPU.
+    """
+    from distributed import Nanny, Scheduler, SpecCluster
+    from distributed.system import MEMORY_LIMIT
+
+    common = {"host": "127.0.0.1", "dashboard": False}
+    worker = {**common, "nthreads": 1, "memory_limit": MEMORY_LIMIT // len(environs), "silence_logs": logging.WARNING}
+    return SpecCluster(  # type: ignore[no-untyped-call]
+        scheduler={"cls": Scheduler, "options": {**common, "port": 0}},
+        workers={
+            number: {"cls": Nanny, "options": {**worker, "env": dict(environ)}}
+            for number, environ in enumerate(environs)
+        },
+        silence_logs=logging.WARNING,
+    )
 
 
 def request_gpus(settings: RuntimeConfig) -> AbstractContextManager[None]:

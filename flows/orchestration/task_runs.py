@@ -102,7 +102,7 @@ class TaskRuns:
             run.get_or_make = self.fan_out.get_or_make
         with stop_on_signals(run.runtime.stop):  # Prefect's own handler would end a step before it saves its state
             try:
-                self.artifacts = run_concurrently(run, self.execute, lambda: subprocess.concurrency)
+                self.artifacts = run_concurrently(run, self.execute, subprocess)
             finally:
                 self._pages.wait()
             show_results(run, self.artifacts)

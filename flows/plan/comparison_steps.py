@@ -26,7 +26,7 @@ from pipeline.recipe.stage import COMPARED
 from pipeline.steps.artifact import Step, StepKind
 
 POOL = dataclasses.replace(STAGE_POOL, name="compare_pool")
-METHOD = dataclasses.replace(STAGE, name="compare_method")
+METHOD = dataclasses.replace(STAGE, name="compare_method", trains="")  # rows are many: they take a GPU each
 SUPERVISED = StepKind("compare_supervised", "evaluation.comparison.supervised_baseline:train", version=4)
 COMPARE_PROBE = dataclasses.replace(PROBE, name="compare_probe")
 COMPARE_FINETUNE = dataclasses.replace(FINETUNE, name="compare_finetune")

@@ -64,11 +64,11 @@ def dependents(steps: Iterable[Step], name: str) -> set[str]:
     return found
 
 
-def independent_steps(planned: Sequence[Planned], step: Step) -> list[str]:
+def independent_steps(planned: Sequence[Planned], step: Step) -> list[Step]:
     """Return the steps to make that neither need this step nor are needed by it: those that may run beside it."""
     related = {each.step.name for each in needed_by(planned, step.inputs)}
     related |= dependents((each.step for each in planned), step.name)
-    return [each.step.name for each in planned if each.artifact is None and each.step.name not in related]
+    return [each.step for each in planned if each.artifact is None and each.step.name not in related]
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

@@ -27,7 +27,7 @@ STAGE = StepKind(
     "stage",
     "selfsup.stages.step:run_stage",
     version=5,
-    trains=True,
+    trains="stage.batch",
     label_check=CHECK,
     location_keys=("stage.start",),
 )

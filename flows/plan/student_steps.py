@@ -15,7 +15,13 @@ from pipeline.recipe.recipe import Recipe
 from pipeline.steps.artifact import LabelCheck, Step, StepKind
 from pipeline.stores.naming import STUDENT_LABEL_STEP
 
-STUDENT = StepKind("student", "student.train:train_student", version=5, trains=True, location_keys=("student.weights",))
+STUDENT = StepKind(
+    "student",
+    "student.train:train_student",
+    version=5,
+    trains="student.batch",
+    location_keys=("student.weights",),
+)
 
 
 def label_needs(config: Mapping[str, Any]) -> list[Any]:

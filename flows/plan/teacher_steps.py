@@ -42,7 +42,8 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
         named = (teacher.training_set, more.get("calibrate"), teacher.domain_set)
         sets = dict.fromkeys(each for each in named if each is not None)
         inputs = tuple(f"data.{each}" for each in sets)
-        kind = dataclasses.replace(TEACHER, run=f"teachers.{teacher.kind}:make", trains=isinstance(teacher, FitConfig))
+        trains = "teacher.batch" if isinstance(teacher, FitConfig) else ""
+        kind = dataclasses.replace(TEACHER, run=f"teachers.{teacher.kind}:make", trains=trains)
         if isinstance(teacher, FitConfig) and teacher.training_set is not None:
             kind = dataclasses.replace(kind, label_check=LabelCheck(label_needs, check_function(teacher)))
         yield Step(f"teacher.{name}", kind, ("teachers", name), config, inputs)

@@ -1,22 +1,23 @@
-"""Run the steps of a run: in this process, or in subprocesses, of which each has a device of its own."""
+"""Run the steps of a run: in this process, or in subprocesses, each with GPUs of its own if there are enough."""
 
 from __future__ import annotations
 
 import contextvars
 import dataclasses
+import itertools
 import os
-import queue
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
-from flows.plan.plan import independent_steps
+from flows.plan.plan import Planned
+from flows.run.devices import VISIBLE_GPUS, DevicePool, Devices, Environ
 from flows.run.processes import LAST_OUTPUT, Call, run_in_process, warm_up
 from flows.run.run import Run
-from pipeline.errors import ConfigError, Interrupted, OutOfMemory, error_context
+from pipeline.errors import Interrupted, OutOfMemory, error_context
 from pipeline.recipe.base import BaseConfig
 from pipeline.recipe.runtime import RuntimeConfig
 from pipeline.recipe.teacher import TeacherConfig
@@ -29,15 +30,27 @@ RETRY_S = 2.0
 """Between attempts at a step that another run is making."""
 DEVICES_S = 2.0
 """Between looks at how many steps may run at once."""
+STARTING = "starting"
+"""The first progress line of a step."""
 MAX_RESTARTS = 2
 """Restarts of a step whose process was killed, before the run fails. Those for lack of device memory don't count."""
-VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
-Environ = Mapping[str, str]
-"""Environment variables to add for a process."""
 Models = Mapping[str, BaseConfig]
 """Sections of the recipe that name models, by their place in it."""
 Execute = Callable[[Run, Step, Mapping[str, Artifact]], Artifact]
 """Makes or reuses the artifact of a step, given the artifacts of its inputs."""
+
+
+class Gate(Protocol):
+    """Says which steps may start beside others."""
+
+    def admit(self, planned: Planned, running: int) -> bool:
+        """Return True if a step may start beside so many others."""
+
+    def dismiss(self, name: str) -> None:
+        """Hear that a step has ended."""
+
+    def wait_until_checked(self) -> None:
+        """Wait until a step may start if none is running."""
 
 
 class InProcess:
@@ -48,6 +61,7 @@ class InProcess:
 
     def get_or_make(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
         """Return the artifact of a step, and True if it was made now."""
+        inputs.runtime.progress(step.name, 0.0, STARTING)
         return run.workspace.get_or_make(step, inputs)
 
     def run_function(self, function: Callable[..., Any], arguments: tuple[Any, ...], runtime: Runtime) -> Any:
@@ -56,7 +70,7 @@ class InProcess:
 
 
 class Subprocess:
-    """Runs steps in processes of their own, each on a device of its own if there are enough.
+    """Runs steps in processes of their own, each with GPUs of its own if there are enough.
 
     Code is loaded and the preflight done in the background, while early steps, which only read data, are run already.
     Other steps wait for it. If it fails, the run is asked to stop.
@@ -64,8 +78,7 @@ class Subprocess:
 
     def __init__(self, settings: RuntimeConfig, models: Models, trained: Set[str], runtime: Runtime) -> None:
         warm_up()
-        self._settings, self.training_processes = settings, settings.training_processes
-        self._free: queue.SimpleQueue[Environ] = queue.SimpleQueue()
+        self._settings = settings
         self._devices: Future[Devices] = Future()
         arguments = (preflight, (settings, models, trained), runtime)
         threading.Thread(target=self._find_devices, args=arguments, name="preflight", daemon=True).start()
@@ -77,8 +90,7 @@ class Subprocess:
             self._devices.set_exception(error)
             runtime.stop.set()
             return
-        for device in devices.steps:
-            self._free.put(device)
+        self._pool = DevicePool(devices)
         self._devices.set_result(devices)
 
     def wait_until_checked(self) -> None:
@@ -91,36 +103,47 @@ class Subprocess:
         return self._devices.exception() if self._devices.done() else None
 
     @property
-    def gpus(self) -> list[str]:
-        """The names of all GPUs that may be used."""
-        return self._devices.result().gpus
+    def devices(self) -> Devices:
+        """The devices of the run; until the preflight has found them, no GPUs."""
+        return self._devices.result() if self._devices.done() else Devices([], self._settings)
 
-    @property
-    def concurrency(self) -> int:
-        """The number of steps that may run at once; until devices are known, that of the recipe."""
-        return len(self._devices.result().steps) if self._devices.done() else self._settings.side_by_side or 1
+    def admit(self, planned: Planned, running: int) -> bool:
+        """Return True if a step may start beside so many others. It then has its GPUs until it is dismissed."""
+        if running >= self.devices.concurrency:
+            return False
+        if planned.step.kind.early or planned.artifact:
+            return True
+        return self._devices.done() and self._pool.lend(planned.step)
+
+    def dismiss(self, name: str) -> None:
+        """Take back the GPUs of a step that has ended."""
+        if self._devices.done():
+            self._pool.give_back(name)
 
     def get_or_make(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
         """Return the artifact of a step, and True if it was made now. A process that is killed is started again."""
-        restarts, device = 0, None if self._begins_early(step) else self._take_device()
-        try:
-            while True:
-                try:
-                    return self._wait_and_attempt(run, step, inputs, device or {})
-                except Interrupted as error:
-                    restarts += not isinstance(error, OutOfMemory)  # each of those halves the microbatches: they end
-                    inputs = self._prepare_restart(run, step, inputs, error, restarts)
-        finally:
-            if device is not None:
-                self._free.put(device)
+        if not self._begins_early(step):
+            self.wait_until_checked()
+        self._announce(run, step, inputs)
+        restarts = 0
+        while True:
+            try:
+                return self._wait_and_attempt(run, step, inputs)
+            except Interrupted as error:
+                restarts += not isinstance(error, OutOfMemory)  # each of those halves the microbatches: they end
+                inputs = self._prepare_restart(run, step, inputs, error, restarts)
 
     def _begins_early(self, step: Step) -> bool:
         """Return True for a step that needs neither a device nor torch, while these are still waited for."""
         return step.kind.early and not self._devices.done()
 
-    def _take_device(self) -> Environ:
-        self.wait_until_checked()
-        return self._free.get()
+    def _announce(self, run: Run, step: Step, inputs: Inputs) -> None:
+        """Say that a step starts, and on which devices."""
+        place = "" if step.kind.early or inputs.parts else self.devices.describe(step)
+        if place:
+            run.log(step.name, f"{STARTING} {place}")
+        if not inputs.parts:  # with them it has started long ago
+            inputs.runtime.progress(step.name, 0.0, f"{STARTING} {place}".strip())
 
     @staticmethod
     def _prepare_restart(run: Run, step: Step, inputs: Inputs, error: Interrupted, restarts: int) -> Inputs:
@@ -138,11 +161,11 @@ class Subprocess:
         run.log(step.name, f"{reason} It {'begins again' if begins_again else 'goes on from what it saved'}.")
         return dataclasses.replace(inputs, force=begins_again)
 
-    def _wait_and_attempt(self, run: Run, step: Step, inputs: Inputs, device: Environ) -> tuple[Artifact, bool]:
+    def _wait_and_attempt(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
         """Attempt a step as soon as no other run is making it. A single process waits by itself; several raise Busy."""
         while True:
             try:
-                return self._attempt(run, step, inputs, device)
+                return self._attempt(run, step, inputs)
             except Busy as busy:
                 inputs.runtime.check_stop(step.name)
                 inputs.runtime.progress(step.name, 0.0, f"waits: {busy}")
@@ -151,14 +174,14 @@ class Subprocess:
             if artifact:
                 return artifact, False
 
-    def _attempt(self, run: Run, step: Step, inputs: Inputs, device: Environ) -> tuple[Artifact, bool]:
-        environs = _rank_environs(self.training_processes) if step.kind.trains else [{}]
-        processes = min(self.concurrency, 1 + len(independent_steps(run.planned, step))) * len(environs)
-        threads = max(1, usable_cores() // processes) if processes > 1 else 0
+    def _attempt(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
+        early, devices = self._begins_early(step), self.devices
+        environ = {} if early else self._pool.environ(step.name)
+        at_once = devices.processes_at_once(step, run.may_run_beside(step))
+        threads = max(1, usable_cores() // at_once) if at_once > 1 else 0
         arguments = (step, inputs.artifacts, inputs.force, inputs.parts)
-        call = Call(
-            _get_or_make, arguments, run.log_path(step.name), device, threads, needs_torch=not self._begins_early(step)
-        )
+        call = Call(_get_or_make, arguments, run.log_path(step.name), environ, threads, needs_torch=not early)
+        environs = _rank_environs(devices.processes(step))
         result: tuple[Artifact, bool] = run_in_process(call, inputs.runtime, environs)
         return result
 
@@ -188,45 +211,37 @@ def _rank_environs(count: int) -> list[Environ]:
     return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
-class Devices(NamedTuple):
-    """Devices of a run: those of each step, and all GPUs."""
-
-    steps: list[Environ]
-    """For each step that may run at the same time, the variables that give its process a device of its own."""
-    gpus: list[str]
-    """The names of all GPUs that may be used."""
-
-
 def preflight(settings: RuntimeConfig, models: Models, trained: Set[str], runtime: Runtime) -> Devices:
     """Check the device and the models of a run before its first step, and return the devices.
 
     The models at the places `trained` make a training step. Raises ConfigError if a device or a model does not exist,
     or a model fails in its step.
     """
-    import torch  # noqa: PLC0415 - not needed for planning
-
-    from pipeline.training.device import find_device  # noqa: PLC0415
+    from pipeline.training.device import find_device  # noqa: PLC0415 - not needed for planning
     from tasks.network import check_head_name  # noqa: PLC0415
 
     device = find_device(runtime.device)
+    devices = find_devices(settings, device)
     for place, section in models.items():
         if isinstance(section, TeacherConfig):
             check_head_name(place.removeprefix("teachers."))
         with error_context(place):
             check_models(section)
             if place in trained:
-                try_models(section, device, settings.training_processes)
-    if device != "cuda":
-        return Devices([{}] * (settings.side_by_side or 1), [])
-    visible = os.environ.get(VISIBLE_GPUS)
-    stated = [name.strip() for name in (visible or "").split(",") if name.strip()]
-    names = stated or [str(number) for number in range(torch.cuda.device_count())]
-    size = settings.training_processes
-    groups = [",".join(names[start : start + size]) for start in range(0, len(names) - size + 1, size)]
-    if not groups:
-        raise ConfigError(f"runtime.training_processes is {size}: at most {len(names)}, the number of CUDA devices.")
-    steps = settings.side_by_side or len(groups)
-    return Devices([{VISIBLE_GPUS: groups[number % len(groups)]} for number in range(steps)], names)
+                try_models(section, device, devices.training_processes)
+    return devices
+
+
+def find_devices(settings: RuntimeConfig, device: str) -> Devices:
+    """Return the GPUs that a run may use; none unless its device is `cuda`. Raises ConfigError if they are too few."""
+    import torch  # noqa: PLC0415 - not needed for planning
+
+    visible = os.environ.get(VISIBLE_GPUS, "")
+    stated = [name.strip() for name in visible.split(",") if name.strip()]
+    found = stated or [str(number) for number in range(torch.cuda.device_count())]
+    devices = Devices(found if device == "cuda" else [], settings)
+    devices.check()
+    return devices
 
 
 def check_models(section: BaseConfig) -> None:
@@ -259,25 +274,28 @@ def in_order(run: Run) -> dict[str, Artifact]:
     return artifacts
 
 
-def run_concurrently(run: Run, execute: Execute, concurrency: Callable[[], int]) -> dict[str, Artifact]:
-    """Run each step as soon as its inputs are there, at most `concurrency()` of them at a time, which may grow.
+def run_concurrently(run: Run, execute: Execute, gate: Gate) -> dict[str, Artifact]:
+    """Run each step as soon as its inputs are there and it is admitted: first those that come first in the plan.
 
-    Returns their artifacts by step, in the order of the plan. If a step fails, the others are stopped and save what
-    they have.
+    A step that is not admitted yet is passed by none, so that one that needs many GPUs has its turn. Returns their
+    artifacts by step, in the order of the plan. If a step fails, the others are stopped and save what they have.
     """
     artifacts: dict[str, Artifact] = {}
-    pending = {planned.step.name: planned.step for planned in run.planned}
+    pending = {planned.step.name: planned for planned in run.planned}
     running: dict[Future[Artifact], str] = {}
     with ThreadPoolExecutor(len(run.planned), thread_name_prefix="step") as pool:
         try:
             while pending or running:
-                ready = [step for step in pending.values() if artifacts.keys() >= set(step.inputs)]
-                for step in ready[: max(0, concurrency() - len(running))]:
+                ready = [each for each in pending.values() if artifacts.keys() >= set(each.step.inputs)]
+                for planned in itertools.takewhile(lambda each: gate.admit(each, len(running)), ready):
+                    step = pending.pop(planned.step.name).step
                     inputs = {name: artifacts[name] for name in step.inputs}
                     context = contextvars.copy_context()  # Prefect keeps the current flow run there
                     running[pool.submit(context.run, execute, run, step, inputs)] = step.name
-                    del pending[step.name]
+                if not running:
+                    gate.wait_until_checked()
                 for future in wait(running, DEVICES_S, FIRST_COMPLETED).done:
+                    gate.dismiss(running[future])
                     artifacts[running.pop(future)] = future.result()
         except BaseException:
             if not all(future.done() for future in running):

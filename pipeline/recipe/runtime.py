@@ -31,13 +31,14 @@ class RuntimeConfig(BaseConfig):
     """Address of a Ray or Dask cluster, as in ray://head:10001 or tcp://scheduler:8786; null for this machine."""
     label_workers: int = Field(default=0, ge=0)
     """Processes of this machine that label at once with `process`, `ray` and `dask`; 0 = one per GPU, or per core."""
-    training_processes: int = Field(default=1, ge=1)
-    """Processes that train one network together, each on its own GPU; on a CPU they share the cores. With `inline`,
-    torchrun starts them, and this has no effect."""
+    training_processes: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    """Processes that train one network together, each on its own GPU; on a CPU they share the cores. `auto` is one for
+    each GPU, and one without. A network whose batch has fewer images gets one for each image. With `inline`, torchrun
+    starts them, and this has no effect."""
     side_by_side: int = Field(default=0, ge=0)
-    """Steps that run at once if they don't depend on each other, as teachers; 0 = as many as the GPUs hold, with
-    `training_processes` for each, and one on a CPU. On a CPU they share its cores; a step that none can run beside has
-    all of them."""
+    """Steps that run at once if they don't depend on each other, as teachers; 0 = as many as the GPUs hold, of which a
+    training takes `training_processes` and any other step one, and one on a CPU. They share the cores; a step that none
+    can run beside has all of them."""
     workers: int = Field(default=0, ge=0)
     """Threads for decoding and encoding; 0 = one per core, shared out among processes that work at once."""
     checkpoint_s: float = Field(default=60, ge=0)

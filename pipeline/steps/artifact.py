@@ -62,7 +62,7 @@ class StepKind:
     """A kind of step: the function that does the work, and how it may be run. Defined in `flows/plan/*_steps.py`.
 
     Example:
-        STUDENT = StepKind("student", "student.train:train_student", trains=True)
+        STUDENT = StepKind("student", "student.train:train_student", trains="student.batch")
     """
 
     name: str
@@ -75,8 +75,9 @@ class StepKind:
     """True if it only reads data: such steps come first, so that mistakes in the data are found before any training."""
     measures: bool = False
     """True if it leaves numbers that the report shows."""
-    trains: bool = False
-    """True if several processes may share its work: they train one network together."""
+    trains: str = ""
+    """Of a step whose work several processes may share, which train one network together: the key of its configuration
+    (`student.batch`) with the images of a step, of which each process takes at least one."""
     parts: str = ""
     """Of a step whose work can be done in parts, by any process that reaches the root, before it runs: the module with
     `remaining_parts(config, inputs)`, `do_part(config, inputs, part)` and `exclusive(inputs)`, a context in which no

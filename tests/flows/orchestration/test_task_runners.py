@@ -7,21 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-import torch
+from distributed import Client
 
 import must
-from flows.orchestration.task_runners import worker_environs
+from flows.orchestration.task_runners import local_dask_cluster, task_runner, worker_environs
 from flows.plan.selection import Selection
-from flows.run.step_runner import VISIBLE_GPUS, preflight
+from flows.run.devices import VISIBLE_GPUS
 from pipeline.errors import DataError
 from pipeline.recipe.runtime import RuntimeConfig
-from pipeline.steps.runtime import Runtime
-from pipeline.storage.root import Root
 from tests.flows.tiny import digests, events, query_prefect
 from tests.run_fixtures import add_database
 from tests.waiting import wait_until, wait_until_gone
@@ -83,26 +82,29 @@ def test_worker_environs_give_each_process_a_gpu(gpus: list[str], workers: int, 
     assert [environ.get(VISIBLE_GPUS) for environ in environs] == given
 
 
-@pytest.mark.parametrize(
-    ("visible", "training_processes", "side_by_side", "steps"),
-    [
-        (None, 1, 0, ["0", "1", "2"]),
-        ("GPU-a, GPU-b,", 1, 1, ["GPU-a"]),
-        ("2,1,0", 2, 0, ["2,1"]),
-        ("2,1", 1, 3, ["2", "1", "2"]),
-    ],
-)
-def test_preflight_lists_all_gpus_beside_those_of_steps(
-    visible: str | None, training_processes: int, side_by_side: int, steps: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Networks may train on several GPUs each, or several on one: labelling takes each GPU once."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr("pipeline.training.device.find_device", lambda device: "cuda")
-    monkeypatch.setenv(VISIBLE_GPUS, visible) if visible else monkeypatch.delenv(VISIBLE_GPUS, raising=False)
-    settings = RuntimeConfig(training_processes=training_processes, side_by_side=side_by_side)
-    devices = preflight(settings, {}, set(), Runtime(Root.of("root"), "cuda", "32", 1))
-    assert [device[VISIBLE_GPUS] for device in devices.steps] == steps
-    assert devices.gpus == (visible.replace(" ", "").strip(",").split(",") if visible else ["0", "1", "2"])
+def visible_gpus(folder: Path, count: int) -> str | None:
+    """Return the GPUs that this process sees, once as many processes have looked."""
+    (folder / str(os.getpid())).touch()
+    while len(list(folder.iterdir())) < count:
+        time.sleep(0.05)
+    return os.environ.get(VISIBLE_GPUS)
+
+
+def test_task_runner_gives_each_process_a_gpu(tmp_path: Path) -> None:
+    settings = RuntimeConfig(runner="process")
+    with task_runner(settings, ["GPU-a", "GPU-b"]) as runner:
+        executor = runner._executor  # type: ignore[attr-defined]
+        seen = [executor.submit(visible_gpus, tmp_path, 2) for _ in range(2)]
+        assert {each.result() for each in seen} == {"GPU-a", "GPU-b"}
+
+
+@pytest.mark.parametrize("environs", [[{VISIBLE_GPUS: "GPU-a"}, {VISIBLE_GPUS: "GPU-b"}], [{}]])
+def test_local_dask_cluster_gives_each_worker_a_gpu(environs: list[dict[str, str]]) -> None:
+    with local_dask_cluster(environs) as cluster, Client(cluster) as client:  # type: ignore[no-untyped-call]
+        seen = client.run(os.getenv, VISIBLE_GPUS)
+        threads = client.nthreads()
+    assert sorted(map(str, seen.values())) == [str(each.get(VISIBLE_GPUS)) for each in environs]
+    assert list(threads.values()) == [1] * len(environs)
 
 
 KILLED_WHILE_WRITING = """

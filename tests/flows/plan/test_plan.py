@@ -26,7 +26,7 @@ def test_independent_steps_are_to_be_made_and_neither_upstream_nor_downstream() 
         for name, each in inputs.items()
     ]
     steps = {each.step.name: each.step for each in planned}
-    assert independent_steps(planned, steps["teacher.a"]) == ["data.b", "teacher.b"]
-    assert independent_steps(planned, steps["data.a"]) == ["data.b", "teacher.b"]
+    assert independent_steps(planned, steps["teacher.a"]) == [steps["data.b"], steps["teacher.b"]]
+    assert independent_steps(planned, steps["data.a"]) == [steps["data.b"], steps["teacher.b"]]
     assert independent_steps(planned, steps["student"]) == []
-    assert independent_steps(planned, steps["evaluate"]) == ["student.labels"]
+    assert independent_steps(planned, steps["evaluate"]) == [steps["student.labels"]]

@@ -17,8 +17,9 @@ from flows.plan.plan import Planned
 from flows.plan.resolve import resolve
 from flows.plan.run_plan import Plan
 from flows.run import step_runner
+from flows.run.devices import Devices
 from flows.run.run import Run
-from flows.run.step_runner import Devices, Subprocess, run_concurrently
+from flows.run.step_runner import Subprocess, run_concurrently
 from pipeline.errors import ConfigError
 from pipeline.recipe.reader import parse_recipe
 from pipeline.steps.artifact import WORK, Artifact, Inputs, Step
@@ -75,7 +76,7 @@ def slow_preflight(settings: Any, models: Any, trained: Any, runtime: Runtime) -
         time.sleep(0.02)
     if file.read_text("utf-8"):
         raise ConfigError(file.read_text("utf-8"))
-    return Devices([{}], [])
+    return Devices([], settings)
 
 
 @pytest.fixture
@@ -117,6 +118,19 @@ def test_subprocess_stops_the_run_when_the_preflight_refuses(waiting: tuple[Subp
     assert isinstance(subprocess.refusal, ConfigError)
 
 
+class TwoAtOnce:
+    """Admits two steps at once."""
+
+    def admit(self, planned: Planned, running: int) -> bool:
+        return running < 2
+
+    def dismiss(self, name: str) -> None:
+        """Hear that a step has ended."""
+
+    def wait_until_checked(self) -> None:
+        pytest.fail("steps are admitted")
+
+
 def test_run_concurrently_returns_artifacts_in_the_order_of_the_plan(tmp_path: Path) -> None:
     """However long each took."""
     resolved, workspace = resolve(parse_recipe(RECIPE, "tiny")), Workspace(Root.of(tmp_path / "root"))
@@ -134,5 +148,5 @@ def test_run_concurrently_returns_artifacts_in_the_order_of_the_plan(tmp_path: P
             quick_ended.set()
         return Artifact(workspace.root, step.name, {})
 
-    assert list(run_concurrently(run, execute, lambda: 2)) == ["slow", "quick", "last"]
+    assert list(run_concurrently(run, execute, TwoAtOnce())) == ["slow", "quick", "last"]
     assert ended[0] == "quick"
