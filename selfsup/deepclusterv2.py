@@ -57,6 +57,7 @@ class DeepCluster(Method):
     """
 
     family: ClassVar[Family] = "clustering"
+    settled_buffers: ClassVar[frozenset[str]] = frozenset({"centroids", "memory", "assignments", "epoch"})
     centroids: Tensor
     memory: Tensor
     assignments: Tensor
@@ -71,6 +72,8 @@ class DeepCluster(Method):
         self.register_buffer("memory", torch.zeros(SWAV_GLOBAL_VIEWS, setting.images, config.dim))
         self.register_buffer("assignments", torch.full((config.clusterings, setting.images), -1))
         self.register_buffer("epoch", torch.tensor(-1))
+        self._clustered: int | None = None
+        """`epoch`, known to the host; None until it is read, since a state may be loaded before."""
 
     def view_kinds(self) -> Sequence[ViewKind]:
         return swav_views(self.setting.size, self.config.local_views)
@@ -105,8 +108,11 @@ class DeepCluster(Method):
     @torch.no_grad()
     def _cluster(self, epoch: int) -> None:
         """Cluster the memory once an epoch; each clustering reads one of the global views."""
-        if int(self.epoch) == epoch:
+        if self._clustered is None:
+            self._clustered = int(self.epoch)
+        if self._clustered == epoch:
             return
+        self._clustered = epoch
         self.epoch.fill_(epoch)
         if self.collectives.rank == 0:  # what it draws at random, and how it rounds, differ between processes
             for number, centroids in enumerate(self.centroids):

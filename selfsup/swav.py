@@ -92,10 +92,17 @@ class SwAV(Method):
         The Sinkhorn iterations include the images of all processes, which each of them computes alike, and the queue
         once it is full and `queue_from` is reached.
         """
-        queue = self.queue[number]
+        queue = self.queue[number].clone()
         z, own = self.collectives.all_gather(z)
-        uses_queue = len(queue) > 0 and bool(queue[-1].any()) and views.progress >= self.config.queue_from
-        scores = self.prototypes(torch.cat([z, queue]) if uses_queue else z)
-        if len(queue):
-            self.queue[number] = torch.cat([z.detach(), queue])[: len(queue)]
-        return sinkhorn(scores, self.config.epsilon, self.config.sinkhorn_steps)[own]
+        codes = self._sinkhorn(z)[own]
+        if not len(queue):
+            return codes
+        self.queue[number] = torch.cat([z.detach(), queue])[: len(queue)]
+        if views.progress < self.config.queue_from:
+            return codes
+        # both, since only the device knows if the queue is full, and nobody waits for it
+        return torch.where(queue[-1].any(), self._sinkhorn(torch.cat([z, queue]))[own], codes)
+
+    def _sinkhorn(self, z: Tensor) -> Tensor:
+        """Return the codes (N, K) of embeddings (N, D)."""
+        return sinkhorn(self.prototypes(z), self.config.epsilon, self.config.sinkhorn_steps)

@@ -28,7 +28,6 @@ from typing import Any
 import yaml
 
 from evaluation.report.formatting import plural, teacher_scores
-from flows.plan.plan import independent_steps
 from flows.plan.run_plan import Plan
 from flows.run.processes import open_private
 from pipeline.errors import ConfigError, Stopped, mask_credentials
@@ -79,7 +78,6 @@ class Run:
         self.made = 0
         """Number of steps that were made rather than reused."""
         self._lock = threading.Lock()
-        self._ended = set[str]()
         self._early = plan.early if None in plan.early.values() else {}
         rows = [
             {
@@ -125,17 +123,7 @@ class Run:
             self._check_after_last_early_step(step.name, artifact)
         return artifact
 
-    def may_run_beside(self, step: Step) -> list[Step]:
-        """Return the steps that may run while this one does.
-
-        With `runtime.deterministic` they don't depend on which have ended already: what is computed with another number
-        of threads differs in its last digits.
-        """
-        ended = set() if self.runtime.deterministic else self._ended
-        return [each for each in independent_steps(self.planned, step) if each.name not in ended]
-
     def _record_reuse(self, step: str, artifact: Artifact) -> None:
-        self._ended.add(step)
         self.record("reused", step=step, artifact=artifact.fingerprint)
         self.runtime.progress(step, 1.0, "reused")
 
@@ -163,7 +151,6 @@ class Run:
             seconds = time.time() - began
             with self._lock:
                 self.made += 1
-                self._ended.add(step.name)
             self.record("made", step=step.name, artifact=fingerprint, seconds=round(seconds, 2), counts=artifact.counts)
             runtime.progress(step.name, 1.0, f"made in {seconds:.0f} s{_unusable_files(artifact)}{_scores(artifact)}")
         else:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
-from flows.plan.plan import Planned
+from flows.plan.plan import Planned, independent_steps
 from flows.run.devices import VISIBLE_GPUS, DevicePool, Devices, Environ
 from flows.run.processes import LAST_OUTPUT, Call, run_in_process, warm_up
 from flows.run.run import Run
@@ -177,7 +177,7 @@ class Subprocess:
     def _attempt(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
         early, devices = self._begins_early(step), self.devices
         environ = {} if early else self._pool.environ(step.name)
-        at_once = devices.processes_at_once(step, run.may_run_beside(step))
+        at_once = devices.processes_at_once(step, independent_steps(run.planned, step))
         threads = max(1, usable_cores() // at_once) if at_once > 1 else 0
         arguments = (step, inputs.artifacts, inputs.force, inputs.parts)
         call = Call(_get_or_make, arguments, run.log_path(step.name), environ, threads, needs_torch=not early)

@@ -41,7 +41,7 @@ OUT_OF_MEMORY_ADVICE = (
 
 
 class StepReport(NamedTuple):
-    """What the other processes have to know of the passes of one."""
+    """A process's report to the others on its passes in a step."""
 
     has_gradient: list[bool]
     """For each parameter."""
@@ -140,10 +140,10 @@ class MicrobatchRunner:
             torch.get_device_module(self.compute.device).manual_seed(seed)
 
     def _copy_buffers(self) -> list[tuple[Tensor, Tensor]]:
-        """Return every buffer with a copy of it; none where memory can't run out, as copies of queues take time."""
+        """Return what a pass changes, with copies; none where memory can't run out, as copies of queues take time."""
         if self.compute.device in NEVER_OUT_OF_MEMORY:
             return []
-        return [(buffer, buffer.clone()) for buffer in self.job.objective.buffers()]
+        return [(buffer, buffer.clone()) for buffer in self.job.objective.passing_buffers()]
 
     def _pass(self, microbatch: Any, amounts: Mapping[str, float]) -> PassResult:
         own = self.job.objective.amounts(microbatch)

@@ -32,6 +32,10 @@ class Objective(nn.Module, ABC):
     communicates: ClassVar[bool] = False
     """Its passes exchange something with those of other processes (`Collectives`), each of which then makes as many."""
 
+    def passing_buffers(self) -> list[Tensor]:
+        """Return the buffers that a pass changes, and that are restored before it is tried again with fewer images."""
+        return list(self.buffers())
+
     @abstractmethod
     def amounts(self, batch: Any) -> Mapping[str, float]:
         """Count, by name, what losses are means over: the images, labels or known pixels of a microbatch."""

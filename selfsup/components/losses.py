@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.errors import DataError
 from selfsup.components.kmeans import dot_products
 
 ALL = slice(None)
@@ -53,16 +52,18 @@ def suncet(embeddings: Tensor, labels: Tensor, temperature: float, smoothing: fl
     The mean over anchors i of -log sum_{j in P(i)} p_ij, with p_ij the softmax of the cosines over all other images and
     P(i) those of i's class: the negative log-likelihood of a leave-one-out soft nearest-neighbour classifier. With
     `smoothing` s, the cross entropy of its class probabilities with labels of which s is spread evenly over the classes
-    present. 0 without anchors. Raises DataError if an image, anchor or not, is alone in its class.
+    present. 0 without anchors; not finite if an image is alone in its class.
     """
     logits, same_class = _labelled_logits(embeddings, labels, temperature, own)
     total = torch.logsumexp(logits, dim=1)
     true = total - torch.logsumexp(logits.masked_fill(~same_class, -torch.inf), dim=1)
     if not smoothing:
         return _mean(true)
-    classes = labels.unique()
-    others = [total - torch.logsumexp(logits.masked_fill(labels != name, -torch.inf), dim=1) for name in classes]
-    return _mean((1 - smoothing) * true + smoothing * torch.stack(others).mean(dim=0))
+    members = (labels[:, None] == labels[None, :]).float()
+    # (A, N): log-probability of the class of each image, where a class is as often as it has images
+    of_class = (logits.softmax(dim=1) @ members).clamp_min(torch.finfo(torch.float32).tiny).log()
+    weights = 1 / members.sum(dim=1)
+    return _mean((1 - smoothing) * true - smoothing * (of_class * weights).sum(dim=1) / weights.sum())
 
 
 def supcon(embeddings: Tensor, labels: Tensor, temperature: float, own: slice = ALL) -> Tensor:
@@ -78,10 +79,6 @@ def supcon(embeddings: Tensor, labels: Tensor, temperature: float, own: slice = 
 
 def _labelled_logits(embeddings: Tensor, labels: Tensor, temperature: float, own: slice) -> tuple[Tensor, Tensor]:
     """Return cosines of anchors over temperature (A, N), -inf with themselves, and which others are of their class."""
-    classes, counts = labels.unique(return_counts=True)
-    alone = classes[counts == 1]  # of all images: then every process raises it
-    if len(alone):
-        raise DataError(f"Class {int(alone[0])} has one image in a batch; the loss needs two or more of each class.")
     anchors = torch.arange(len(labels), device=labels.device)[own]
     same_class = labels[anchors, None] == labels[None, :]
     same_class[torch.arange(len(anchors), device=labels.device), anchors] = False

@@ -111,6 +111,10 @@ class Method(nn.Module, ABC):
     compares_images: ClassVar[bool] = True
     """The loss compares images of the whole batch, so gradient accumulation is refused, and processes exchange them."""
 
+    settled_buffers: ClassVar[frozenset[str]] = frozenset()
+    """Buffers that a second pass on the same images leaves as the first one did. All others are copied before each step
+    on a GPU, to be restored if memory runs out."""
+
     def __init__(self, backbone: Backbone, labels: LabelledConfig | None) -> None:
         super().__init__()
         self.backbone, self.labels = backbone, labels

@@ -15,8 +15,8 @@ from selfsup.components.method import Method, ViewKind, Views
 from selfsup.stages.collapse import effective_rank, spread
 from selfsup.stages.color_jitter import ColorJitter
 
-MEASURE_EVERY = 20
-"""Steps between measurements of the features."""
+MEASURE_EVERY, MOST_MEASUREMENTS = 20, 50
+"""Steps between measurements of the features, which wait for the device; more where there would be more of them."""
 SPREAD, RANK = "feature spread", "feature rank"
 """Names of `spread` and `effective_rank` beside the losses in the log."""
 
@@ -47,6 +47,10 @@ class StageObjective(Objective):
         self.method, self.memory_format = method, memory_format
         self.color_jitters = nn.ModuleList(ColorJitter(kind) for kind in kinds)
 
+    def passing_buffers(self) -> list[Tensor]:
+        settled = {f"method.{name}" for name in self.method.settled_buffers}
+        return [buffer for name, buffer in self.named_buffers() if name not in settled]
+
     def amounts(self, batch: Views) -> dict[str, float]:
         return {"images": len(batch.keys), "labelled": 0 if batch.classes is None else len(batch.classes)}
 
@@ -57,7 +61,7 @@ class StageObjective(Objective):
         losses = {name: shares[self._amount_of(name)] * loss for name, loss in self.method.losses(views).items()}
         logged = {name: loss.detach() for name, loss in losses.items()}
         total = torch.stack(list(losses.values())).sum()
-        if batch.step % MEASURE_EVERY == 0:
+        if batch.step % max(MEASURE_EVERY, -(-batch.steps // MOST_MEASUREMENTS)) == 0:
             logged |= {name: shares["images"] * value for name, value in self._measure(unlabelled[0]).items()}
         return total, logged
 

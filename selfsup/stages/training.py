@@ -18,6 +18,7 @@ from pipeline.training.autotune import ComputeConfig
 from pipeline.training.collectives import Collectives, synchronize_batch_norms
 from pipeline.training.device import find_device, move_to_device
 from pipeline.training.fit import fit
+from pipeline.training.microbatch import images_per_pass
 from pipeline.training.objective import TrainingJob
 from pipeline.training.process_group import ProcessGroup
 from pipeline.training.state import has_state
@@ -30,7 +31,7 @@ from selfsup.stages.stream import ViewStream
 from tasks.training import TrainingResult
 
 AUTOTUNE_IMAGES = 8
-"""Images of the training step that is timed."""
+"""Images of the training step that is timed on a CPU."""
 SAME_SPEED = {
     "name",
     "data",
@@ -68,10 +69,12 @@ def train(job: StageJob, runtime: Runtime, out: Path) -> dict[str, Any]:
     with ProcessGroup(find_device(runtime.device)) as group:
         _check_shares(job, group)
         settings = stage.model_dump(mode="json", exclude=SAME_SPEED)
-        key = [settings, method.backbone.name, method.backbone.size, "stage"]
+        per_pass = images_per_pass(stage, group.world_size)
+        images = autotune.timed_images(find_device(runtime.device), AUTOTUNE_IMAGES, per_pass)
+        key = [settings, method.backbone.name, method.backbone.size, "stage", images]
         plain = StageObjective(method, stream.kinds)
         autotune.set_arithmetic(runtime)
-        compute = group.broadcast_result(lambda: autotune.autotune(runtime, key, plain, _timed_step(stream)))
+        compute = group.broadcast_result(lambda: autotune.autotune(runtime, key, plain, _timed_step(stream, images)))
         method = synchronize_batch_norms(method, group, compute.device)
         method.collectives = Collectives(group.rank, group.world_size)  # not before: one process autotunes for all
         objective = compute.place(StageObjective(method, stream.kinds, compute.memory_format))
@@ -99,9 +102,9 @@ def _check_shares(job: StageJob, group: ProcessGroup) -> None:
         )
 
 
-def _timed_step(stream: ViewStream) -> Callable[[nn.Module, ComputeConfig], None]:
-    """Return a function that runs a forward and a backward pass on a few real images, for `autotune`."""
-    with contextlib.closing(stream.single_pass(AUTOTUNE_IMAGES * ranks.count(), 1)) as batches:
+def _timed_step(stream: ViewStream, images: int) -> Callable[[nn.Module, ComputeConfig], None]:
+    """Return a function that runs a forward and a backward pass on real images, for `autotune`."""
+    with contextlib.closing(stream.single_pass(images * ranks.count(), 1)) as batches:
         batch = next(batches)
 
     def step(model: nn.Module, compute: ComputeConfig) -> None:

@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from pipeline.errors import ConfigError
 from pipeline.models.backbone import Backbone
 from pipeline.recipe.stage import StageConfig
+from pipeline.training.device import move_to_device
 from pipeline.training.optimizer import build_optimizer
 from selfsup.components.config import LABELLED_FAMILIES
 from selfsup.components.method import StageSetting, Views
 from selfsup.mae import patchify, random_masking
+from selfsup.stages.objective import StageObjective
 from tests.selfsup.small_methods import (
     IMAGENET,
     METHODS,
@@ -28,6 +31,7 @@ from tests.selfsup.small_methods import (
     make,
     views,
 )
+from tests.waiting_for_device import no_values
 
 FAMILIES = {
     "simclr": "contrastive",
@@ -319,3 +323,42 @@ def test_methods_take_local_views_with_transformers(name: str) -> None:
             [(torch.arange(16), [torch.rand(16, 3, kind.size, kind.size) for kind in method.view_kinds()])]
         )
     assert torch.stack(list(method.losses(views(method, step=5)).values())).sum().isfinite()
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    return (255 * images).byte()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_method_losses_do_not_wait_for_the_device(name: str) -> None:
+    """The first step of an epoch aside, in which DeepCluster clusters."""
+    labelled = 2 if name in ("simclr", "mocov2", "swav", "deepclusterv2") else 0
+    more: dict[str, Any] = {"labels": {"images": 4, "smoothing": 0.1}} if labelled else {}
+    method = initialized(name, **more)
+    method.losses(views(method, 1, labelled))
+    objective = StageObjective(method, method.view_kinds())
+    drawn = views(method, 1, labelled)
+    batch = dataclasses.replace(
+        drawn,
+        unlabelled=[to_pixels(images) for images in drawn.unlabelled],
+        labelled=None if drawn.labelled is None else to_pixels(drawn.labelled),
+    )
+    with no_values() as device:
+        total, _ = objective.to(device)(move_to_device(batch, device), {"images": 1.0, "labelled": 1.0})
+        total.backward()
+
+
+def test_settled_buffers_of_methods_are_not_restored() -> None:
+    """A second pass on the same images leaves them as the first did."""
+    method = initialized("deepclusterv2")
+    objective = StageObjective(method, method.view_kinds())
+    restored = {buffer.data_ptr() for buffer in objective.passing_buffers()}
+    assert method.get_buffer("memory").data_ptr() not in restored
+    assert len(restored) == len(list(objective.buffers())) - len(method.settled_buffers)
+    method.losses(views(method, step=2))
+    first = {name: getattr(method, name).clone() for name in method.settled_buffers}
+    method.losses(views(method, step=2))
+    for name, tensor in first.items():
+        torch.testing.assert_close(getattr(method, name), tensor, msg=name)
+    for other in METHODS:
+        assert other == "deepclusterv2" or not make(other).settled_buffers, other
