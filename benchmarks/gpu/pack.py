@@ -24,9 +24,38 @@ from benchmarks.datasets import DATA, DataOption, write_subset
 from pipeline.errors import PROJECT, ConfigError
 
 ON_MACHINE = frozenset(
-    "fsspec jinja2 lightning numpy pillow psutil pyarrow pytest pytest-timeout pytest-xdist pytorch-lightning pyyaml "
-    "rich safetensors scikit-image scikit-learn scipy threadpoolctl timm torch torchmetrics torchvision tqdm "
-    "transformers typer typing-extensions typing-inspection hypothesis filelock pandas".split()
+    [
+        "fsspec",
+        "jinja2",
+        "lightning",
+        "numpy",
+        "pillow",
+        "psutil",
+        "pyarrow",
+        "pytest",
+        "pytest-timeout",
+        "pytest-xdist",
+        "pytorch-lightning",
+        "pyyaml",
+        "rich",
+        "safetensors",
+        "scikit-image",
+        "scikit-learn",
+        "scipy",
+        "threadpoolctl",
+        "timm",
+        "torch",
+        "torchmetrics",
+        "torchvision",
+        "tqdm",
+        "transformers",
+        "typer",
+        "typing-extensions",
+        "typing-inspection",
+        "hypothesis",
+        "filelock",
+        "pandas",
+    ]
 )
 """What the machine has of all that is imported there."""
 CARRIED = (
@@ -74,7 +103,9 @@ def check_complete(needed: dict[str, list[str]]) -> None:
     for wheel, names in needed.items():
         missing = {*names} - ON_MACHINE - {*CARRIED} - NOT_IMPORTED
         if missing:
-            raise ConfigError(f"{wheel} needs {', '.join(sorted(missing))}: add it to CARRIED, ON_MACHINE or NOT_IMPORTED.")
+            raise ConfigError(
+                f"{wheel} needs {', '.join(sorted(missing))}: add it to CARRIED, ON_MACHINE or NOT_IMPORTED."
+            )
 
 
 def write_metadata(folder: Path) -> None:
@@ -111,7 +142,9 @@ def split_files(folder: Path, place: str, counts: dict[str, int]) -> list[Path]:
     return [
         file
         for split, count in counts.items()
-        for file in spread(sorted(each for each in (folder / place.format(split=split)).rglob("*") if each.is_file()), count)
+        for file in spread(
+            sorted(each for each in (folder / place.format(split=split)).rglob("*") if each.is_file()), count
+        )
     ]
 
 
