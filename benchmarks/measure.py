@@ -17,6 +17,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
+
 from cli.artifacts_view import print_table
 from pipeline.errors import PROJECT, ConfigError
 from pipeline.steps.artifact import read_json, write_atomically, write_json
@@ -49,6 +51,12 @@ class MemoryStream(Generic[T]):
     def batches(self, start: int) -> Generator[T]:
         """Yield the batches of all steps from `start` on, without end."""
         yield from map(self.batch_of, itertools.count(start))
+
+
+def synchronize(device: str) -> None:
+    """Wait until the device has done all that it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def medians(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
