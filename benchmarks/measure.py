@@ -89,7 +89,9 @@ def describe_environment(device: str) -> dict[str, Any]:
 
 def _program() -> str:
     """Return the module name of the running benchmark."""
-    return f"benchmarks.{Path(sys.argv[0]).stem}"
+    file = Path(sys.argv[0])
+    inside = file.relative_to(PROJECT) if file.is_relative_to(PROJECT / "benchmarks") else Path("benchmarks", file.name)
+    return ".".join(inside.with_suffix("").parts)
 
 
 def _relative_to_project(argument: str) -> str:
@@ -129,10 +131,13 @@ def _footnote(environment: Mapping[str, Any]) -> str:
     return f"`{environment['command']}`, {environment['date']}, on {environment['device']} ({machine}). {software}."
 
 
-def run_part(part: str, folder: Path) -> dict[str, Any]:
-    """Run `--part` of the running benchmark as a new process in `folder`, and return the JSON that it prints last."""
-    command = [sys.executable, "-m", _program(), "--part", part]
-    environ = {**os.environ, "PYTHONPATH": str(PROJECT)}
+def run_part(part: str, folder: Path, program: str = "") -> dict[str, Any]:
+    """Run `--part` of a benchmark, by default the running one, as a new process in `folder`.
+
+    Returns the JSON that it prints last.
+    """
+    command = [sys.executable, "-m", program or _program(), "--part", part]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, cwd=folder, env=environ, check=True, stdout=subprocess.PIPE, text=True)
     printed: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return printed

@@ -9,8 +9,8 @@ the SimCLR example in its documentation: a folder of images, its transform, torc
 Backbone, view size, batch, images and steps are the same for all. Lightly's loop has the number of loader workers and
 the wait policy of torch's threads that are fastest for it. "In the stage's format" is that loop in the number format
 and memory layout that the stage chose for this machine. With a GPU, or `--alone`, decoding on all cores and copies to
-the device are timed alone too, and a plain loop of torch's DataLoader with the stage's own objective. Each figure comes from a process of its own, the kinds take
-turns. MUST_DATA names the folder of data, whose `pool` is used.
+the device are timed alone too, and a plain loop of torch's DataLoader with the stage's own objective. Each figure comes
+from a process of its own, the kinds take turns. MUST_DATA names the folder of data, whose `pool` is used.
 """
 
 # ruff: noqa: E402 - a stage's process is set up before torch is loaded, that of lightly's loop is not
@@ -51,7 +51,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from benchmarks import stage_loops
-from benchmarks.measure import RESULTS, MemoryStream, describe_environment, medians, run_part, save_result
+from benchmarks.measure import RESULTS, MemoryStream, describe_environment, medians, run_part, save_result, synchronize
 from flows.plan.stage_steps import STAGE_POOL
 from flows.plan.steps import build_steps
 from pipeline.recipe.reader import parse_recipe
@@ -108,14 +108,15 @@ class Part(NamedTuple):
 class Window:
     """Wall time and processor time from the end of the last warm-up step to the end of the last step."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps, self.done = steps, 0
+    def __init__(self, steps: int, device: str) -> None:
+        self.steps, self.device, self.done = steps, device, 0
         self.times: list[tuple[float, float]] = []
 
     def tick(self, *_: Any) -> None:
         """Count the end of a step."""
         self.done += 1
         if self.done in (WARM_STEPS, WARM_STEPS + self.steps):
+            synchronize(self.device)
             self.times.append((time.perf_counter(), _processor_seconds()))
 
     def rates(self, batch: int) -> dict[str, float]:
@@ -235,8 +236,6 @@ def train_lightly(part: Part, window: Window) -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if part.device == "cuda":
-            torch.cuda.synchronize()  # as the stage's loop, which reads the loss in every step
         window.tick()
 
 
@@ -270,7 +269,7 @@ def _memory_of(process: psutil.Process) -> tuple[float, float]:
 def measure(part: Part) -> dict[str, float]:
     """Return the rates in a timed window, or the peaks of memory."""
     train = train_stage if part.kind in OF_STAGE else train_lightly
-    window = Window(part.steps)
+    window = Window(part.steps, part.device)
     if not part.weigh:
         train(part, window)
         return window.rates(part.batch)
@@ -316,7 +315,7 @@ def best_lightly(part: Part, folder: Path) -> tuple[Part, list[dict[str, Any]]]:
 
 
 def _run(part: Part, folder: Path) -> dict[str, Any]:
-    return run_part(json.dumps(part._asdict()), folder)
+    return run_part(json.dumps(part._asdict()), folder, "benchmarks.stage_speed")
 
 
 def _lightly_options(part: Part) -> list[Part]:

@@ -24,38 +24,12 @@ from benchmarks.datasets import DATA, DataOption, write_subset
 from pipeline.errors import PROJECT, ConfigError
 
 ON_MACHINE = frozenset(
-    [
-        "fsspec",
-        "jinja2",
-        "lightning",
-        "numpy",
-        "pillow",
-        "psutil",
-        "pyarrow",
-        "pytest",
-        "pytest-timeout",
-        "pytest-xdist",
-        "pytorch-lightning",
-        "pyyaml",
-        "rich",
-        "safetensors",
-        "scikit-image",
-        "scikit-learn",
-        "scipy",
-        "threadpoolctl",
-        "timm",
-        "torch",
-        "torchmetrics",
-        "torchvision",
-        "tqdm",
-        "transformers",
-        "typer",
-        "typing-extensions",
-        "typing-inspection",
-        "hypothesis",
-        "filelock",
-        "pandas",
-    ]
+    {
+        *("filelock", "fsspec", "hypothesis", "jinja2", "lightning", "numpy", "pandas", "pillow", "psutil", "pyarrow"),
+        *("pytest", "pytest-timeout", "pytest-xdist", "pytorch-lightning", "pyyaml", "rich", "safetensors"),
+        *("scikit-image", "scikit-learn", "scipy", "threadpoolctl", "timm", "torch", "torchmetrics", "torchvision"),
+        *("tqdm", "transformers", "typer", "typing-extensions", "typing-inspection"),
+    }
 )
 """What the machine has of all that is imported there."""
 CARRIED = (
@@ -69,21 +43,20 @@ PYTHON, PLATFORMS = "3.12", ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "
 FOLDER = PROJECT / "build" / "gpu"
 MOST_MB = 60
 PHOTOS = 260
-CIFAR = {"train": 14_000, "test": 3_500}
+CIFAR = {"train": 6_000, "test": 1_500}
 GARMENTS = {"train": 1_000, "val": 100, "test": 240}
-STREETS = {"train": 100, "val": 20, "test": 40}
-ROOMS = 60
+STREETS = {"train": 110, "val": 20, "test": 40}
+ROOMS = 150
 
 
 def download_wheels(folder: Path) -> None:
     """Download wheels of the carried packages, in the versions of constraints.txt, for the machine's Python."""
     folder.mkdir(parents=True)
     platforms = [f"--platform={name}" for name in PLATFORMS]
+    pip = ["uv", "tool", "run", "--quiet", "pip", "--quiet", "download", "--no-deps", "--only-binary=:all:"]
+    where = [f"--constraint={PROJECT / 'constraints.txt'}", f"--dest={folder}"]
     subprocess.run(
-        ["uv", "tool", "run", "--quiet", "pip", "--quiet", "download", "--no-deps", "--only-binary=:all:"]
-        + ["--implementation=cp", f"--python-version={PYTHON}", *platforms]
-        + [f"--constraint={PROJECT / 'constraints.txt'}", f"--dest={folder}", *CARRIED],
-        check=True,
+        [*pip, "--implementation=cp", f"--python-version={PYTHON}", *platforms, *where, *CARRIED], check=True
     )
     check_complete({name: requirements(wheel) for wheel in folder.glob("*.whl") for name in [wheel.name]})
 
