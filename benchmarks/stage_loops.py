@@ -65,7 +65,7 @@ def train_plainly(batches: Iterator[Views], job: TrainingJob, compute: ComputeCo
         total.backward()
         optimizer.step()
         optimizer.zero_grad()
-        yield float(total)
+        yield float(total.detach())
 
 
 class SingleViews(Dataset[ImageViews]):

@@ -282,8 +282,8 @@ def measure(part: Part) -> dict[str, float]:
     return peaks | ({"device_mb": round(torch.cuda.max_memory_reserved() / MB)} if part.device == "cuda" else {})
 
 
-def measure_kinds(part: Part, rounds: int, folder: Path, alone: bool = False) -> dict[str, Any]:
-    """Measure all kinds in turns: their rates in each round, and the memory of the stage and of lightly's loop.
+def measure_kinds(part: Part, rounds: int, folder: Path, alone: bool = False, weigh: bool = True) -> dict[str, Any]:
+    """Measure all kinds in turns: their rates in each round, and with `weigh` the memory of the stage and of lightly's.
 
     `part.workers` of lightly's loop are searched if 0. `alone`, always with a GPU: the parts of the stage, too.
     """
@@ -299,7 +299,7 @@ def measure_kinds(part: Part, rounds: int, folder: Path, alone: bool = False) ->
             for name, value in _run(each, folder).items():
                 taken[each.kind][name].append(value)
         print(number, {kind: round(values["rate"][-1], 1) for kind, values in taken.items()}, flush=True)
-    weighed = [each for each in parts if each.kind in (STAGE, LIGHTLY)]
+    weighed = [each for each in parts if weigh and each.kind in (STAGE, LIGHTLY)]
     memory = {each.kind: _run(each._replace(steps=MEMORY_STEPS, weigh=True), folder) for each in weighed}
     choice = json.loads((folder / "choice.json").read_text("utf-8"))
     return {"about": parts[-1]._asdict(), "choice": choice, "search": search, "taken": taken, "memory": memory}

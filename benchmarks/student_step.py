@@ -173,7 +173,7 @@ class StudentTraining:
             total.backward()
             optimizer.step()
             optimizer.zero_grad()
-            return float(total)
+            return float(total.detach())
 
         return self._timed(map(step, loader))
 
