@@ -156,7 +156,11 @@ class InMemoryViewStream(ViewStream):
 
 STREAMS = {MEMORY: InMemoryViewStream, PLAIN: stage_loops.WorkerViewStream}
 """By kind, what gives a stage its views, if not its own stream."""
-LOOPS = {DECODE: stage_loops.decode, COPY: stage_loops.copy, PLAIN: stage_loops.train_plainly}
+LOOPS: dict[str, stage_loops.Steps] = {
+    DECODE: stage_loops.decode,
+    COPY: stage_loops.copy,
+    PLAIN: stage_loops.train_plainly,
+}
 """By kind, the steps of a stage, if not those of the training loop."""
 
 

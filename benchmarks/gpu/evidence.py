@@ -105,8 +105,8 @@ def measure_suncet(root: str, seed: int, overrides: Sequence[str]) -> dict[str, 
 
 def make_brief() -> None:
     """Let everything that is measured train for two steps."""
-    for probe in (linear_dense, detector):
-        probe.SETTINGS = probe.SETTINGS.model_copy(update={"steps": 2})
+    linear_dense.SETTINGS = linear_dense.SETTINGS.model_copy(update={"steps": 2})
+    detector.SETTINGS = detector.SETTINGS.model_copy(update={"steps": 2})
     brief = dataclasses.replace(SCHEDULES[must_table.BRIEF], grid=lambda *_: [{"batch": 16, "steps": 2, "lr": 1e-3}])
     SCHEDULES[must_table.BRIEF] = brief
 

@@ -60,10 +60,10 @@ class Scale:
         self.images, self.timm_images = (8, 192) if tiny else (2048, 4096)
         self.steps, self.windows, self.rounds = (2, 1, 1) if tiny else (40, 3, 2)
         self.workers = 1 if tiny else 16
-        self.stage = {"backbone": "test_resnet", "size": 32, "batch": 4} if tiny else LARGE_STAGE
+        self.stage: dict[str, Any] = {"backbone": "test_resnet", "size": 32, "batch": 4} if tiny else LARGE_STAGE
 
 
-LARGE_STAGE = {"backbone": "resnet50", "size": 224, "batch": 256}
+LARGE_STAGE: dict[str, Any] = {"backbone": "resnet50", "size": 224, "batch": 256}
 
 
 def measure_labels(scale: Scale, root: str) -> dict[str, Any]:

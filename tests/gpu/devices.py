@@ -96,7 +96,7 @@ def stop_after(runtime: Runtime, share: float) -> Runtime:
 
 
 def runtime_on(device: str, world: World, **settings: Any) -> Runtime:
-    return dataclasses.replace(world.runtime, device=device, **settings)
+    return dataclasses.replace(world.runtime, **{"device": device, **settings})
 
 
 def train_step_of(world: World, step: str, runtime: Runtime, out: Path, **settings: Any) -> Mapping[str, Any]:

@@ -72,7 +72,7 @@ class LocalViews:
 
 @every_method
 def test_method_learns_on_the_device(name: str, device: str, tmp_path: Path) -> None:
-    own = DINO_AT_REST if name == "dino" else {}
+    own: dict[str, Any] = DINO_AT_REST if name == "dino" else {}
     method = initialized(name, **own)
     kinds = [dataclasses.replace(kind, policy=STILL) for kind in method.view_kinds()]
     settings = config(name, **own, optimizer="adamw", lr=3e-3, weight_decay=0.0, warmup=0, steps=LEARNING)
