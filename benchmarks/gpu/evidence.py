@@ -44,6 +44,8 @@ TRIAL_STEPS, STEP_CHOICES = 40, (3200, 2560, 1280, 640, 320)
 MEASURING_S, ROW_S = 60, 100
 """Guesses: seconds in which a backbone is measured in all ways, and of the first row."""
 PLAN = "plan"
+WORLD = 4000
+"""Unlabelled scenes: every run renders and labels them again."""
 SUNCET = [
     *("runtime.runner=inline", "compare.cifar.image_size=64", "compare.cifar.batch=256", "compare.cifar.steps=[600]"),
     *("compare.cifar.labels=[400]", "compare.cifar.seeds=1"),
@@ -62,7 +64,8 @@ class Table:
 
     def __init__(self, root: str, tiny: bool) -> None:
         self.root, self.tiny = root, tiny
-        self.overrides = [*must_table.STARTS[START], *must_table.SIZES["tiny" if tiny else "large"], "seed=0"]
+        size = must_table.SIZES["tiny"] if tiny else (*must_table.SIZES["large"], f"data.world.count={WORLD}")
+        self.overrides = [*must_table.STARTS[START], *size, "seed=0"]
 
     def plan(self, end: float) -> dict[str, Any]:
         """Make what all rows build on, and choose the steps of which `AT_ONCE` rows end by then, monotonic clock."""

@@ -57,8 +57,8 @@ class Scale:
 
     def __init__(self, tiny: bool) -> None:
         self.overrides = TINY if tiny else []
-        self.images, self.timm_images = (8, 192) if tiny else (2048, 4096)
-        self.steps, self.windows, self.rounds = (2, 1, 1) if tiny else (40, 3, 2)
+        self.images, self.timm_images = (8, 192) if tiny else (4096, 4096)
+        self.steps, self.windows, self.rounds = (2, 1, 1) if tiny else (40, 3, 1)
         self.workers = 1 if tiny else 16
         self.stage: dict[str, Any] = {"backbone": "test_resnet", "size": 32, "batch": 4} if tiny else LARGE_STAGE
 
@@ -149,8 +149,8 @@ def main(seconds: SecondsOption = SECONDS, tiny: TinyOption = False) -> None:
         work: dict[str, tuple[Callable[[], Mapping[str, Any]], float]] = {
             "labelling": (functools.partial(measure_labels, scale, root), 170),
             "student": (functools.partial(measure_student_step, scale, root), 120),
-            "simclr": (functools.partial(measure_stage, "simclr", scale, device), 200),
-            "dino": (functools.partial(measure_stage, "dino", scale, device), 150),
+            "simclr": (functools.partial(measure_stage, "simclr", scale, device), 230),
+            "dino": (functools.partial(measure_stage, "dino", scale, device), 230),
         }
         if tiny:  # SimCLR's programs do for both
             del work["dino"]

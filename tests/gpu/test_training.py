@@ -178,6 +178,6 @@ def test_train_step_of_student_goes_on_in_smaller_parts_when_memory_runs_out(
     finally:
         limit.lift()
     assert counts["steps"] == 3
-    assert {part["images"] for part in counts["out_of_memory"]} <= {8, 4}
+    assert all(part["images"] < 16 for part in counts["out_of_memory"])
     assert counts["out_of_memory"][0]["step"] == 1
     assert all(np.isfinite(line["loss"]) for line in log(tmp_path / "limited"))
