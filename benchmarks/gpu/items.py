@@ -17,6 +17,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from benchmarks.measure import RESULTS, describe_environment
+from pipeline.steps.artifact import write_atomically
 
 SECONDS = 500
 """Of a part, so that it ends in the ten minutes that a command has, installation included."""
@@ -45,11 +46,12 @@ class ItemResults:
         self.file = Path(out) / name if out else kept
         self.device = device
         self._found: dict[str, Any] = {}
-        if not self.file.exists() and kept.exists():
-            self.file.write_bytes(kept.read_bytes())
-        if self.file.exists():
-            lines = [json.loads(line) for line in self.file.read_text("utf-8").splitlines() if line.endswith("}")]
-            self._found = {line["item"]: line["result"] for line in lines if "result" in line}
+        known = self.file if self.file.exists() else kept
+        if known.exists():
+            lines = [line for line in known.read_text("utf-8").splitlines() if line.endswith("}")]  # a run may be cut
+            write_atomically(self.file, "".join(f"{line}\n" for line in lines))
+            found = map(json.loads, lines)
+            self._found = {line["item"]: line["result"] for line in found if "result" in line}
         self.errors: dict[str, str] = {}
         self.left: list[str] = []
         """Items that there was no time for."""

@@ -53,7 +53,7 @@ HEAD = ("what", "images/s", "share of the limit", "goal", "limit by", "against",
 
 
 class Scale:
-    """How much is measured: on a GPU, or, tiny, on a CPU."""
+    """Sizes of what is measured on a GPU, or, tiny, on a CPU."""
 
     def __init__(self, tiny: bool) -> None:
         self.overrides = TINY if tiny else []

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
+import typer
 
 from benchmarks.gpu import items
 from benchmarks.gpu.items import Item, ItemResults
@@ -59,7 +59,7 @@ def test_item_results_keep_the_others_of_one_that_fails(kept: Path, capsys: pyte
     results, calls = ItemResults("part", "cpu", tiny=False), list[str]()
     results.measure({"bad": Item(failing, 1), "good": counted(calls, "good")}, 10)
     assert calls == ["good"]
-    with pytest.raises(click.exceptions.Exit):
+    with pytest.raises(typer.Exit):
         results.close(["bad", "good"])
     assert "bad: ValueError: no such thing" in capsys.readouterr().out
     assert "bad" not in ItemResults("part", "cpu", tiny=False), "it is tried again"
