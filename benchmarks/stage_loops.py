@@ -95,5 +95,5 @@ class WorkerViewStream(ViewStream):
             SingleViews(self),
             self.budget.batch,
             num_workers=usable_cores(),
-            collate_fn=lambda images: collate(images, [], position),
+            collate_fn=lambda images: collate(images, None, position),
         )

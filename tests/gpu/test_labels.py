@@ -29,13 +29,15 @@ depth differs by a quarter; of the filters' responses. In float32, without TF32.
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Let convolutions multiply in float32 rather than in TF32, which torch allows on a GPU by default."""
-    before = torch.backends.cudnn.allow_tf32
+    """Let a GPU multiply in float32 rather than in TF32, as trainings before this may have told it to."""
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])
 
 
 def labels_by(world: World, device: str, batch: int, root: Path) -> dict[tuple[str, str], Value]:
