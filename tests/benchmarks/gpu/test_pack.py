@@ -47,7 +47,7 @@ def test_pack_images_takes_each_image_with_its_label(
             (data / file).write_bytes(b"x")
     for file in ("camvid/classes.json", "indoor_depth/cameras.json"):
         (data / file).write_text("{}")
-    monkeypatch.setattr(pack, "ROOMS", 2)
+    monkeypatch.setattr(pack, "ROOMS", {"lab": 2})
     monkeypatch.setattr(pack, "STREETS", {"train": 3})
     monkeypatch.setattr(pack, "PHOTOS", 1)
     pack.pack_images(data, tmp_path / "to")
