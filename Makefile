@@ -8,7 +8,7 @@ CORES := len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else o
 TESTS := $(shell $(PYTHON) -c "import os; print(max(2, min(4, $(CORES))))")
 PYTEST := $(BIN)/python -m pytest -q -n $(TESTS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help quickstart test test-all torture coverage check format docs
+.PHONY: help quickstart test test-all torture coverage check format docs gpu-pack
 
 help:
 	@echo "make quickstart   set up, then run the main job on a generated world (5 to 8 minutes on two cores)"
@@ -19,6 +19,7 @@ help:
 	@echo "make check        formatting, lint, import rules, types and architecture"
 	@echo "make format       put the formatting right"
 	@echo "make docs         build the documentation site into site/"
+	@echo "make gpu-pack     pack what a GPU machine without a network needs to run benchmarks/gpu"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null; then uv venv -q --allow-existing --python $(PYTHON) .venv; \
@@ -56,3 +57,6 @@ format: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/zensical build --strict --clean
 	@echo "Open site/index.html, or for the search as well: $(BIN)/python -m http.server --directory site"
+
+gpu-pack: $(INSTALLED)
+	@PATH="$$PATH:$(BIN)" $(BIN)/python -m benchmarks.gpu.pack

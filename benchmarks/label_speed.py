@@ -2,7 +2,8 @@
 
     python -m benchmarks.label_speed RECIPE --root ROOT
 
-A run of the recipe must have made the labels' inputs in ROOT. The teachers label images spread over the pool.
+A run of the recipe must have made the labels' inputs in ROOT. The teachers label images spread over the pool. With a
+GPU, decoding on all cores, the models on batches in its memory, and copies to it are each timed alone as well.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.measure import describe_environment, medians, print_table, save_result, take_turns
+from benchmarks.measure import describe_environment, medians, print_table, save_result, synchronize, take_turns
 from cli.options import OverrideOptions, RecipeArgument, RootOption
 from flows.plan.run_plan import find_inputs
 from flows.run.process_setup import set_up_process
 from ingest.pool import pool_shards
+from pipeline.data.prefetch import prefetch
 from pipeline.recipe.reader import read_recipe
 from pipeline.steps.artifact import Inputs
 from pipeline.steps.runtime import Runtime
@@ -45,11 +47,12 @@ PLAIN = {"plain": "a plain loop", "plain, same formats": "a plain loop in the la
 """The simplest code: one image after the other, one stage after the other."""
 
 
-def measure_labelling(inputs: Inputs, batch: int, images: int = 0) -> dict[str, Any]:
+def measure_labelling(inputs: Inputs, batch: int, images: int = 0, alone: bool = False) -> dict[str, Any]:
     """Measure the recipe's teachers on images spread over its pool.
 
-    `inputs` are those of the step `label`; `images` is the number in a window of the labeller, 0 for a default. Only
-    the automatic choices of precision and memory layout stay on disk.
+    `inputs` are those of the step `label`; `images` is the number in a window of the labeller, 0 for a default; `alone`
+    times what a GPU and the cores do at once, one by one, as is always done with a GPU. Only the automatic choices of
+    precision and memory layout stay on disk.
     """
     runtime = inputs.runtime
     device = find_device(runtime.device)
@@ -63,11 +66,14 @@ def measure_labelling(inputs: Inputs, batch: int, images: int = 0) -> dict[str, 
             teacher.folders = {head: LabelFolder(scratch_root, head) for head in teacher.folders}
         shards = [(name, shard) for name, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))]
         bench = _LabelBenchmark(teachers, shards, batch, runtime, device)
-        windows = take_turns(bench.measures(images or BATCHES_PER_CORE * batch * runtime.threads), WINDOWS)
+        images = images or BATCHES_PER_CORE * batch * runtime.threads
+        apart = bench.measures_alone(images) if alone or device != "cpu" else {}
+        windows = take_turns({**bench.measures(images), **apart}, WINDOWS)
         stages = medians({name: [costs[name] for costs in bench.stage_costs[1:]] for name in bench.stage_costs[0]})
         choices = {teacher.name: teacher.predictor.compute.describe() for teacher in teachers}
     rates = medians({name: windows[name] for name in ("labeller", *PLAIN)})
     limit = rate_limit(stages, runtime.threads, device)
+    alone_rates = medians({name: windows[name] for name in apart})
     return {
         "measured": environment,
         "batch": batch,
@@ -78,6 +84,7 @@ def measure_labelling(inputs: Inputs, batch: int, images: int = 0) -> dict[str, 
         "fraction": rates["labeller"] / limit,
         "speedup": {name: rates["labeller"] / rates[name] for name in PLAIN},
         "choices": choices,
+        **({"alone": alone_rates, "share": rates["labeller"] / min(alone_rates.values())} if apart else {}),
     }
 
 
@@ -111,6 +118,48 @@ class _LabelBenchmark:
             "plain": lambda: _rate(single, lambda: self._plain_loop(single)),
             "plain, same formats": lambda: _rate(single, lambda: _label_one_by_one(single)),
         }
+
+    def measures_alone(self, images: int) -> dict[str, Callable[[], float]]:
+        """Return by name how to measure the images/s of each thing that can go on while the others do."""
+        jobs = self._sample(images, self.batch)
+        inference = jobs[0].inference()
+        loaded = inference.load(inference.batches(self.batch)[0])
+        repeats = max(1, images // len(loaded.rows))
+        sources = dict(loaded.inputs)  # on the host: inference leaves its inputs on the device
+
+        def infer() -> None:
+            for teacher in inference.predictors:
+                inference.infer(loaded, teacher)
+
+        def copy() -> None:
+            for source in sources.values():
+                source.to(self.device, non_blocking=True)
+
+        return {
+            "decode on all cores": lambda: _rate(jobs, lambda: self._decode(jobs)),
+            "models alone": lambda: self._repeat(infer, repeats) * len(loaded.rows),
+            "copy to the device": lambda: self._repeat(copy, repeats) * len(loaded.rows),
+        }
+
+    def _decode(self, jobs: Sequence[ShardJob]) -> None:
+        work = [
+            (inference, rows)
+            for job in jobs
+            for inference in [job.inference()]
+            for rows in inference.batches(self.batch)
+        ]
+        threads = self.runtime.threads
+        with contextlib.closing(prefetch(lambda item: item[0].load(item[1]), work, threads, threads + 1)) as decoded:
+            collections.deque(decoded, maxlen=0)
+
+    def _repeat(self, work: Callable[[], None], times: int) -> float:
+        """Return how often a second the device does the work, which does not wait for it."""
+        synchronize(self.device)
+        began = time.perf_counter()
+        for _ in range(times):
+            work()
+        synchronize(self.device)
+        return times / (time.perf_counter() - began)
 
     def _sample(self, images: int, batch: int) -> list[ShardJob]:
         """Return jobs for about `images` images, in whole batches if possible, from shards all over the pool."""
@@ -157,6 +206,7 @@ class _LabelBenchmark:
                 for teacher in stages.predictors:
                     with watch(f"infer {teacher}", clock):
                         stages.infer(batch, teacher)
+                        synchronize(self.device)
                     with watch(f"encode {teacher}"):
                         stages.encode(batch, teacher)
                 with watch("write"):
@@ -218,6 +268,8 @@ def table(result: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("the labeller", f"{rates['labeller']:.1f} images/s"),
         ("its share of the limit", f"{result['fraction']:.2f}"),
+        *((name, f"{rate:.1f} images/s") for name, rate in result.get("alone", {}).items()),
+        *([("the labeller's share of the slowest of these", f"{result['share']:.2f}")] if "share" in result else []),
         *(
             (name, f"{rates[key]:.1f} images/s, the labeller {result['speedup'][key]:.2f} x")
             for key, name in PLAIN.items()

@@ -17,6 +17,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
+
 from cli.artifacts_view import print_table
 from pipeline.errors import PROJECT, ConfigError
 from pipeline.steps.artifact import read_json, write_atomically, write_json
@@ -51,6 +53,12 @@ class MemoryStream(Generic[T]):
         yield from map(self.batch_of, itertools.count(start))
 
 
+def synchronize(device: str) -> None:
+    """Wait until the device has done all that it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 def medians(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Return the median of each list."""
     return {name: statistics.median(numbers) for name, numbers in values.items()}
@@ -81,7 +89,9 @@ def describe_environment(device: str) -> dict[str, Any]:
 
 def _program() -> str:
     """Return the module name of the running benchmark."""
-    return f"benchmarks.{Path(sys.argv[0]).stem}"
+    file = Path(sys.argv[0])
+    inside = file.relative_to(PROJECT) if file.is_relative_to(PROJECT / "benchmarks") else Path("benchmarks", file.name)
+    return ".".join(inside.with_suffix("").parts)
 
 
 def _relative_to_project(argument: str) -> str:
@@ -121,10 +131,13 @@ def _footnote(environment: Mapping[str, Any]) -> str:
     return f"`{environment['command']}`, {environment['date']}, on {environment['device']} ({machine}). {software}."
 
 
-def run_part(part: str, folder: Path) -> dict[str, Any]:
-    """Run `--part` of the running benchmark as a new process in `folder`, and return the JSON that it prints last."""
-    command = [sys.executable, "-m", _program(), "--part", part]
-    environ = {**os.environ, "PYTHONPATH": str(PROJECT)}
+def run_part(part: str, folder: Path, program: str = "") -> dict[str, Any]:
+    """Run `--part` of a benchmark, by default the running one, as a new process in `folder`.
+
+    Returns the JSON that it prints last.
+    """
+    command = [sys.executable, "-m", program or _program(), "--part", part]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, cwd=folder, env=environ, check=True, stdout=subprocess.PIPE, text=True)
     printed: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return printed

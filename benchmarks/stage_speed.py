@@ -1,14 +1,16 @@
-"""Measure how fast a SimCLR stage trains, against the same steps on views in memory, and against `lightly`'s loop.
+"""Measure how fast a stage trains, against the same steps on views in memory, and of SimCLR against `lightly`'s loop.
 
     python -m benchmarks.stage_speed
+    python -m benchmarks.stage_speed --method dino
 
 The stage is `run_stage`, as a run calls it: photographs decoded from an image store, all augmentations, the training
 loop. "In memory" is the same function with the views made before; color jitter is a part of the step. Lightly's loop is
 the SimCLR example in its documentation: a folder of images, its transform, torch's DataLoader, its head and loss, SGD.
 Backbone, view size, batch, images and steps are the same for all. Lightly's loop has the number of loader workers and
 the wait policy of torch's threads that are fastest for it. "In the stage's format" is that loop in the number format
-and memory layout that the stage chose for this machine. Each figure comes from a process of its own, the kinds take
-turns. MUST_DATA names the folder of data, whose `pool` is used.
+and memory layout that the stage chose for this machine. With a GPU, or `--alone`, decoding on all cores and copies to
+the device are timed alone too, and a plain loop of torch's DataLoader with the stage's own objective. Each figure comes
+from a process of its own, the kinds take turns. MUST_DATA names the folder of data, whose `pool` is used.
 """
 
 # ruff: noqa: E402 - a stage's process is set up before torch is loaded, that of lightly's loop is not
@@ -22,8 +24,11 @@ import sys
 from flows.run.process_setup import set_up_process
 
 STAGE, MEMORY, LIGHTLY, LIGHTLY_FORMAT = "stage", "in memory", "lightly", "lightly in the stage's format"
+DECODE, COPY, PLAIN = "decode on all cores", "copy to the device", "plain loop"
+OF_STAGE = (STAGE, MEMORY, DECODE, COPY, PLAIN)
+"""Kinds that call `run_stage`."""
 PART = json.loads(sys.argv[sys.argv.index("--part") + 1]) if "--part" in sys.argv else {}
-if PART.get("kind") in (STAGE, MEMORY):
+if PART.get("kind") in OF_STAGE:
     set_up_process()
 elif PART.get("asleep"):
     os.environ["OMP_WAIT_POLICY"] = "passive"
@@ -45,7 +50,8 @@ import typer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
-from benchmarks.measure import RESULTS, MemoryStream, describe_environment, medians, run_part, save_result
+from benchmarks import stage_loops
+from benchmarks.measure import RESULTS, MemoryStream, describe_environment, medians, run_part, save_result, synchronize
 from flows.plan.stage_steps import STAGE_POOL
 from flows.plan.steps import build_steps
 from pipeline.recipe.reader import parse_recipe
@@ -58,6 +64,7 @@ from pipeline.training.autotune import ComputeConfig
 from pipeline.training.device import find_device, move_to_device
 from selfsup.components.method import Views
 from selfsup.stages import step as stage_step
+from selfsup.stages import training as stage_training
 from selfsup.stages.stream import ViewStream
 
 DATA = Path(os.environ.get("MUST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
@@ -95,19 +102,21 @@ class Part(NamedTuple):
     workers: int = 0
     asleep: bool = False
     weigh: bool = False
+    method: str = "simclr"
 
 
 class Window:
     """Wall time and processor time from the end of the last warm-up step to the end of the last step."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps, self.done = steps, 0
+    def __init__(self, steps: int, device: str) -> None:
+        self.steps, self.device, self.done = steps, device, 0
         self.times: list[tuple[float, float]] = []
 
     def tick(self, *_: Any) -> None:
         """Count the end of a step."""
         self.done += 1
         if self.done in (WARM_STEPS, WARM_STEPS + self.steps):
+            synchronize(self.device)
             self.times.append((time.perf_counter(), _processor_seconds()))
 
     def rates(self, batch: int) -> dict[str, float]:
@@ -145,26 +154,38 @@ class InMemoryViewStream(ViewStream):
         return MemoryStream(lambda step: CollatedViews(dataclasses.replace(views[step % len(views)], step=step)))
 
 
+STREAMS = {MEMORY: InMemoryViewStream, PLAIN: stage_loops.WorkerViewStream}
+"""By kind, what gives a stage its views, if not its own stream."""
+LOOPS: dict[str, stage_loops.Steps] = {
+    DECODE: stage_loops.decode,
+    COPY: stage_loops.copy,
+    PLAIN: stage_loops.train_plainly,
+}
+"""By kind, the steps of a stage, if not those of the training loop."""
+
+
 def train_stage(part: Part, window: Window) -> None:
-    """Train a stage as a run does."""
+    """Train a stage as a run does, or in a part of it."""
     root = Root.of("root")
     runtime = Runtime(root, cast(Device, part.device), progress=window.tick)
     inputs = Inputs(stage_inputs(root, part.photos), runtime)
     settings = {
         "name": "speed",
-        "method": "simclr",
+        "method": part.method,
         "data": ["photos"],
         "start": "scratch",
         "backbone": part.backbone,
         "image_size": part.size,
         "batch": part.batch,
         "steps": WARM_STEPS + part.steps,
-        "dim": DIM,
+        **({"dim": DIM} if part.method == "simclr" else {}),
         "optimizer": "sgd",
         "lr": LR,
     }
-    stream = InMemoryViewStream if part.kind == MEMORY else ViewStream
-    with tempfile.TemporaryDirectory() as out, patch.object(stage_step, "ViewStream", stream):
+    stream = STREAMS.get(part.kind, ViewStream)
+    fit = stage_loops.fit_by(LOOPS[part.kind]) if part.kind in LOOPS else stage_training.fit
+    replaced = patch.object(stage_step, "ViewStream", stream), patch.object(stage_training, "fit", fit)
+    with tempfile.TemporaryDirectory() as out, replaced[0], replaced[1]:
         config = {"name": "stage.speed", "stage": settings, "seed": 0, "start": None}
         counts = stage_step.run_stage(config, inputs, Path(out))
     Path("choice.json").write_text(json.dumps(counts["choice"]), encoding="utf-8")
@@ -219,8 +240,6 @@ def train_lightly(part: Part, window: Window) -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if part.device == "cuda":
-            torch.cuda.synchronize()  # as the stage's loop, which reads the loss in every step
         window.tick()
 
 
@@ -253,8 +272,8 @@ def _memory_of(process: psutil.Process) -> tuple[float, float]:
 
 def measure(part: Part) -> dict[str, float]:
     """Return the rates in a timed window, or the peaks of memory."""
-    train = train_stage if part.kind in (STAGE, MEMORY) else train_lightly
-    window = Window(part.steps)
+    train = train_stage if part.kind in OF_STAGE else train_lightly
+    window = Window(part.steps, part.device)
     if not part.weigh:
         train(part, window)
         return window.rates(part.batch)
@@ -267,26 +286,40 @@ def measure(part: Part) -> dict[str, float]:
     return peaks | ({"device_mb": round(torch.cuda.max_memory_reserved() / MB)} if part.device == "cuda" else {})
 
 
-def measure_kinds(part: Part, rounds: int, folder: Path) -> dict[str, Any]:
-    """Measure all kinds in turns: their rates in each round, and the memory of the stage and of lightly's loop."""
+def measure_kinds(part: Part, rounds: int, folder: Path, alone: bool = False, weigh: bool = True) -> dict[str, Any]:
+    """Measure all kinds in turns: their rates in each round, and with `weigh` the memory of the stage and of lightly's.
+
+    `part.workers` of lightly's loop are searched if 0. `alone`, always with a GPU: the parts of the stage, too.
+    """
     _run(part._replace(kind=STAGE, steps=1), folder)  # makes the image store, and chooses a format
-    tried = [(_run(option._replace(steps=SEARCH_STEPS), folder)["rate"], option) for option in _lightly_options(part)]
-    best = max(tried)[1]
-    parts = [part._replace(kind=STAGE), part._replace(kind=MEMORY), best, best._replace(kind=LIGHTLY_FORMAT)]
+    kinds = [STAGE, MEMORY, *([DECODE, COPY, PLAIN] if alone or part.device != "cpu" else [])]
+    parts, search = [part._replace(kind=kind) for kind in kinds], list[dict[str, Any]]()
+    if part.method == "simclr":
+        best, search = best_lightly(part, folder)
+        parts += [best, best._replace(kind=LIGHTLY_FORMAT)]
     taken: dict[str, dict[str, list[float]]] = {each.kind: {"rate": [], "core_ms": []} for each in parts}
     for number in range(rounds):
         for each in parts:
             for name, value in _run(each, folder).items():
                 taken[each.kind][name].append(value)
         print(number, {kind: round(values["rate"][-1], 1) for kind, values in taken.items()}, flush=True)
-    memory = {each.kind: _run(each._replace(steps=MEMORY_STEPS, weigh=True), folder) for each in (parts[0], best)}
+    weighed = [each for each in parts if weigh and each.kind in (STAGE, LIGHTLY)]
+    memory = {each.kind: _run(each._replace(steps=MEMORY_STEPS, weigh=True), folder) for each in weighed}
     choice = json.loads((folder / "choice.json").read_text("utf-8"))
+    return {"about": parts[-1]._asdict(), "choice": choice, "search": search, "taken": taken, "memory": memory}
+
+
+def best_lightly(part: Part, folder: Path) -> tuple[Part, list[dict[str, Any]]]:
+    """Return lightly's loop with the workers and wait policy that are fastest for it, and the rates of all."""
+    if part.workers:
+        return part._replace(kind=LIGHTLY), []
+    tried = [(_run(option._replace(steps=SEARCH_STEPS), folder)["rate"], option) for option in _lightly_options(part)]
     search = [{"workers": each.workers, "asleep": each.asleep, "rate": rate} for rate, each in tried]
-    return {"about": best._asdict(), "choice": choice, "search": search, "taken": taken, "memory": memory}
+    return max(tried)[1], search
 
 
 def _run(part: Part, folder: Path) -> dict[str, Any]:
-    return run_part(json.dumps(part._asdict()), folder)
+    return run_part(json.dumps(part._asdict()), folder, "benchmarks.stage_speed")
 
 
 def _lightly_options(part: Part) -> list[Part]:
@@ -315,8 +348,11 @@ def main(
     size: Annotated[int, typer.Option(help="Side of a view, pixels.")] = 128,
     batch: int = 64,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    method: str = "simclr",
     steps: Annotated[int, typer.Option(help="Number of timed steps in a round.")] = 20,
     rounds: int = 3,
+    workers: Annotated[int, typer.Option(help="Of lightly's loop; 0: the best number of them is searched.")] = 0,
+    alone: Annotated[bool, typer.Option("--alone", help="As with a GPU.")] = False,
     part: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Measure, print, and write `stage_speed-DEVICE` to the results."""
@@ -326,10 +362,12 @@ def main(
     device = find_device(device)
     environment = describe_environment(device)
     with tempfile.TemporaryDirectory() as folder:
-        common = Part("", str((DATA / "pool").resolve()), backbone, size, batch, device, steps)
-        result = measure_kinds(common, rounds, Path(folder))
-    title = f"How fast a SimCLR stage trains: {backbone}, views of {size} pixels, {batch} images in a step"
-    save_result(RESULTS / f"stage_speed-{device}.json", title, {"measured": environment, **result}, table_of(result))
+        photos = str((DATA / "pool").resolve())
+        common = Part("", photos, backbone, size, batch, device, steps, workers, method=method)
+        result = measure_kinds(common, rounds, Path(folder), alone)
+    title = f"How fast a stage of {method} trains: {backbone}, views of {size} pixels, {batch} images in a step"
+    name = f"stage_speed{'' if method == 'simclr' else f'-{method}'}-{device}.json"
+    save_result(RESULTS / name, title, {"measured": environment, **result}, table_of(result))
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from flows.run.process_setup import set_up_process
 
 set_up_process()
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,9 +33,10 @@ from benchmarks.datasets import DATA, DataOption, write_subset
 from benchmarks.measure import RESULTS, describe_environment, format_mean, save_result
 from cli.options import OverrideOptions, RootOption
 from evaluation.backbone_table import MetricColumn
-from evaluation.comparison.comparison import Comparison, read_comparisons
+from evaluation.comparison.comparison import Comparison, Row, read_comparisons
 from pipeline.recipe.comparison import COMPARE
 from pipeline.recipe.stage import STUDENT
+from pipeline.steps.artifact import Artifact
 from pipeline.storage import DEFAULT_ROOT
 from pipeline.training.device import find_device
 
@@ -78,6 +79,34 @@ def gain_lines(comparison: Comparison, columns: Sequence[MetricColumn]) -> list[
     return lines
 
 
+def columns_of(comparison: Comparison) -> list[MetricColumn]:
+    """Return the columns, the linear probe's first."""
+    return sorted(comparison.columns, key=lambda column: column.protocol, reverse=True)
+
+
+def rows_of(comparison: Comparison) -> list[Row]:
+    """Return the rows without that of the student, which is only there because a recipe needs one."""
+    return [row for row in comparison.rows if row.start != STUDENT]
+
+
+def comparison_records(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Return what the comparison found, JSON-ready."""
+    comparison = read_comparisons(artifacts)[NAME]
+    check_views(comparison)
+    columns = columns_of(comparison)
+    records = [
+        {**row_record(row), "views": row.views, "accuracy": {each.protocol: row_values(row, each) for each in columns}}
+        for row in rows_of(comparison)
+    ]
+    return {
+        "labels": columns[0].labels,
+        "advice": comparison.advice(),
+        "test_images": comparison.n,
+        "seconds": base_seconds(artifacts),
+        "rows": records,
+    }
+
+
 def main(
     root: RootOption = DEFAULT_ROOT,
     data: DataOption = DATA,
@@ -94,22 +123,8 @@ def main(
         overrides = [*(f"data.{name}.path={folder}" for name in ("cifar", "measured")), *SMALL, *overrides]
     artifacts = run(RECIPE, root, overrides, f"{COMPARE}.{NAME}")
     comparison = read_comparisons(artifacts)[NAME]
-    check_views(comparison)
-    columns = sorted(comparison.columns, key=lambda column: column.protocol, reverse=True)
-    rows = [row for row in comparison.rows if row.start != STUDENT]  # only there because a recipe needs one
-    records = [
-        {**row_record(row), "views": row.views, "accuracy": {each.protocol: row_values(row, each) for each in columns}}
-        for row in rows
-    ]
-    result = {
-        "measured": environment,
-        "overrides": overrides,
-        "labels": columns[0].labels,
-        "advice": comparison.advice(),
-        "test_images": comparison.n,
-        "seconds": base_seconds(artifacts),
-        "rows": records,
-    }
+    columns, rows = columns_of(comparison), rows_of(comparison)
+    result = {"measured": environment, "overrides": overrides, **comparison_records(artifacts)}
     probes = (column.protocol.partition(" ")[0] for column in columns)
     table = [["row", "steps", *(f"{probe}, %" for probe in probes), "s", "images", "views"]]
     table += [[*row_cells(row, columns), f"{row.cost.images:,}", f"{row.views:,}"] for row in rows]
