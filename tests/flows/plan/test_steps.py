@@ -308,5 +308,5 @@ def test_plan_up_to_a_step(workspace: Workspace) -> None:
 def test_step_kinds_that_train_with_several_processes_or_reuse_earlier_work() -> None:
     text = RECIPE + "stages: [{name: first, method: simclr, data: [pool], batch: 4, steps: 3}]"
     steps = build_steps(parse_recipe(text, "tiny"))
-    assert [step.name for step in steps if step.kind.trains] == ["teacher.masks", "student"]
+    assert [step.name for step in steps if step.kind.trains] == ["teacher.masks", "student", "stage.first"]
     assert [step.name for step in steps if step.kind.reuses_earlier_work] == ["data.world", "data.pool", "label"]
