@@ -90,9 +90,10 @@ def test_run_concurrently_gives_each_probe_and_finetuning_a_gpu_beside_the_other
     assert {each["threads"] for each in counts.values()} == {4}
 
 
-def test_run_concurrently_gives_a_training_all_gpus_and_a_step_that_is_alone_all_cores(
+def test_run_concurrently_gives_a_training_all_gpus_and_shares_out_cores_by_the_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The last step is alone when it runs, and computes with as many threads as if it were not."""
     steps = [
         looking("probe.scratch.pets", []),
         looking("student", ["probe.scratch.pets"], trains="fit.batch"),
@@ -100,7 +101,7 @@ def test_run_concurrently_gives_a_training_all_gpus_and_a_step_that_is_alone_all
     ]
     run, counts = run_on(["0", "1"], steps, tmp_path, monkeypatch)
     assert counts["student"] == {"gpus": "0,1", "processes": 2, "threads": 8}
-    assert counts["finetune.student.pets"] == {"gpus": "0", "processes": 1, "threads": all_cores(tmp_path)}
+    assert counts["finetune.student.pets"] == {"gpus": "0", "processes": 1, "threads": 8}
     assert run.log_path("student").read_text("utf-8").startswith("starting on 2 of 2 GPUs\n")
     assert "starting on 1 of 2 GPUs, as it can use one\n" in run.log_path("probe.scratch.pets").read_text("utf-8")
 
