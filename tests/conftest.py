@@ -243,3 +243,10 @@ def any_root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
     if request.param == "local":
         return Root.of(tmp_path / "root")
     return Root.of(f"{request.getfixturevalue('bucket')}/my root #1 (50%) [ü]'&+")
+
+
+@pytest.fixture
+def brisk_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a holder notice soon that it lost its lock; as it is, that takes ten seconds and more."""
+    monkeypatch.setattr("pipeline.storage.lock.RENEW_S", 0.3)
+    monkeypatch.setattr("pipeline.storage.lock.GIVEN_UP_S", 1.0)

@@ -115,6 +115,7 @@ def test_remote_run_makes_the_artifacts_of_a_local_run(
     assert (again.ran, str(again.folder)) == (0, str(outcome.folder))
 
 
+@pytest.mark.slow
 def test_remote_run_works_with_a_cache_smaller_than_a_shard(
     root: str, finished_root: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,7 @@ def test_workspace_seals_while_it_holds_the_lock(any_root: Root) -> None:
     assert (any_root / "claims").files() == {}
 
 
+@pytest.mark.usefixtures("brisk_locks")
 @pytest.mark.parametrize("run", ["sleep_and_write", "sleep_and_stop", "sleep_and_miss"])
 def test_workspace_waits_for_the_run_that_took_over(any_root: Root, run: str) -> None:
     """That run, which is this process here, has ended without an artifact: it is made after all."""

@@ -206,6 +206,7 @@ def test_reject_gives_up_waiting_and_names_the_holder(root: Root, monkeypatch: p
     assert listed(root) == []
 
 
+@pytest.mark.usefixtures("brisk_locks")
 def test_reject_starts_again_after_losing_the_lock(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     reject(root, keys(1), None, "blurred")
     to_bytes = rejections._to_bytes
