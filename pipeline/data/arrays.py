@@ -9,6 +9,7 @@ import io
 import math
 import re
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -55,7 +56,7 @@ def decode_npy(data: bytes) -> NDArray[Any]:
         if len(data) - file.tell() < count * dtype.itemsize:
             raise DataError(f"truncated: the numbers of {shape} in {dtype} are not there")
         values = np.frombuffer(data, dtype, count, file.tell())
-    except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, SyntaxError, tokenize.TokenError, OverflowError, RecursionError) as error:
         raise DataError(f"no array of NumPy ({error})") from error
     values = values.astype(dtype.newbyteorder("="))
     return _raster(values.reshape(shape, order="F" if column_order else "C"))

@@ -114,6 +114,20 @@ def test_decode_array_refuses_damaged_files(data: bytes, suffix: str, reason: st
         decode_array(data, suffix)
 
 
+def test_decode_npy_refuses_or_reads_a_header_with_any_byte_changed() -> None:
+    """NumPy evaluates the header as Python, and if that fails tries it again as Python 2, with errors of its own."""
+    file = io.BytesIO()
+    np.save(file, np.arange(12, dtype=np.float32).reshape(3, 4))
+    whole, refused = file.getvalue(), 0
+    for place in range(128):
+        for byte in {*b"({['\"\\\n\x00L0,#", *(whole[place] ^ 1 << bit for bit in range(8))}:
+            try:
+                decode_array(whole[:place] + bytes([byte]) + whole[place + 1 :], ".npy")
+            except DataError:
+                refused += 1
+    assert refused > 1000
+
+
 def test_decode_npz_unpacks_no_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
     data = npz(np.zeros((1000, 1000)))
     assert len(data) < 20_000
