@@ -22,11 +22,14 @@ def run_must(environ: Mapping[str, str], arguments: Sequence[str]) -> None:
     """Run `must` with these arguments and environment variables: the main function of a test's process."""
     unblock_signals()
     os.environ.update(environ)
-    spawn = util.spawnv_passfds
+    spawn, forked = util.spawnv_passfds, list[int]()
 
     def spawn_or_fork(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
         as_known = _is_fork_server(args) and len(passfds) == 2  # Python 3.14 hands over a key as well
-        return _fork(passfds) if as_known else spawn(path, args, passfds)
+        if forked or not as_known:  # after the first one was killed, other threads may hold locks for ever in a fork
+            return spawn(path, args, passfds)
+        forked.append(_fork(passfds))
+        return forked[0]
 
     util.spawnv_passfds = spawn_or_fork
     main(list(arguments))
