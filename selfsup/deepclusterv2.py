@@ -112,8 +112,6 @@ class DeepCluster(Method):
             self._clustered = int(self.epoch)
         if self._clustered == epoch:
             return
-        self._clustered = epoch
-        self.epoch.fill_(epoch)
         if self.collectives.rank == 0:  # what it draws at random, and how it rounds, differ between processes
             for number, centroids in enumerate(self.centroids):
                 points = self.memory[number % SWAV_GLOBAL_VIEWS]
@@ -121,3 +119,5 @@ class DeepCluster(Method):
                 self.centroids[number], self.assignments[number] = found
         self.collectives.broadcast(self.centroids)
         self.collectives.broadcast(self.assignments)
+        self._clustered = epoch  # not before: memory may run out, and the pass is tried again
+        self.epoch.fill_(epoch)

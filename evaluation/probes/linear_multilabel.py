@@ -53,6 +53,8 @@ def logistic_regression(data: LabelledFeatures, c: float, device: str = "cpu") -
     import torch
     import torch.nn.functional as F
 
+    from pipeline.models.precision import exact_products
+
     features, known = data.features.to(device), (~data.classes.isnan()).float().to(device)
     target = data.classes.nan_to_num().to(device)
     weight = torch.zeros(features.shape[1], target.shape[1], device=device, requires_grad=True)
@@ -67,5 +69,6 @@ def logistic_regression(data: LabelledFeatures, c: float, device: str = "cpu") -
         loss.backward()
         return float(loss.detach())
 
-    optimizer.step(closure)
+    with exact_products():
+        optimizer.step(closure)
     return weight.detach().cpu(), bias.detach().cpu()

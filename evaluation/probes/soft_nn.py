@@ -23,12 +23,15 @@ def fit(data: ProbeData) -> ProbeResult:
     import torch
     import torch.nn.functional as F
 
+    from pipeline.models.precision import exact_products
+
     train = F.normalize(data.train.features.to(data.device), dim=1)
     one_hot = F.one_hot(data.train.classes.to(data.device), data.classes).float()
 
     def classify(features: torch.Tensor) -> torch.Tensor:
         chunks = F.normalize(features, dim=1).split(CHUNK)
-        votes = [(chunk.to(data.device) @ train.T / TEMPERATURE).softmax(1) @ one_hot for chunk in chunks]
+        with exact_products():
+            votes = [(chunk.to(data.device) @ train.T / TEMPERATURE).softmax(1) @ one_hot for chunk in chunks]
         return torch.cat(votes).cpu()
 
     return ProbeResult(classify, {"temperature": TEMPERATURE})

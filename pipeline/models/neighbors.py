@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.models.precision import exact_products
+
 NEIGHBORS, TEMPERATURE = 20, 0.07
 """Of DINO (Caron et al., ICCV 2021)."""
 CHUNK = 1024
@@ -25,7 +27,8 @@ def nearest_neighbors(features: Tensor, classes: Tensor, count: int, device: str
 
     def classify(unknown: Tensor) -> Tensor:
         chunks = F.normalize(unknown, dim=1).split(CHUNK)
-        found = [(chunk.to(device) @ known.T).topk(number, dim=1) for chunk in chunks]
+        with exact_products():
+            found = [(chunk.to(device) @ known.T).topk(number, dim=1) for chunk in chunks]
         votes = [((cosines / TEMPERATURE).softmax(1).unsqueeze(2) * one_hot[rows]).sum(1) for cosines, rows in found]
         return torch.cat(votes).cpu()
 

@@ -87,6 +87,8 @@ def autotune(
     fastest = min(reversed(range(len(candidates))), key=list(times.values()).__getitem__)
     measured = {name: round(ms, 2) for name, ms in times.items() if ms < math.inf}
     chosen = dataclasses.replace(candidates[fastest], measured_ms=measured)
+    if not measured:  # memory did not suffice for any: that says nothing about their speed
+        return chosen
     if memo.create(dump_json(chosen.describe()).encode()):
         return chosen
     return _parse_choice(memo.read(), device, str(memo))  # another process was first, and may have chosen another

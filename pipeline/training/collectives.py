@@ -53,7 +53,7 @@ class Collectives:
         """Return the mean (K,) of the rows (n, K) float32 of all processes, without gradient."""
         if self.world_size == 1:
             return rows.detach().mean(dim=0)
-        sums = torch.cat([rows.detach().sum(dim=0), rows.new_tensor([len(rows)])])
+        sums = torch.cat([rows.detach().sum(dim=0), rows.new_full((1,), len(rows))])
         with lost_peer():
             distributed.all_reduce(sums)
         return sums[:-1] / sums[-1]

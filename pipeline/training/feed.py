@@ -23,8 +23,8 @@ class FedBatch(NamedTuple):
 
     local: LocalBatch
     microbatches: Sequence[Any]
-    amounts: Mapping[str, float]
-    """Of all microbatches together: `Objective.amounts`."""
+    amounts: Sequence[Mapping[str, float]]
+    """Of each microbatch, counted on the host: `Objective.amounts`."""
 
 
 def feed(batches: Iterator[LocalBatch], prepare: Callable[[LocalBatch], FedBatch], device: str) -> Generator[FedBatch]:

@@ -9,7 +9,7 @@ for batch statistics, and for losses that compare the images of a batch.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -78,18 +78,14 @@ class MicrobatchRunner:
 
     def prepare(self, local: LocalBatch, limit: int) -> FedBatch:
         """Split a local batch into microbatches of at most `limit` images."""
-        microbatches = self._split(local, limit)
-        return FedBatch(local, microbatches, sum_by_key(map(self.job.objective.amounts, microbatches)))
+        microbatches = local.split(self._count_of(local, limit))
+        return FedBatch(local, microbatches, [self.job.objective.amounts(microbatch) for microbatch in microbatches])
 
     def load(self, fed: FedBatch, limit: int) -> Mapping[str, float]:
         """Take the next batch; return by name the amounts (images, labels or pixels) that its losses average over."""
-        self._local, self._microbatches = fed.local, fed.microbatches
-        if len(self._microbatches) != self._count_of(fed.local, limit):  # the limit fell after it was split
-            self._microbatches = self._split(fed.local, limit)
-        return fed.amounts
-
-    def _split(self, local: LocalBatch, limit: int) -> Sequence[Any]:
-        return local.split(self._count_of(local, limit))
+        is_split_so = len(fed.microbatches) == self._count_of(fed.local, limit)
+        self._fed = fed if is_split_so else self.prepare(fed.local, limit)  # the limit fell after it was split
+        return sum_by_key(self._fed.amounts)
 
     def _count_of(self, local: LocalBatch, limit: int) -> int:
         return min(self.count(limit), len(local.keys))
@@ -107,7 +103,7 @@ class MicrobatchRunner:
                 return passes, StepReport(has_gradient, limit)
             smaller = -(-limit // 2)
             if self.count(smaller) == self.count(limit):
-                images = max(len(microbatch.keys) for microbatch in self._microbatches)
+                images = max(len(microbatch.keys) for microbatch in self._fed.microbatches)
                 raise ConfigError(
                     f"{self.job.name}: the device's memory does not hold a pass on "
                     f"{'one image' if images == 1 else f'{images} images'} (step {step + 1}). {OUT_OF_MEMORY_ADVICE}"
@@ -115,7 +111,7 @@ class MicrobatchRunner:
             limit = smaller
             if self.synchronized:
                 self._save_limit(step, limit)
-            self._microbatches = self._split(self._local, limit)
+            self._fed = self.prepare(self._fed.local, limit)
 
     def _attempt(self, amounts: Mapping[str, float], step: int) -> list[PassResult] | None:
         """Run all passes; None if memory ran out: then gradients, buffers and random state are as before."""
@@ -123,7 +119,8 @@ class MicrobatchRunner:
         self._seed(step)
         try:
             with allocation_failures():
-                return [self._pass(microbatch, amounts) for microbatch in self._microbatches]
+                pairs = zip(self._fed.microbatches, self._fed.amounts, strict=True)
+                return [self._pass(microbatch, own, amounts) for microbatch, own in pairs]
         except torch.OutOfMemoryError:
             pass  # leave the handler first: the error's frames still hold memory
         self.job.objective.zero_grad(set_to_none=True)
@@ -145,8 +142,7 @@ class MicrobatchRunner:
             return []
         return [(buffer, buffer.clone()) for buffer in self.job.objective.passing_buffers()]
 
-    def _pass(self, microbatch: Any, amounts: Mapping[str, float]) -> PassResult:
-        own = self.job.objective.amounts(microbatch)
+    def _pass(self, microbatch: Any, own: Mapping[str, float], amounts: Mapping[str, float]) -> PassResult:
         shares = {name: amount / max(amounts[name], 1) for name, amount in own.items()}
         with self.compute.autocast(), self._explain_batch_norm(len(microbatch.keys)):
             total, losses = self.job.objective(move_to_device(microbatch, self.compute.device), shares)

@@ -34,7 +34,7 @@ class ProcessGroup:
     """
 
     def __init__(self, device: str) -> None:
-        self.rank, self.world_size = ranks.rank(), ranks.count()
+        self.rank, self.world_size, self._uses_nccl = ranks.rank(), ranks.count(), device == "cuda"
         if self.world_size > 1:
             _join(device)
             self.all_gather(None)  # afterwards no process still asks the first one for the others' addresses
@@ -42,8 +42,8 @@ class ProcessGroup:
     def __enter__(self) -> ProcessGroup:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.world_size > 1:
+    def __exit__(self, error: object, *_: object) -> None:
+        if self.world_size > 1 and not (error and self._uses_nccl):  # NCCL may wait for peers, which wait inside a pass
             distributed.destroy_process_group()
 
     def all_gather(self, value: T) -> list[T]:

@@ -29,7 +29,7 @@ class HostCopy:
     def _start(self, tensor: Tensor) -> Tensor:
         if not tensor.is_cuda:
             return tensor
-        self._copied = self._copied or torch.cuda.Event()
+        self._copied = self._copied or torch.cuda.Event(blocking=True)  # who waits for it sleeps
         return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
     def read(self) -> Any:
@@ -51,7 +51,8 @@ class DeviceCopier:
         If the device's memory runs out, the data is as it was, and there is no event.
         """
         try:
-            with torch.cuda.stream(self.stream):  # this also makes its device the thread's
+            torch.cuda.set_device(self.stream.device)  # the thread's: else leaving the stream would wake device 0
+            with torch.cuda.stream(self.stream):
                 return map_tensors(data, self._start), self.stream.record_event()
         except torch.OutOfMemoryError:
             return data, None

@@ -6,13 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.models.precision import exact_products
+
 CHUNK = 16_384
 """Points that are compared with all centroids at once."""
 
 
 def dot_products(a: Tensor, b: Tensor) -> Tensor:
     """Return a b^T for (N, D) and (M, D): (N, M) float32, also under autocast."""
-    with torch.autocast(a.device.type, enabled=False):  # softmaxes over cosines need the digits it would round away
+    # softmaxes over cosines need the digits that these would round away
+    with torch.autocast(a.device.type, enabled=False), exact_products():
         return a.float() @ b.float().T
 
 

@@ -118,7 +118,10 @@ class ShardInference:
         """Encode one teacher's predictions as rows of its label stores; note those that are not finite."""
         predictor = self.predictors[teacher]
         predictions, vectors = batch.predictions.pop(teacher).read()
-        known = None if vectors is None else self.applicability[teacher](vectors)
+        known = None
+        if teacher in self.applicability:
+            assert vectors is not None, "applicability was fitted on the vectors of this model"
+            known = self.applicability[teacher](vectors)
         batch.labels |= {head: [None] * len(batch.rows) for head in predictions}
         batch.failures |= {head: {} for head in predictions}
         for position, size in enumerate(batch.sizes):

@@ -99,7 +99,7 @@ def test_train_step_of_student_is_repeatable_and_goes_on_exactly(
 @on_each_device
 def test_feed_yields_the_batches_that_are_drawn(world: World, device: str) -> None:
     loader, pending = loader_of(world), list[Tensor]()
-    fed = feed.feed(loader.batches(0), lambda local: FedBatch(local, local.split(1), {}), device)
+    fed = feed.feed(loader.batches(0), lambda local: FedBatch(local, local.split(1), []), device)
     for step, one in enumerate(itertools.islice(fed, FED[device])):
         [batch] = one.microbatches
         assert batch.keys == one.local.keys

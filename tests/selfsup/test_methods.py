@@ -362,3 +362,18 @@ def test_settled_buffers_of_methods_are_not_restored() -> None:
         torch.testing.assert_close(getattr(method, name), tensor, msg=name)
     for other in METHODS:
         assert other == "deepclusterv2" or not make(other).settled_buffers, other
+
+
+def test_deepcluster_clusters_again_if_memory_ran_out_while_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = initialized("deepclusterv2")
+
+    def out_of_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("no more")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("selfsup.deepclusterv2.spherical_kmeans", out_of_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            method.losses(views(method))
+    assert int(method.get_buffer("epoch")) == -1
+    method.losses(views(method))
+    assert int(method.get_buffer("assignments").min()) >= 0

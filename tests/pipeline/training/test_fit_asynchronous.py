@@ -180,3 +180,16 @@ def test_taken_step_sums_the_losses_of_its_passes() -> None:
     taken = TakenStep(1, [one, other], torch.tensor(3.0), {})
     assert taken.losses() == {"depth": 0.25, TOTAL: 1.5, "masks": 2.0}
     assert (taken.norm, taken.keys) == (3.0, ["a", "b"])
+
+
+def test_fit_counts_the_amounts_of_each_microbatch_once_before_it_is_moved(tmp_path: Path) -> None:
+    """On a device, counting would wait for it."""
+    counted: list[list[str]] = []
+
+    class Counted(Linears):
+        def amounts(self, batch: Batch) -> dict[str, float]:
+            counted.append(batch.keys)
+            return super().amounts(batch)
+
+    train(tmp_path, Counted(), accumulate=2)
+    assert counted == [[f"{step}.{2 * half}", f"{step}.{2 * half + 1}"] for step in range(STEPS) for half in range(2)]
