@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -45,7 +46,8 @@ def feed(batches: Iterator[LocalBatch], prepare: Callable[[LocalBatch], FedBatch
         microbatches, copied = copier.copy(fed.microbatches)
         return fed._replace(microbatches=microbatches), copied
 
-    for fed, copied in prefetch(take, itertools.count(), threads=1, most=AHEAD):
-        if copier and copied:
-            copier.receive(fed.microbatches, copied)
-        yield fed
+    with contextlib.closing(prefetch(take, itertools.count(), threads=1, most=AHEAD)) as taken:
+        for fed, copied in taken:
+            if copier and copied:
+                copier.receive(fed.microbatches, copied)
+            yield fed

@@ -130,7 +130,7 @@ class _Trainer:
         self.step, self.limits = 0, list[MicrobatchLimit]()
         self.unread = collections.deque[TakenStep]()
         """Steps that were taken, and whose losses were not read yet."""
-        self.ahead = int(compute.device in feed.ASYNCHRONOUS)
+        self.most_unread = int(compute.device in feed.ASYNCHRONOUS)
         self.seconds = self.earlier = 0.0
         self.waited = 0.0
         """Seconds that this process has waited for batches so far."""
@@ -218,7 +218,7 @@ class _Trainer:
                 self.unread.append(self._train_step(fed))
                 self.step += 1
                 is_read_at_once = self._is_validation_due(self.step) or self.step == self.job.steps
-                self._read_steps(0 if is_read_at_once else self.ahead)
+                self._read_steps(0 if is_read_at_once else self.most_unread)
                 self.seconds = self.earlier + time.monotonic() - started
                 is_save_due = time.monotonic() - saved > self.runtime.checkpoint_s
                 wishes = self.group.all_gather((self.runtime.stop.is_set(), is_save_due))

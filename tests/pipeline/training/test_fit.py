@@ -36,6 +36,7 @@ from tests.pipeline.training.tiny_jobs import (
     calling_back,
     log,
     make_batch,
+    non_finite_gradient,
     stopping,
     train,
     train_with_result,
@@ -169,12 +170,6 @@ def non_finite_loss(number: int) -> Batch:
     """Make a batch; number 3 has no finite loss."""
     batch = make_batch(number)
     return dataclasses.replace(batch, images=batch.images * (torch.inf if number == 3 else 1))
-
-
-def non_finite_gradient(number: int) -> Batch:
-    """Make a batch; number 3 has zero error with any weights, and so an infinite gradient of its root."""
-    batch, scale = make_batch(number), number != 3
-    return dataclasses.replace(batch, images=batch.images * scale, targets=batch.targets * scale)
 
 
 THIRD = r"3\.0, 3\.1, 3\.2, 3\.3\."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,10 @@ from tests.pipeline.training.tiny_jobs import (
     RootMeanSquare,
     assert_same,
     calling_back,
+    infinite_image,
     log,
     make_batch,
+    non_finite_gradient,
     stopping,
     train,
     train_with_result,
@@ -91,25 +92,16 @@ def test_fit_saves_no_step_whose_losses_were_not_read(tmp_path: Path) -> None:
     assert log(tmp_path / "parts") == log(tmp_path / "whole")
 
 
-def infinite(number: int) -> Batch:
-    """Make a batch; image 3 of number 3 is infinite."""
-    batch = make_batch(number)
-    batch.images[3] *= torch.inf if number == 3 else 1
-    return batch
-
-
-def without_error(number: int) -> Batch:
-    """Make a batch; number 3 has zero error with any weights, and so an infinite gradient of its root."""
-    batch, scale = make_batch(number), number != 3
-    return dataclasses.replace(batch, images=batch.images * scale, targets=batch.targets * scale)
-
-
 @pytest.mark.usefixtures("asynchronous")
 @pytest.mark.parametrize(
     "case",
     [
-        (Linears, infinite, r"the loss is (inf|nan) at step 4\. Images of the batch: 3\.2, 3\.3\."),
-        (RootMeanSquare, without_error, r"the gradient is .* step 4\. Images of the batch: 3\.0, 3\.1, 3\.2, 3\.3\."),
+        (Linears, infinite_image, r"the loss is (inf|nan) at step 4\. Images of the batch: 3\.2, 3\.3\."),
+        (
+            RootMeanSquare,
+            non_finite_gradient,
+            r"the gradient is .* step 4\. Images of the batch: 3\.0, 3\.1, 3\.2, 3\.3\.",
+        ),
     ],
     ids=["loss", "gradient"],
 )

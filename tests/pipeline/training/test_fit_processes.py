@@ -31,8 +31,10 @@ from tests.pipeline.training.tiny_jobs import (
     Linears,
     NumberedStream,
     RootMeanSquare,
+    infinite_image,
     log,
     make_batch,
+    non_finite_gradient,
     stopping,
     train,
 )
@@ -248,19 +250,6 @@ def test_fit_on_sigterm_saves_one_whole_state(launcher: Launcher, tmp_path: Path
 # Errors in one process
 
 
-def non_finite_loss(number: int) -> Batch:
-    """Make a batch; image 3 of number 3 is infinite."""
-    batch = make_batch(number)
-    batch.images[3] *= torch.inf if number == 3 else 1
-    return batch
-
-
-def non_finite_gradient(number: int) -> Batch:
-    """Make a batch; number 3 has zero error with any weights, and so an infinite gradient of its root."""
-    batch, scale = make_batch(number), number != 3
-    return dataclasses.replace(batch, images=batch.images * scale, targets=batch.targets * scale)
-
-
 def unreadable(number: int) -> Batch:
     """Make a batch; the second process can't read number 3."""
     if number == 3 and ranks.rank() == 1:
@@ -291,10 +280,10 @@ def test_fit_raises_lost_peer_when_another_process_ends(launcher: Launcher, tmp_
 @pytest.mark.parametrize(
     "case",
     [
-        (Linears, non_finite_loss, {}, r"the loss is (inf|nan) at step 4\. Images of the batch: 3\.2, 3\.3\. A"),
+        (Linears, infinite_image, {}, r"the loss is (inf|nan) at step 4\. Images of the batch: 3\.2, 3\.3\. A"),
         (
             Linears,
-            non_finite_loss,
+            infinite_image,
             {"batch": 8, "accumulate": 4},
             r"the loss is (inf|nan) at step 2\. Images of the batch: 3\.3\. A",
         ),

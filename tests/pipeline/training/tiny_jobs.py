@@ -43,6 +43,19 @@ def make_batch(number: int) -> Batch:
     return Batch(images, targets, [f"{number}.{index}" for index in range(4)])
 
 
+def infinite_image(number: int) -> Batch:
+    """Make a batch; image 3 of number 3 is infinite."""
+    batch = make_batch(number)
+    batch.images[3] *= torch.inf if number == 3 else 1
+    return batch
+
+
+def non_finite_gradient(number: int) -> Batch:
+    """Make a batch; number 3 has zero error with any weights, and so an infinite gradient of its root."""
+    batch, scale = make_batch(number), number != 3
+    return dataclasses.replace(batch, images=batch.images * scale, targets=batch.targets * scale)
+
+
 def concat(batches: Sequence[Batch]) -> Batch:
     images, targets = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("images", "targets"))
     return Batch(images, targets, [key for batch in batches for key in batch.keys])
