@@ -35,6 +35,9 @@ class RuntimeConfig(BaseConfig):
     """Processes that train one network together, each on its own GPU; on a CPU they share the cores. `auto` is one for
     each GPU, and one without. A network whose batch has fewer images gets one for each image. With `inline`, torchrun
     starts them, and this has no effect."""
+    shard_optimizer: bool = False
+    """Each of the processes that train a network together keeps a part of the optimiser's state alone (ZeRO stage 1),
+    which with AdamW takes twice the memory of the weights. For large networks; others train a little faster without."""
     side_by_side: int = Field(default=0, ge=0)
     """Steps that run at once if they don't depend on each other, as teachers; 0 = as many as the GPUs hold, of which a
     training takes `training_processes` and any other step one, and one on a CPU. They share the cores; a step that none

@@ -15,7 +15,7 @@ from pipeline.steps import ranks
 from pipeline.storage.root import Root
 
 Progress = Callable[[str, float, str], None]
-SHARED_SETTINGS = ("device", "precision", "checkpoint_s", "deterministic")
+SHARED_SETTINGS = ("device", "precision", "checkpoint_s", "deterministic", "shard_optimizer")
 """Settings of the recipe that every process of a run has in common."""
 
 
@@ -75,6 +75,8 @@ class Runtime:
     """Seconds between saved training states."""
     deterministic: bool = False
     """True to choose nothing by measuring it, as two measurements may come out differently."""
+    shard_optimizer: bool = False
+    """True if each of the processes that train together keeps a part of the optimiser's state alone."""
 
     @classmethod
     def of(cls, settings: RuntimeConfig, root: Root, **more: Any) -> Runtime:

@@ -16,7 +16,8 @@ What is trained, an `Objective`, computes its losses. The loop owns the rest:
 * Resume: the state is saved on the way and at a stop. A training goes on from it in the middle of an epoch, and ends
   with the same weights as one that was never stopped.
 * Processes: all of them share each batch, and an error or a stop in one ends all. Their number can change between
-  attempts: it changes no more than rounding, batch statistics, and what passes draw at random.
+  attempts: it changes no more than rounding, batch statistics, and what passes draw at random. If asked for, each keeps
+  a part of the optimiser's state alone.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from pipeline.training.objective import TrainingJob
 from pipeline.training.optimizer import build_optimizer, lr_factor, match_memory_format, set_weight_decay, weight_decay
 from pipeline.training.process_group import ProcessGroup
 from pipeline.training.progress import TrainingProgress
+from pipeline.training.shards import OptimizerShards
 from pipeline.training.state import TrainingFiles, state_path
 from pipeline.training.taken_step import TOTAL, PassResult, TakenStep, sum_by_key
 from pipeline.training.validation import Validator
@@ -120,6 +122,7 @@ class _Trainer:
         self.microbatches = MicrobatchRunner(job, compute, group, runtime)
         self.optimizer, self.scaler = build_optimizer(self.model, job.config), self.microbatches.scaler
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.shards = OptimizerShards(self.parameters, group, group.world_size if runtime.shard_optimizer else 1)
         factor = lambda step: lr_factor(step, job.steps, job.config.warmup, job.config.drops)  # noqa: E731
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         self.ema = ModelEmaV3(self.model, job.config.ema, use_warmup=True) if job.config.ema else None
@@ -161,14 +164,15 @@ class _Trainer:
         assert self.files
         state = self.files.load()
         if state is None and self.group.world_size > 1:
-            state = move_to_device(self._state_dict(), "cpu")
+            state = move_to_device(self._state_dict(self.optimizer.state_dict()), "cpu")
         return state
 
-    def _state_dict(self) -> dict[str, Any]:
+    def _state_dict(self, optimizer: dict[str, Any]) -> dict[str, Any]:
+        """Return the state to go on from, with that of the optimiser."""
         return {
             "step": self.step,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.state_dict() if self.ema else {},
@@ -185,7 +189,7 @@ class _Trainer:
         if bad:
             raise ValueError(f"{bad[0]} is not finite")
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(self.shards.select(state["optimizer"]))
         match_memory_format(self.optimizer)
         self.schedule.load_state_dict(state["schedule"])
         if state.get("scaler"):  # of float16 alone
@@ -242,7 +246,9 @@ class _Trainer:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.job.config.clip or math.inf)  # inf: measured, not clipped
         lr = max(float(rate) for rate in self.schedule.get_last_lr())
         set_weight_decay(self.optimizer, weight_decay(self.step, self.job.steps, self.job.config))
+        self.shards.drop_gradients()
         self.scaler.step(self.optimizer)
+        self.shards.broadcast()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
@@ -318,8 +324,9 @@ class _Trainer:
     def _save(self) -> None:
         """Save the state. If the root's storage does not take it, training goes on: it may take the next one."""
         self._read_steps()
+        optimizer = self.shards.gather(self.optimizer)
         if self.files:  # in the first process
-            self.files.save(self._state_dict())
+            self.files.save(self._state_dict(optimizer))
             try:
                 self.runtime.root.upload(*self.files.paths)
             except MustError as error:

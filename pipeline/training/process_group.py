@@ -68,6 +68,24 @@ class ProcessGroup:
             distributed.broadcast_object_list(outcomes, src=0)
         return _result(cast(T | MustError, outcomes[0]))
 
+    def gather(self, value: T) -> list[T] | None:
+        """Return the values of all processes, by rank, in the first one, and None in the others."""
+        if self.world_size == 1:
+            return [value]
+        values = [value] * self.world_size if ranks.is_first() else None
+        with lost_peer():
+            distributed.gather_object(value, values)
+        return values
+
+    def broadcast(self, tensors: Sequence[Tensor], source: int) -> None:
+        """Replace each tensor by that of the process of this rank. Those of a call are of one dtype and device."""
+        if self.world_size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        with lost_peer():
+            distributed.broadcast(flat, source)
+        _copy_parts(flat, tensors)
+
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over the processes, the same bits in all of them."""
         self._all_reduce(tensors, divisor=1)
@@ -82,9 +100,13 @@ class ProcessGroup:
         flat = torch.cat([tensor.flatten() for tensor in tensors])  # one message, because each has a fixed cost
         with lost_peer():
             distributed.all_reduce(flat)
-        reduced = flat.div_(divisor).split([tensor.numel() for tensor in tensors])
-        for tensor, values in zip(tensors, reduced, strict=True):
-            tensor.copy_(values.view_as(tensor))  # keeps the tensor's dtype and memory layout
+        _copy_parts(flat.div_(divisor), tensors)
+
+
+def _copy_parts(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Overwrite the tensors by the values of one that has all of theirs; their dtype and memory layout stay."""
+    for tensor, values in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(values.view_as(tensor))
 
 
 def _attempt(make: Callable[[], T]) -> T | MustError:
