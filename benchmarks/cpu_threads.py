@@ -3,9 +3,9 @@
     python -m benchmarks.cpu_threads
 
 Trains a ResNet-18 on images of 128 pixels in bfloat16, with a thread for each core, quiet and beside a process that
-keeps one core busy. Threads wait asleep, or spin for so many turns before they sleep (GOMP_SPINCOUNT), or do what OpenMP
-does by default; or the batch is cut into a piece for each core, and threads compute the pieces side by side. Each way
-has processes of its own, since OpenMP reads these variables once; they take turns.
+keeps one core busy. Threads wait asleep, or spin for so many turns before they sleep (GOMP_SPINCOUNT), or do what
+OpenMP does by default; or the batch is cut into a piece for each core, and threads compute the pieces side by side.
+Each way has processes of its own, since OpenMP reads these variables once; they take turns.
 """
 
 from __future__ import annotations
