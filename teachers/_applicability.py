@@ -46,6 +46,15 @@ def fit_applicability(data: str | None, inputs: Inputs, out: Path, predictor: Pr
     return {"dataset": data, "training": len(training), "held_out": len(beyond)}
 
 
+def sample_vectors(data: str, inputs: Inputs, predictor: Predictor, most: int) -> NDArray[np.float32]:
+    """Return the vectors (N, D) of up to `most` images to train on of a set, labelled or not, drawn at random."""
+    from ingest.dataset import IngestedSet
+
+    vectors = _vectors(predictor, _images(IngestedSet(inputs[f"data.{data}"]), "train"), most, inputs.runtime)
+    assert vectors is not None, "the model tells no vectors"
+    return vectors
+
+
 def _images(ingested: IngestedSet, split: str) -> ImageDataset:
     """Return all images of a split; of those to train on, without the ones that are held out as well."""
     from ingest.true_labels import dataset_shards, held_out_keys

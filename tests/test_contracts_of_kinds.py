@@ -27,6 +27,7 @@ EXAMPLES: dict[str, Any] = {
     "seed": 1,
     "task": "segmentation",
     "data": "street",
+    "domain": "street",
     "model": "test_resnet",
     "weights": "weights.safetensors",
 }
