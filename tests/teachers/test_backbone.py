@@ -1,0 +1,118 @@
+"""Teachers of kind `backbone`, from the recipe to the student: features are labelled, learned, and refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import must
+from flows.plan.selection import Selection
+from pipeline.errors import ConfigError
+from pipeline.steps.artifact import Artifact, read_json
+from pipeline.stores.labels import LabelShard
+from tasks.teacher import Teacher, open_teacher
+
+SIDE, WIDTH = 32, 96
+RECIPE = """
+name: features
+runtime: {{runner: inline, device: cpu, precision: "32", workers: 1}}
+data:
+  pool: {{kind: scenes, count: 36, seed: 2, size: 48}}
+  few: {{kind: scenes, count: 8, seed: 2, size: 48}}
+teachers:
+  resnet: {{kind: backbone, model: test_resnet, weights: {weights}, domain: pool, image_size: 32, components: 12}}
+  all: {{kind: backbone, model: test_resnet, weights: {weights}, domain: pool, image_size: 32}}
+pool: [pool]
+student: {{backbone: test_resnet, image_size: 32, steps: 80, batch: 12, lr: 0.003, weighting: equal}}
+"""
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("weights") / "backbone.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def artifacts(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Artifact]:
+    """What a run up to the student makes."""
+    folder = tmp_path_factory.mktemp("features")
+    (folder / "recipe.yaml").write_text(RECIPE.format(weights=weights), "utf-8")
+    return must.run(folder / "recipe.yaml", root=folder / "root", steps=Selection(last="student")).artifacts
+
+
+def test_backbone_teacher_fits_components_to_the_domain(artifacts: Mapping[str, Artifact]) -> None:
+    counts = {name: artifacts[f"teacher.{name}"].manifest["counts"] for name in ("resnet", "all")}
+    assert (counts["resnet"]["components"], counts["resnet"]["images"]) == (12, 36)
+    assert counts["all"]["components"] == 35  # of 36 images: no more are told apart
+    assert 0.8 < counts["resnet"]["variance"] < counts["all"]["variance"] == 1
+
+
+def test_backbone_teacher_labels_what_the_model_and_its_components_say(
+    artifacts: Mapping[str, Artifact], weights: Path
+) -> None:
+    made = artifacts["teacher.resnet"]
+    network: Any = open_teacher(made).network
+    images = torch.randint(0, 256, (3, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        outputs, vectors = network.forward_with_vector(images)
+        model: Any = timm.create_model("test_resnet", num_classes=0, checkpoint_path=str(weights)).eval()
+        mean, std = (torch.tensor(network_part).view(3, 1, 1) for network_part in statistics(made))
+        expected = model((images.float() / 255 - mean) / std)
+    np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(outputs["resnet"], network.components(vectors))
+    assert Teacher.load(made).space.classes == tuple(str(number) for number in range(1, 13))
+
+
+def statistics(made: Artifact) -> tuple[list[float], list[float]]:
+    about = made.load("model.json", read_json)
+    return about["mean"], about["std"]
+
+
+def label_vectors(artifacts: Mapping[str, Artifact], teacher: str) -> np.ndarray[Any, Any]:
+    labels, label = artifacts["label"], Teacher.load(artifacts[f"teacher.{teacher}"]).label
+    entries = [entry for entry in labels.load("labels.json", read_json) if entry["teacher"] == teacher]
+    shards = [LabelShard(labels.external_file(entry["path"]), label) for entry in entries]
+    return np.stack([label.decode(row)["vector"] for shard in shards for row in shard.rows()])
+
+
+def test_labels_of_a_backbone_teacher_have_the_mean_variance_1(artifacts: Mapping[str, Artifact]) -> None:
+    vectors = label_vectors(artifacts, "all")
+    assert vectors.shape == (36, 35)
+    np.testing.assert_allclose(vectors.mean(axis=0), np.zeros(35), atol=0.02)
+    assert vectors.var(axis=0).sum() / WIDTH == pytest.approx(1, rel=0.01)  # the other components have none
+    np.testing.assert_allclose(label_vectors(artifacts, "resnet"), vectors[:, :12], atol=0.02)
+
+
+def test_student_learns_features_of_a_backbone_teacher(artifacts: Mapping[str, Artifact]) -> None:
+    lines = artifacts["student"].load("log/train.jsonl", lambda file: file.read_text("utf-8").splitlines())
+    losses = [json.loads(line)["losses"]["resnet"] for line in lines]
+    assert np.mean(losses[-10:]) < 0.75 * np.mean(losses[:10])
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        (
+            "teachers.resnet.domain=few",
+            r"teachers\.resnet: domain: the set 'few' has 8 images to train on, and 12",
+        ),
+        ("teachers.resnet.components=200", r"teachers\.resnet: components: 200 is more than the \d+ numbers"),
+        ("teachers.resnet.model=test_resnett", "test_resnett"),
+        ("teachers.resnet.domain=pol", "pol"),
+    ],
+)
+def test_backbone_teacher_refuses(weights: Path, tmp_path: Path, override: str, says: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(weights=weights), "utf-8")
+    with pytest.raises(ConfigError, match=says):
+        must.run(tmp_path / "recipe.yaml", root=tmp_path, overrides=[override], steps=Selection(last="teacher.resnet"))
