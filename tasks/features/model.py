@@ -81,11 +81,11 @@ class FeatureNetwork(nn.Module):
 
 
 class Adaptor(nn.Sequential):
-    """Two layers from the backbone's vector to the teacher's (Ranzinger et al., CVPR 2024, AM-RADIO)."""
+    """Two layers from the backbone's vector to the teacher's, as in AM-RADIO (Ranzinger et al., CVPR 2024)."""
 
     def __init__(self, info: FeatureInfo, outputs: int) -> None:
         width = info.vector_width
-        super().__init__(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, outputs))
+        super().__init__(nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, outputs))
 
     def forward(self, features: Features) -> Tensor:  # type: ignore[override]
         vectors: Tensor = super().forward(features.vector)
@@ -129,15 +129,16 @@ class TaskModel(Task):
         return {"vector": stack(values, "vector")}
 
     def loss(self, output: Tensor, target: Target) -> Tensor:
-        """Return the mean over known labels of 1 - cosine, and of the smooth L1 distance per spread component.
+        """Return the mean over known labels of (1 - cosine) / 2 + (mean smooth L1 distance of spread components) / 2.
 
-        `spread` gives all components one variance, so that neither teachers nor components outweigh others (PHI-S,
-        Ranzinger et al., ICLR 2025, section 3.4): of them all, the smooth L1 distance alone depends on the axes.
+        The sum is UNIC's (Sariyildiz et al., ECCV 2024). Centered, divided by one number and spread, all coordinates
+        have the variance 1, so that no teacher outweighs others, and distances are its own: PHI-S (Ranzinger et al.,
+        ICLR 2025). Of the sum only the smooth L1 distance depends on the axes.
         """
         truth = target["vector"]
         angles = 1 - F.cosine_similarity(output, truth)
         distances = F.smooth_l1_loss(spread(output), spread(truth), reduction="none").mean(dim=1)
-        return masked_mean(angles + distances, self.known(target))
+        return masked_mean((angles + distances) / 2, self.known(target))
 
     def known(self, target: Target) -> Tensor:
         known: Tensor = target["vector"].any(dim=1)
@@ -157,8 +158,9 @@ class TaskModel(Task):
 def spread(components: Tensor) -> Tensor:
     """Rotate principal components (B, K) so that all coordinates have the same variance, the mean of theirs.
 
-    -> (B, N), N the next power of two: the components, with zeros, times Hadamard's matrix, all of whose entries have
-    the same size. Its rows are orthogonal: distances grow by the factor sqrt(N / K), and angles stay.
+    -> (B, N), N the next power of two: the components, with zeros, times Sylvester's Hadamard matrix, all of whose
+    entries have the same size. Its rows are orthogonal: distances grow by the factor sqrt(N / K), and angles stay. Each
+    power of two has such a matrix; K itself may have none.
     """
     count = components.shape[1]
     size = 1 << (count - 1).bit_length()

@@ -81,6 +81,12 @@ def test_principal_components_do_not_depend_on_the_order_of_images() -> None:
     np.testing.assert_allclose(one, other, atol=1e-3)
 
 
+def test_principal_components_do_not_depend_on_scale_and_origin() -> None:
+    vectors = stretched_vectors()
+    one, other = (PrincipalComponents.fit(each, 8)(each) for each in (vectors, 0.01 * vectors - 3))
+    np.testing.assert_allclose(one, other, atol=2e-3)
+
+
 def test_principal_components_refuse_vectors_that_are_all_the_same() -> None:
     with pytest.raises(ValueError, match="all vectors are the same"):
         PrincipalComponents.fit(torch.ones(20, 4), 2)
@@ -107,12 +113,21 @@ def test_loss_is_the_angle_and_the_smooth_l1_distance_of_known_images() -> None:
     truth[2] = 0
     matrix = torch.from_numpy(hadamard(8)[:6] / 6**0.5).float()
     losses = [
-        1 - F.cosine_similarity(o, t, dim=0) + F.smooth_l1_loss(o @ matrix, t @ matrix)
+        (1 - F.cosine_similarity(o, t, dim=0) + F.smooth_l1_loss(o @ matrix, t @ matrix)) / 2
         for o, t in zip(output, truth, strict=True)
         if t.any()
     ]
     found = TASK.loss(output, TASK.collate([{"vector": row.numpy()} for row in truth]))
     assert float(found) == pytest.approx(float(sum(losses) / 3), rel=1e-5)
+
+
+def test_loss_and_its_gradient_are_0_where_the_student_says_what_the_teacher_says() -> None:
+    truth = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    output = truth.clone().requires_grad_()
+    loss = TASK.loss(output, {"vector": truth})
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
+    np.testing.assert_allclose(output.grad, np.zeros((4, 6)), atol=1e-6)
 
 
 def test_metrics_are_the_mean_cosine_and_the_explained_variance() -> None:
