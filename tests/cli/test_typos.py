@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -24,74 +26,103 @@ compare: {one: {data: [kinds], methods: {a: {method: simclr}}}}
 WITHOUT_STAGES = "".join(line for line in RECIPE.splitlines(keepends=True) if not line.startswith("stages"))
 """Stages load torch: their methods are networks."""
 PROGRAM = """
-import sys
+import contextlib, io, json, sys
 from cli.main import main
-try:
-    main(sys.argv[1:])
-finally:
-    print(*sorted({"torch", "timm", "prefect", "cli.console"} & set(sys.modules)), "loaded")
+
+for command, path in zip(sys.argv[2::2], sys.argv[3::2]):
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        try:
+            code = main([command, path, "--root", sys.argv[1]])
+        except SystemExit as end:
+            code = end.code
+    print(json.dumps([code, errors.getvalue(), sorted({"torch", "timm", "prefect", "cli.console"} & set(sys.modules))]))
 """
 
 
-def run_with_typo(command: str, recipe: str, folder: Path, typo: tuple[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a command with a recipe in which a text is replaced; the last line names the slow modules it loaded."""
-    assert typo[0] in recipe
-    path = folder / "recipe.yaml"
-    path.write_text(recipe.replace(*typo, 1), "utf-8")
-    arguments = [sys.executable, "-c", PROGRAM, command, str(path), "--root", str(folder / "root")]
-    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+class Typo(NamedTuple):
+    """A text of the recipe, the one in its place, and what is said about that."""
+
+    before: str
+    after: str
+    says: str
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "says"),
-    [
-        ("pool:", "pol:", "pol: unknown key (value ['kinds']). Did you mean 'pool'?"),
-        ("kind: imagefolder", "kind: imagefoldr", "data.kinds.kind: 'imagefoldr' is not a kind"),
-        ("loss_weights: {net", "loss_weights: {nett", "student.loss_weights names 'nett'"),
-        ("method: simclr, data", "method: simclrr, data", "stages.domain.method: 'simclrr' is not a method"),
-    ],
-)
-@pytest.mark.parametrize("command", ["plan", "run"])
-def test_typo_in_keys_and_kinds_is_told_without_torch(
-    tmp_path: Path, before: str, after: str, says: str, command: str
-) -> None:
-    done = run_with_typo(command, RECIPE, tmp_path, (before, after))
-    assert (done.returncode, done.stdout.strip()) == (2, "loaded"), done.stderr
-    assert says in done.stderr
+class Ended(NamedTuple):
+    """How a command ended, and which of the slow modules were loaded by then."""
+
+    code: int
+    errors: str
+    loaded: list[str]
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "says"),
-    [
-        ("task: classification", "task: clasification", "teachers.kinds.task 'clasification' is unknown"),
-        ("data: kinds, backbone: resnet18", "data: kinds, backbone: resnet81", "teachers.kinds: timm model 'resnet81'"),
-        ("model: resnet18", "model: resnet18.a9", "teachers.net: timm model 'resnet18.a9' is unknown"),
-        ("student: {backbone: resnet18", "student: {backbone: resnet81", "student: timm model 'resnet81' is unknown"),
-        ("probes: [knn]", "probes: [kn]", "evaluate.probes: 'kn' is unknown. Did you mean 'knn'"),
-        ("probes: [knn]", "starts: [studnt]", "evaluate.starts: start 'studnt' is unknown"),
-        ("{data: [kinds], methods", "{data: [kind], methods", "compare.one.data: 'kind' is unknown"),
-        ("{a: {method: simclr", "{a: {method: simclrr", "compare.one.methods.a.method: 'simclrr' is unknown"),
-        (
-            "methods: {a",
-            "backbones: [resnet81], methods: {a",
-            "compare.one.backbones: timm model 'resnet81' is unknown",
-        ),
-    ],
-)
-def test_typo_in_names_is_told_before_files_are_looked_for(tmp_path: Path, before: str, after: str, says: str) -> None:
-    done = run_with_typo("plan", WITHOUT_STAGES, tmp_path, (before, after))
-    assert (done.returncode, done.stdout.strip()) == (2, "loaded"), done.stderr
-    assert says in done.stderr
+KEYS_AND_KINDS = [
+    Typo("pool:", "pol:", "pol: unknown key (value ['kinds']). Did you mean 'pool'?"),
+    Typo("kind: imagefolder", "kind: imagefoldr", "data.kinds.kind: 'imagefoldr' is not a kind"),
+    Typo("loss_weights: {net", "loss_weights: {nett", "student.loss_weights names 'nett'"),
+    Typo("method: simclr, data", "method: simclrr, data", "stages.domain.method: 'simclrr' is not a method"),
+]
+NAMES = [
+    Typo("task: classification", "task: clasification", "teachers.kinds.task 'clasification' is unknown"),
+    Typo("data: kinds, backbone: resnet18", "data: kinds, backbone: resnet81", "teachers.kinds: timm model 'resnet81'"),
+    Typo("model: resnet18", "model: resnet18.a9", "teachers.net: timm model 'resnet18.a9' is unknown"),
+    Typo("student: {backbone: resnet18", "student: {backbone: resnet81", "student: timm model 'resnet81' is unknown"),
+    Typo("probes: [knn]", "probes: [kn]", "evaluate.probes: 'kn' is unknown. Did you mean 'knn'"),
+    Typo("probes: [knn]", "starts: [studnt]", "evaluate.starts: start 'studnt' is unknown"),
+    Typo("{data: [kinds], methods", "{data: [kind], methods", "compare.one.data: 'kind' is unknown"),
+    Typo("{a: {method: simclr", "{a: {method: simclrr", "compare.one.methods.a.method: 'simclrr' is unknown"),
+    Typo(
+        "methods: {a",
+        "backbones: [resnet81], methods: {a",
+        "compare.one.backbones: timm model 'resnet81' is unknown",
+    ),
+]
+METHOD = "method: simclr, data"
+KEYS_OF_METHODS = [
+    Typo(METHOD, "method: simclr, temprature: 0.2, data", "unknown key (value 0.2). Did you mean 'temperature'?"),
+    Typo(METHOD, "method: simclr, temperature: -1, data", "stages.domain.temperature: input should be greater than 0"),
+]
+COMMANDS = ("plan", "run")
+CASES = [
+    *((command, RECIPE, typo) for command in COMMANDS for typo in KEYS_AND_KINDS),
+    *(("plan", WITHOUT_STAGES, typo) for typo in NAMES),
+    *(("plan", RECIPE, typo) for typo in KEYS_OF_METHODS),
+]
+Endings = dict[tuple[str, Typo], Ended]
 
 
-@pytest.mark.parametrize(
-    ("after", "says"),
-    [
-        ("method: simclr, temprature: 0.2, data", "unknown key (value 0.2). Did you mean 'temperature'?"),
-        ("method: simclr, temperature: -1, data", "stages.domain.temperature: input should be greater than 0"),
-    ],
-)
-def test_typo_in_keys_of_a_method_is_told_without_timm(tmp_path: Path, after: str, says: str) -> None:
-    done = run_with_typo("plan", RECIPE, tmp_path, ("method: simclr, data", after))
-    assert (done.returncode, done.stdout.strip()) == (2, "torch loaded"), done.stderr
-    assert says in done.stderr
+@pytest.fixture(scope="module")
+def endings(tmp_path_factory: pytest.TempPathFactory) -> Endings:
+    """Run every command in one process, those that load torch at the end: Python's start takes longer than they do."""
+    folder, arguments = tmp_path_factory.mktemp("typos"), list[str]()
+    for number, (command, recipe, typo) in enumerate(CASES):
+        assert typo.before in recipe
+        path = folder / f"{number}.yaml"
+        path.write_text(recipe.replace(typo.before, typo.after, 1), "utf-8")
+        arguments += [command, str(path)]
+    program = [sys.executable, "-c", PROGRAM, str(folder / "root"), *arguments]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
+    found = [Ended(*json.loads(line)) for line in done.stdout.splitlines()]
+    assert len(found) == len(CASES), done.stderr
+    return {(command, typo): ended for (command, _, typo), ended in zip(CASES, found, strict=True)}
+
+
+@pytest.mark.parametrize("typo", KEYS_AND_KINDS, ids=lambda typo: typo.after)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_typo_in_keys_and_kinds_is_told_without_torch(command: str, typo: Typo, endings: Endings) -> None:
+    ended = endings[command, typo]
+    assert (ended.code, ended.loaded) == (2, []), ended.errors
+    assert typo.says in ended.errors
+
+
+@pytest.mark.parametrize("typo", NAMES, ids=lambda typo: typo.after)
+def test_typo_in_names_is_told_before_files_are_looked_for(typo: Typo, endings: Endings) -> None:
+    ended = endings["plan", typo]
+    assert (ended.code, ended.loaded) == (2, []), ended.errors
+    assert typo.says in ended.errors
+
+
+@pytest.mark.parametrize("typo", KEYS_OF_METHODS, ids=lambda typo: typo.after)
+def test_typo_in_keys_of_a_method_is_told_without_timm(typo: Typo, endings: Endings) -> None:
+    ended = endings["plan", typo]
+    assert (ended.code, ended.loaded) == (2, ["torch"]), ended.errors
+    assert typo.says in ended.errors

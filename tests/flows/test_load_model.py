@@ -77,7 +77,7 @@ def test_load_model_says_what_there_is_and_what_to_run(finished_root: Path, reci
     with pytest.raises(DataError, match=r"holds no trained model; `must run` makes one"):
         must.load("student", root=tmp_path / "empty")
     with pytest.raises(DataError, match=r"Step 'student' has made nothing for this recipe .* `must run RECIPE"):
-        must.load("student", recipe, finished_root, ["student.steps=61"])
+        must.load("student", recipe, finished_root, ["student.steps=31"])
     with pytest.raises(ConfigError, match=r"'nothing.safetensors': no such file"):
         must.load("nothing.safetensors", root=finished_root)
     with pytest.raises(ConfigError, match=r"runtime.device is 'tpu'"):

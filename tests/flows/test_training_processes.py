@@ -15,7 +15,7 @@ import pytest
 
 import must
 from flows.plan.selection import Selection
-from tests.flows.tiny import SAVES, THREADS, events, logged_steps
+from tests.flows.tiny import SAVES, THREADS, TRAIN_STEPS, events, logged_steps
 from tests.run_fixtures import add_database
 from tests.waiting import wait_until
 
@@ -39,7 +39,7 @@ def test_training_processes_train_each_network_together(
     outcome = must.run(recipe, root)
     assert outcome.ran == 0
     assert outcome.artifacts["student"].counts["processes"] == 2
-    assert len(losses(root, "student")) == 60
+    assert len(losses(root, "student")) == TRAIN_STEPS
     first, alone = losses(root, "teacher.masks"), losses(finished_root, "teacher.masks")
     assert first[0] == pytest.approx(alone[0], rel=0.05)  # batch norms see half of the batch each
 
@@ -54,7 +54,7 @@ def test_torchrun_trains_one_step(recipe: Path, root: Path) -> None:
     assert done.returncode == 0, done.stderr
     (manifest,) = root.glob("artifacts/teacher.masks/*/manifest.json")
     assert json.loads(manifest.read_text("utf-8"))["counts"]["processes"] == 2
-    assert len(losses(root, "teacher.masks")) == 60
+    assert len(losses(root, "teacher.masks")) == TRAIN_STEPS
 
 
 def test_step_for_torchrun_refuses_a_run_of_several_steps(recipe: Path, root: Path) -> None:
@@ -74,4 +74,4 @@ def test_training_processes_resume_when_one_is_killed(root: Path, start: Start) 
     process.join()
     assert process.exitcode == 0
     assert [event["step"] for event in events(root) if event["event"] == "killed"] == ["teacher.masks"]
-    assert len(losses(root, "teacher.masks")) == 60
+    assert len(losses(root, "teacher.masks")) == TRAIN_STEPS

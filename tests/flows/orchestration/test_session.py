@@ -27,6 +27,7 @@ from tests.flows.tiny import (
     SAVES,
     STEPS,
     THREADS,
+    TRAIN_STEPS,
     digests,
     environ_without_prefect,
     events,
@@ -314,7 +315,7 @@ def test_ctrl_c_during_imports_stops_the_run(after_s: float, root: Path, recipe:
 def test_run_killed_under_prefect_resumes(
     step: str, root: Path, start: Start, resume: Resume, rng: random.Random
 ) -> None:
-    process, moment = start(root, *THREADS, *SAVES), rng.randint(1, 50)
+    process, moment = start(root, *THREADS, *SAVES), rng.randint(1, TRAIN_STEPS - 5)
     if step == "label":
         wait_until(lambda: len(list(root.glob("labels/*/[!.]*"))) >= moment % 12 + 1, process)
     else:

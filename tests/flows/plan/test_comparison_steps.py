@@ -26,6 +26,7 @@ from pipeline.storage.root import Root
 from selfsup.stages.step import load_images, stage_config
 from tests.evaluation.measuring import Record, keys_of, records_of
 from tests.flows.measured import MEASURED, steps_of
+from tests.flows.tiny import TRAIN_STEPS
 
 LAST = Selection("compare")
 TWO = "simclr: {method: simclr, hidden: 32}, byol: {method: byol, hidden: 32}"
@@ -336,7 +337,7 @@ def test_read_comparisons_of_a_run_has_every_row(compared: Outcome) -> None:
         trained = "simclr" in name or "supervised" in name
         for steps in (1, 2) if trained else (None,):
             assert costs[name, steps] == ((steps, 4 * steps) if steps else (0, 0))
-    assert found.start_costs["student"].steps == 120, "the student's 60 steps and its teacher's"
+    assert found.start_costs["student"].steps == 2 * TRAIN_STEPS, "the student's own steps and its teacher's"
     assert "scratch" not in found.start_costs
 
 

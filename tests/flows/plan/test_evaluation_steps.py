@@ -27,7 +27,7 @@ from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Step, write_json
 from tests.evaluation.measuring import Record, records_of
 from tests.flows.measured import MEASURED, TINY, recipe_of, steps_of
-from tests.flows.tiny import STEPS
+from tests.flows.tiny import STEPS, TRAIN_STEPS
 
 ASKED = "evaluate: {probes: [knn], finetune: [kinds], schedule: tiny, starts: [scratch, student, teacher.masks]}\n"
 MADE = [f"{kind}.{start}.kinds" for start in ("scratch", "student", "teacher.masks") for kind in ("probe", "finetune")]
@@ -296,7 +296,7 @@ def test_backbones_section_of_a_run_has_scores_and_costs(measured: tuple[Outcome
         assert f">{start}{' (the student&#39;s start)' * (start == 'scratch')}<" in board
         assert f">{start}<" in costs
     student = costs.split(">student<")[1].split("</tr>")[0]
-    assert student.count(">60<") == 2, "its own steps, and those of the teacher that was trained"
+    assert student.count(f">{TRAIN_STEPS}<") == 2, "its own steps, and those of the teacher that was trained"
 
 
 def test_finetune_step_with_another_seed_trains_it_alone(measured: tuple[Outcome, Path], recipe_path: Path) -> None:

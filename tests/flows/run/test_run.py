@@ -30,7 +30,7 @@ from pipeline.steps.run_names import new_names
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
-from tests.flows.tiny import SAVES, STEPS, THREADS, events, logged_steps, output_without_heavy_imports
+from tests.flows.tiny import SAVES, STEPS, THREADS, TRAIN_STEPS, events, logged_steps, output_without_heavy_imports
 from tests.run_fixtures import Resume
 from tests.waiting import wait_until
 
@@ -208,7 +208,7 @@ def test_run_stopped_in_every_long_step_resumes(recipe: Path, root: Path, resume
 def test_run_killed_in_training_resumes(
     step: str, root: Path, start: Start, resume: Resume, rng: random.Random
 ) -> None:
-    process, moment = start(root, *SAVES, "--to", step), rng.randint(2, 25)
+    process, moment = start(root, *SAVES, "--to", step), rng.randint(2, TRAIN_STEPS // 2)
     wait_until(lambda: logged_steps(root, step) >= moment, process)
     process.kill()
     process.join()
@@ -217,8 +217,8 @@ def test_run_killed_in_training_resumes(
     done = logged_steps(root, step)
     outcome = resume(root, step)
     assert "earlier_seconds" in outcome.artifacts[step].counts, "it began again"
-    assert logged_steps(root, step) == 60
-    assert done < 60
+    assert logged_steps(root, step) == TRAIN_STEPS
+    assert done < TRAIN_STEPS
 
 
 def test_run_killed_in_labelling_resumes(up_to_label: Path, start: Start, resume: Resume, rng: random.Random) -> None:
@@ -247,7 +247,7 @@ def test_run_on_sigterm_saves_its_state_and_exits_with_75(root: Path, start: Sta
     process.join()
     assert process.exitcode == 75
     assert next(root.glob("artifacts/teacher.masks/*/work/state.safetensors")).stat().st_size > 0
-    assert 3 <= logged_steps(root, "teacher.masks") < 60
+    assert 3 <= logged_steps(root, "teacher.masks") < TRAIN_STEPS
     outcome = resume(root, "teacher.masks")
     assert "earlier_seconds" in outcome.artifacts["teacher.masks"].counts, "it began again"
 
