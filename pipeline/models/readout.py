@@ -152,10 +152,21 @@ def untrained_parameters(name: str, image_size: int, vector: bool, maps: bool) -
 
     An attention pooling, for example, is between the tokens and the vector: what reads maps alone does not train it.
     """
+    missed = [names for names, is_read in zip(_untrained(name, image_size), (vector, maps), strict=True) if is_read]
+    return [parameter for parameter in missed[0] if all(parameter in names for names in missed)]
+
+
+@functools.cache
+def _untrained(name: str, image_size: int) -> tuple[dict[str, None], dict[str, None]]:
+    """Return the names of the parameters that get no gradient from the vector, and from the maps, in their order."""
     with torch.device("meta"):
         model = create_timm_model(name, image_size).train()
         images = torch.empty(2, 3, image_size, image_size)
     found = read(model, images, readout_info(name, image_size).indices)
-    read_from = [*([found.vector] if vector else []), *(found.maps if maps else [])]
-    torch.stack([tensor.sum() for tensor in read_from]).sum().backward()
-    return [parameter for parameter, tensor in model.named_parameters() if tensor.grad is None]
+
+    def missed(tensors: list[Tensor]) -> dict[str, None]:
+        model.zero_grad()
+        torch.stack([tensor.sum() for tensor in tensors]).sum().backward(retain_graph=True)
+        return {parameter: None for parameter, tensor in model.named_parameters() if tensor.grad is None}
+
+    return missed([found.vector]), missed(found.maps)

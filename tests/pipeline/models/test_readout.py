@@ -27,8 +27,8 @@ HIERARCHICAL = {
     "mobilenetv3_small_050": 64,
     "mobilenetv4_conv_small_035": 64,
     "convnext_atto": 64,
-    "swin_s3_tiny_224": 224,
-    "maxvit_pico_rw_256": 256,
+    "swin_s3_tiny_224": 128,
+    "maxvit_pico_rw_256": 128,
     "efficientvit_b0": 64,
 }
 """Models with maps of stride 8, 16 and 32, with an image size for them."""
