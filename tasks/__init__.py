@@ -5,6 +5,7 @@ A folder's name is the task's name in recipes and stores. A new folder needs no 
 
 from __future__ import annotations
 
+import functools
 import importlib
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
 
 def names() -> list[str]:
     """Return the tasks' names: folders with a `label.py`, unless the name begins with `_`."""
-    return sorted(path.parent.name for folder in __path__ for path in Path(folder).glob("[!_]*/label.py"))
+    return _names(tuple(__path__))
+
+
+@functools.cache
+def _names(folders: tuple[str, ...]) -> list[str]:
+    return sorted(path.parent.name for folder in folders for path in Path(folder).glob("[!_]*/label.py"))
 
 
 def label(space: LabelSpace, calibration: Calibration | None = None) -> Label:

@@ -17,19 +17,19 @@ from browser.loading import Loading
 from browser.summaries import compare, damaged, info
 from pipeline.errors import MustError
 from pipeline.storage.root import Root
-from tests.browser.copies import copied
 from tests.conftest import World
 
 LARGEST = 2**31 - 1
 
 
-@pytest.fixture(scope="module")
-def root(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a root whose label files have no hashes yet, as while a run writes them."""
-    root = tmp_path_factory.mktemp("damaged") / "root"
-    copied(world, root)
-    for artifact in root.glob("artifacts/label*"):
-        shutil.rmtree(artifact)
+@pytest.fixture
+def root(world: World, maker: str, tmp_path: Path) -> Path:
+    """Return a root with true labels and those of one teacher, which have no hashes yet, as while a run writes them."""
+    root = tmp_path / "root"
+    shutil.copytree(Path(world.workspace.root.path), root, copy_function=shutil.copy)
+    for folder in [*root.glob("artifacts/label*"), *root.glob("labels/*")]:
+        if not folder.name.startswith(f"{maker}-"):
+            shutil.rmtree(folder)
     return root
 
 
