@@ -13,6 +13,7 @@ import must
 from flows.orchestration import task_runners
 from pipeline.errors import PROJECT, ConfigError
 from tests.flows.tiny import RECIPE
+from tests.run_fixtures import add_database
 from tests.test_architecture import PACKAGES
 
 IMPORT = "import must; print(must.__version__)"
@@ -62,8 +63,9 @@ def test_import_must_in_a_script_beside_a_file_that_was_imported_before(tmp_path
     assert f"{tmp_path / 'tasks.py'} hides the package 'tasks' of must" in failed.stderr
 
 
-def test_command_runs_steps_beside_files_of_every_package_name(tmp_path: Path) -> None:
+def test_command_runs_steps_beside_files_of_every_package_name(tmp_path: Path, prefect_database: Path) -> None:
     """Steps run in processes of their own, which a fork server starts."""
+    add_database(tmp_path / "root", prefect_database)
     for name in (*PACKAGES, "must"):
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('imported {name}')", "utf-8")
     (tmp_path / "tiny.yaml").write_text(RECIPE, "utf-8")

@@ -16,6 +16,7 @@ import pytest
 from cli.events import FIELDS, EventStream
 from cli.reference import markdown
 from pipeline.errors import DataError
+from tests.run_fixtures import add_database
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,7 +39,8 @@ def assert_documented(events: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("runner", ["inline", "threads"])
-def test_run_json_prints_the_events_of_a_run(recipe: Path, root: Path, runner: str) -> None:
+def test_run_json_prints_the_events_of_a_run(recipe: Path, root: Path, prefect_database: Path, runner: str) -> None:
+    add_database(root, prefect_database)
     code, events, errors = run_json(recipe, "--root", root, "--to", "data", "-o", f"runtime.runner={runner}")
     assert code == 0, errors
     assert_documented(events)
