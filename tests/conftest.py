@@ -47,8 +47,16 @@ pytest_plugins = ["tests.run_fixtures"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that start processes and servers: short ones then fill the end on every core."""
-    items.sort(key=lambda item: item.path.relative_to(PROJECT / "tests").parts[0] not in ("flows", "docs"))
+    """Begin with the tests that start processes and servers: short ones then fill the end on every core.
+
+    So do those of the project as a whole, which have files without a folder.
+    """
+
+    def is_short(item: pytest.Item) -> bool:
+        folder, *files = item.path.relative_to(PROJECT / "tests").parts
+        return bool(files) and folder not in ("flows", "docs")
+
+    items.sort(key=is_short)
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
