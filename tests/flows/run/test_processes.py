@@ -77,14 +77,15 @@ def test_run_in_process_returns_from_a_process_group_of_its_own() -> None:
 
 @pytest.mark.skipif(not processes.CAN_FORK, reason="this system has no fork server")
 def test_run_in_process_outlives_its_fork_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver.ForkServer()  # that of the other tests would have to import torch again
+    server.set_forkserver_preload([])
+    for name in ("ensure_running", "connect_to_new_process"):
+        monkeypatch.setattr(forkserver, name, getattr(server, name))
     call("nothing")
-    with monkeypatch.context() as patch:
-        patch.setattr(server, "_preload_modules", [])  # they take seconds
-        for _ in range(2):
-            os.kill(server._forkserver_pid, signal.SIGKILL)
-            assert call("nothing")
-    os.kill(server._forkserver_pid, signal.SIGKILL)  # for the tests behind this one, it is to have them again
+    for _ in range(2):
+        os.kill(server._forkserver_pid, signal.SIGKILL)
+        assert call("nothing")
+    server._stop()
 
 
 def test_run_in_process_passes_the_current_environment(monkeypatch: pytest.MonkeyPatch) -> None:
