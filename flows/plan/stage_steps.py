@@ -12,6 +12,7 @@ from pipeline.models.weights import weights_digest
 from pipeline.recipe.recipe import Recipe
 from pipeline.recipe.stage import StageConfig
 from pipeline.steps.artifact import LabelCheck, Step, StepKind
+from selfsup.stages.budget import fewest_images
 
 
 def stage_needs(config: Mapping[str, Any]) -> list[Any]:
@@ -28,6 +29,7 @@ STAGE = StepKind(
     "selfsup.stages.step:run_stage",
     version=5,
     trains="stage.batch",
+    fewest_images=fewest_images,
     label_check=CHECK,
     location_keys=("stage.start",),
 )

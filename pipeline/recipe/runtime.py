@@ -33,8 +33,8 @@ class RuntimeConfig(BaseConfig):
     """Processes of this machine that label at once with `process`, `ray` and `dask`; 0 = one per GPU, or per core."""
     training_processes: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
     """Processes that train one network together, each on its own GPU; on a CPU they share the cores. `auto` is one for
-    each GPU, and one without. A network whose batch has fewer images gets one for each image. With `inline`, torchrun
-    starts them, and this has no effect."""
+    each GPU, and one without. A network whose smallest step has fewer images, or a stage whose smallest step has fewer
+    unlabelled ones, gets one for each image. With `inline`, torchrun starts them, and this has no effect."""
     side_by_side: int = Field(default=0, ge=0)
     """Steps that run at once if they don't depend on each other, as teachers; 0 = as many as the GPUs hold, of which a
     training takes `training_processes` and any other step one, and one on a CPU. They share the cores; a step that none

@@ -93,7 +93,7 @@ def train(job: StageJob, runtime: Runtime, out: Path) -> dict[str, Any]:
 def _check_shares(job: StageJob, group: ProcessGroup) -> None:
     """Raise ConfigError if a process would have no image in some step, or when the method is initialized."""
     stream = job.stream
-    fewest = min(len(stream.dataset), stream.budget.unlabelled(0), stream.budget.batch)
+    fewest = stream.budget.fewest_images(len(stream.dataset))
     if fewest < group.world_size:
         raise ConfigError(
             f"{job.name}: {group.world_size} processes are too many for {fewest} unlabelled images in a step, of "

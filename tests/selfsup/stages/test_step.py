@@ -26,7 +26,7 @@ from pipeline.training.objective import TrainingJob
 from selfsup.components.method import Policy, ViewKind, Views
 from selfsup.deepclusterv2 import DeepCluster
 from selfsup.stages import step, stream, training
-from selfsup.stages.budget import Budget
+from selfsup.stages.budget import Budget, fewest_images
 from selfsup.stages.collapse import effective_rank, is_collapsed, spread
 from selfsup.stages.initial import image_statistics
 from selfsup.stages.objective import StageObjective
@@ -147,6 +147,28 @@ def test_run_stage_counts_no_steps_that_it_did_not_take(sandbox: StageSandbox, m
     made = sandbox.run(labels={**TWO, "until": 0.5}, data=["kinds"])
     assert (made.counts["images_seen"], made.counts["views_seen"]) == (2 * 6 + 4, 3 * 8)
     assert artifact_cost(made).images == 2 * 6 + 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "unlabelled"),
+    [
+        ({"batch": 4}, 4),
+        ({"batch": 64, "share": 0.5}, 64),
+        ({"batch": 4, "data": ["kinds"], "labels": TWO}, 2),
+        ({"batch": 64, "data": ["kinds"], "labels": TWO}, 62),
+    ],
+)
+def test_fewest_images_are_those_that_the_smallest_step_shares_out(
+    sandbox: StageSandbox, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], unlabelled: int
+) -> None:
+    jobs: list[training.StageJob] = []
+    monkeypatch.setattr(step, "train", lambda job, *_: jobs.append(job) or {"steps": 1})
+    sandbox.run(**settings)
+    [job], stage = jobs, {**SMALL, **settings}
+    expected = min(unlabelled, len(sandbox.images(**settings)))
+    config = step.stage_config(stage).model_dump(mode="json")
+    assert fewest_images({"stage": config}, sandbox.inputs(stage).artifacts) == expected
+    assert job.stream.budget.fewest_images(len(job.stream.dataset)) == expected
 
 
 def test_single_pass_has_every_image_once_and_no_batch_of_one(sandbox: StageSandbox) -> None:
