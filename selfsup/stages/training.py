@@ -62,8 +62,9 @@ def train(job: StageJob, runtime: Runtime, out: Path) -> dict[str, Any]:
     """Train the method of a stage in place, or resume from the state in `out`.
 
     Returns counts for the manifest: how it was computed, and the features before and after. Several processes see their
-    share of each batch and compare it with those of the others. With several on CUDA, all batch norms are synchronised:
-    those of the backbone, of heads and of momentum encoders, which a process never skips.
+    share of each batch and compare it with those of the others, if the method compares images. With several on CUDA,
+    all batch norms are synchronised: those of the backbone, of heads and of momentum encoders, which a process never
+    skips.
     """
     name, stage, method, stream, validation = job
     with ProcessGroup(find_device(runtime.device)) as group:
@@ -76,7 +77,8 @@ def train(job: StageJob, runtime: Runtime, out: Path) -> dict[str, Any]:
         autotune.set_arithmetic(runtime)
         compute = group.broadcast_result(lambda: autotune.autotune(runtime, key, plain, _timed_step(stream, images)))
         method = synchronize_batch_norms(method, group, compute.device)
-        method.collectives = Collectives(group.rank, group.world_size)  # not before: one process autotunes for all
+        if method.communicates:
+            method.collectives = Collectives(group.rank, group.world_size)  # not before: one process autotunes for all
         objective = compute.place(StageObjective(method, stream.kinds, compute.memory_format))
         batches = stream.prefetched(runtime.threads)
         steps = stream.budget.steps

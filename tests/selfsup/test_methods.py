@@ -348,6 +348,12 @@ def test_method_losses_do_not_wait_for_the_device(name: str) -> None:
         total.backward()
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_stage_objective_communicates_if_the_method_compares_images(name: str) -> None:
+    method = make(name)
+    assert StageObjective(method, method.view_kinds()).communicates == (name not in ("byol", "mae"))
+
+
 def test_settled_buffers_of_methods_are_not_restored() -> None:
     """A second pass on the same images leaves them as the first did."""
     method = initialized("deepclusterv2")
