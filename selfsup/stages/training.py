@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.steps import ranks
 from pipeline.steps.runtime import Runtime
 from pipeline.training import autotune
 from pipeline.training.autotune import ComputeConfig
@@ -106,8 +104,7 @@ def _check_shares(job: StageJob, group: ProcessGroup) -> None:
 
 def _timed_step(stream: ViewStream, images: int) -> Callable[[nn.Module, ComputeConfig], None]:
     """Return a function that runs a forward and a backward pass on real images, for `autotune`."""
-    with contextlib.closing(stream.single_pass(images * ranks.count(), 1)) as batches:
-        batch = next(batches)
+    batch = stream.sample(images)
 
     def step(model: nn.Module, compute: ComputeConfig) -> None:
         shares = {"images": 1.0, "labelled": 0.0}

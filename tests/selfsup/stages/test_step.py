@@ -181,6 +181,16 @@ def test_single_pass_has_every_image_once_and_no_batch_of_one(sandbox: StageSand
         assert all(min(size, len(images)) <= len(keys) < 2 * size for keys in batches)
 
 
+@pytest.mark.parametrize("count", [3, 20])
+def test_sample_has_as_many_images_as_a_pass(sandbox: StageSandbox, count: int) -> None:
+    """However many the set has: more would take longer than a pass does."""
+    images = sandbox.images(data=["kinds"])
+    views = stream.ViewStream(images, [ViewKind(32, Policy())], Budget(2, 8), None, SEED).sample(count)
+    assert views.keys == [images.read(number % len(images))[0] for number in range(count)]
+    assert [len(each) for each in views.unlabelled] == [count]
+    assert views.step == 1, "at step 0 features are measured"
+
+
 def test_run_stage_counts_images_and_views_seen(sandbox: StageSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four steps of 8 views: of 4 images, or of 2 images and 4 labelled ones until the labels end."""
     passed: list[Views] = []
