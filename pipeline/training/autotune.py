@@ -70,6 +70,10 @@ def autotune(
         call: what is to be fast, for example a forward and a backward pass, on a copy that is placed already. A
             candidate that runs out of the device's memory is not chosen.
 
+    If memory does not suffice for any, none is measured, and nothing is kept. It is then the 16 bits of `half_format`
+    unless the recipe says otherwise, as half of the memory is what helps, and torch's own layout. float16 comes with
+    scaled losses wherever `fit` trains in it, chosen so or measured.
+
     With `runtime.deterministic` nothing is measured: it is float32 unless the recipe says otherwise.
     """
     device = find_device(runtime.device)
@@ -84,11 +88,11 @@ def autotune(
         return _parse_choice(known, device, str(memo))
     candidates = [ComputeConfig(device, form, layout, {}) for form in formats for layout in (False, True)]
     times = {f"{c.precision}{' channels_last' if c.channels_last else ''}": _time(c, model, call) for c in candidates}
-    fastest = min(reversed(range(len(candidates))), key=list(times.values()).__getitem__)
     measured = {name: round(ms, 2) for name, ms in times.items() if ms < math.inf}
+    if not measured:
+        return ComputeConfig(device, formats[-1], False, {})
+    fastest = min(range(len(candidates)), key=list(times.values()).__getitem__)
     chosen = dataclasses.replace(candidates[fastest], measured_ms=measured)
-    if not measured:  # memory did not suffice for any: that says nothing about their speed
-        return chosen
     if memo.create(dump_json(chosen.describe()).encode()):
         return chosen
     return _parse_choice(memo.read(), device, str(memo))  # another process was first, and may have chosen another
