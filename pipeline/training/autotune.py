@@ -24,6 +24,7 @@ from pipeline.steps.artifact import dump_json, parse_json
 from pipeline.steps.config_hash import hash_json
 from pipeline.steps.runtime import Runtime
 from pipeline.training.device import allocation_failures, find_device, processor_name
+from pipeline.training.process_group import ProcessGroup
 
 Format = Literal["32", "bf16", "fp16"]
 Module = TypeVar("Module", bound=nn.Module)
@@ -59,16 +60,23 @@ class ComputeConfig:
         return torch.autocast(self.device, dtype=dtype, enabled=self.precision != "32")
 
 
+TimedCall = Callable[[nn.Module, ComputeConfig], None]
+"""Runs a model, which is placed as the configuration says."""
+
+
 def autotune(
-    runtime: Runtime, key: Any, model: nn.Module, call: Callable[[nn.Module, ComputeConfig], None]
+    runtime: Runtime, key: Any, model: nn.Module, call: TimedCall, group: ProcessGroup | None = None
 ) -> ComputeConfig:
     """Return the fastest way to run `call` on the model, measured once per root, `key` and machine.
+
+    From here on torch computes, in this process, as `_set_arithmetic` says.
 
     Args:
         key: JSON that tells this model and its use from others.
         model: copied for each candidate; the model itself does not change, nor does torch's random state.
         call: what is to be fast, for example a forward and a backward pass, on a copy that is placed already. A
             candidate that runs out of the device's memory is not chosen.
+        group: of several processes that train together, all call this, and the first one measures.
 
     If memory does not suffice for any, none is measured, and nothing is kept. It is then the 16 bits of `half_format`
     unless the recipe says otherwise, as half of the memory is what helps, and torch's own layout. float16 comes with
@@ -76,8 +84,14 @@ def autotune(
 
     With `runtime.deterministic` nothing is measured: it is float32 unless the recipe says otherwise.
     """
+    _set_arithmetic(runtime)
+    if group is None:
+        return _measure(runtime, key, model, call)
+    return group.broadcast_result(lambda: _measure(runtime, key, model, call))
+
+
+def _measure(runtime: Runtime, key: Any, model: nn.Module, call: TimedCall) -> ComputeConfig:
     device = find_device(runtime.device)
-    set_arithmetic(runtime)
     if runtime.deterministic:
         return ComputeConfig(device, "32" if runtime.precision == "auto" else runtime.precision, False, {})
     formats: list[Format] = ["32", half_format(device)] if runtime.precision == "auto" else [runtime.precision]
@@ -128,11 +142,8 @@ def autotune_inference(runtime: Runtime, key: Any, model: nn.Module, images: Ten
     return autotune(runtime, key, model, call)
 
 
-def set_arithmetic(runtime: Runtime) -> None:
-    """Let torch compute, for the rest of this process, as fast as the runtime allows, or the same way every time.
-
-    `autotune` does it. Processes that train together call it, too, as the first one alone autotunes.
-    """
+def _set_arithmetic(runtime: Runtime) -> None:
+    """Let torch compute, for the rest of this process, as fast as the runtime allows, or the same way every time."""
     if find_device(runtime.device) == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, as cuDNN takes for convolutions
         torch.backends.cudnn.benchmark = not runtime.deterministic
@@ -141,7 +152,7 @@ def set_arithmetic(runtime: Runtime) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def _time(candidate: ComputeConfig, model: nn.Module, call: Callable[[nn.Module, ComputeConfig], None]) -> float:
+def _time(candidate: ComputeConfig, model: nn.Module, call: TimedCall) -> float:
     """Return the median milliseconds of a call; infinity if the device's memory does not suffice."""
     devices = [torch.cuda.current_device()] if candidate.device == "cuda" else []
     with torch.random.fork_rng(devices):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 from pipeline.steps.runtime import Runtime
 from pipeline.training import autotune
-from pipeline.training.autotune import ComputeConfig
+from pipeline.training.autotune import ComputeConfig, TimedCall
 from pipeline.training.collectives import Collectives, synchronize_batch_norms
 from pipeline.training.device import find_device, move_to_device
 from pipeline.training.fit import fit
@@ -72,8 +73,7 @@ def train(job: StageJob, runtime: Runtime, out: Path) -> dict[str, Any]:
         images = autotune.timed_images(find_device(runtime.device), AUTOTUNE_IMAGES, per_pass)
         key = [settings, method.backbone.name, method.backbone.size, "stage", images]
         plain = StageObjective(method, stream.kinds)
-        autotune.set_arithmetic(runtime)
-        compute = group.broadcast_result(lambda: autotune.autotune(runtime, key, plain, _timed_step(stream, images)))
+        compute = autotune.autotune(runtime, key, plain, _timed_step(stream, images), group)
         method = synchronize_batch_norms(method, group, compute.device)
         if method.communicates:
             method.collectives = Collectives(group.rank, group.world_size)  # not before: one process autotunes for all
@@ -102,11 +102,12 @@ def _check_shares(job: StageJob, group: ProcessGroup) -> None:
         )
 
 
-def _timed_step(stream: ViewStream, images: int) -> Callable[[nn.Module, ComputeConfig], None]:
-    """Return a function that runs a forward and a backward pass on real images, for `autotune`."""
-    batch = stream.sample(images)
+def _timed_step(stream: ViewStream, images: int) -> TimedCall:
+    """Return a function that runs a forward and a backward pass on real images, read at its first call."""
+    sample = functools.cache(lambda: stream.sample(images))
 
     def step(model: nn.Module, compute: ComputeConfig) -> None:
+        batch = sample()
         shares = {"images": 1.0, "labelled": 0.0}
         model.memory_format = compute.memory_format  # type: ignore[assignment]  # a module's attributes have no types
         with compute.autocast():

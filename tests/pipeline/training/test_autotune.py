@@ -7,6 +7,8 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
 from pipeline.training.autotune import ComputeConfig, autotune, half_format, timed_images
 from pipeline.training.device import single_threaded
+from pipeline.training.process_group import ProcessGroup
 
 Way = tuple[str, bool]
 """(precision, channels_last)."""
@@ -137,6 +140,20 @@ def test_autotune_measures_nothing_if_it_is_to_be_deterministic(auto: Runtime, m
     assert not (Path(auto.root.path) / "machine").exists()
     assert autotune(dataclasses.replace(runtime, precision="bf16"), "m", nn.Linear(2, 2), work).precision == "bf16"
     torch.use_deterministic_algorithms(False)
+
+
+def test_autotune_sets_arithmetic_once_in_each_process_and_measures_in_the_first(
+    auto: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    told = list[bool]()
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode, warn_only: told.append(mode))
+    runtime, found = dataclasses.replace(auto, deterministic=True), ComputeConfig("cpu", "bf16", True, {})
+    for is_first in (True, False):
+        group = SimpleNamespace(broadcast_result=lambda make, is_first=is_first: make() if is_first else found)
+        choice = autotune(runtime, "model", nn.Linear(2, 2), TimedWork(), cast(ProcessGroup, group))
+        assert choice == (ComputeConfig("cpu", "32", False, {}) if is_first else found)
+    assert told == [True, True]
 
 
 def test_autotune_measures_once_per_root_and_keeps_its_choice(auto: Runtime, tmp_path: Path) -> None:
