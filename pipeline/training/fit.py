@@ -22,6 +22,7 @@ What is trained, an `Objective`, computes its losses. The loop owns the rest:
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import math
 import time
@@ -100,10 +101,10 @@ def fit(job: TrainingJob, compute: ComputeConfig, group: ProcessGroup, runtime: 
     does not hold the network or one image; Stopped, once the state is saved, if any process was asked to stop.
     """
     try:
-        trainer = _Trainer(job, compute, group, runtime)
-        trainer.resume()
-        trainer.run()
-        return trainer.finish()
+        with contextlib.closing(_Trainer(job, compute, group, runtime)) as trainer:
+            trainer.resume()
+            trainer.run()
+            return trainer.finish()
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"{job.name}: the device's memory does not hold the network and what its optimiser keeps. "
@@ -206,32 +207,30 @@ class _Trainer:
 
     def run(self) -> None:
         """Train from the current step to the last."""
+        prepare = lambda local: self.microbatches.prepare(local, self.limit)  # noqa: E731
+        with (
+            contextlib.closing(self.job.stream.batches(self.step)) as batches,
+            contextlib.closing(feed.feed(batches, prepare, self.microbatches.compute.device)) as fed,
+        ):
+            self._train(fed)
+
+    def _train(self, batches: Iterator[FedBatch]) -> None:
         started = saved = time.monotonic()
         self.read_at = time.perf_counter()
         self.progress = TrainingProgress(self.job, self.runtime, self.step)
-        batches = self.job.stream.batches(self.step)
-        fed = feed.feed(
-            batches, lambda local: self.microbatches.prepare(local, self.limit), self.microbatches.compute.device
-        )
-        try:
-            while self.step < self.job.steps and not (self.validator and self.validator.is_over):
-                self.unread.append(self._train_step(fed))
-                self.step += 1
-                is_read_at_once = self._is_validation_due(self.step) or self.step == self.job.steps
-                self._read_steps(0 if is_read_at_once else self.most_unread)
-                self.seconds = self.earlier + time.monotonic() - started
-                is_save_due = time.monotonic() - saved > self.runtime.checkpoint_s
-                wishes = self.group.all_gather((self.runtime.stop.is_set(), is_save_due))
-                if any(stop for stop, _ in wishes):
-                    self._stop()
-                if wishes[0][1]:  # the first process writes, and its clock counts
-                    self._save()
-                    saved = time.monotonic()
-        finally:
-            fed.close()
-            batches.close()
-            if self.files:  # in the first process
-                self.files.close()
+        while self.step < self.job.steps and not (self.validator and self.validator.is_over):
+            self.unread.append(self._train_step(batches))
+            self.step += 1
+            is_read_at_once = self._is_validation_due(self.step) or self.step == self.job.steps
+            self._read_steps(0 if is_read_at_once else self.most_unread)
+            self.seconds = self.earlier + time.monotonic() - started
+            is_save_due = time.monotonic() - saved > self.runtime.checkpoint_s
+            wishes = self.group.all_gather((self.runtime.stop.is_set(), is_save_due))
+            if any(stop for stop, _ in wishes):
+                self._stop()
+            if wishes[0][1]:  # the first process writes, and its clock counts
+                self._save()
+                saved = time.monotonic()
 
     def _train_step(self, batches: Iterator[FedBatch]) -> TakenStep:
         """Give the device one optimiser step on the next batch."""
@@ -354,6 +353,11 @@ class _Trainer:
         validation = self.validator.counts() if self.validator else None
         found = FitResult(self.limits, self.seconds, self.earlier, self.step, validation)
         return self.group.broadcast_result(lambda: found)
+
+    def close(self) -> None:
+        """Close the files, however the training ended."""
+        if self.files:  # in the first process
+            self.files.close()
 
 
 def _running_statistics(module: nn.Module) -> list[Tensor]:
