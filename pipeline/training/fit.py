@@ -119,7 +119,8 @@ class _Trainer:
         self.job, self.group, self.runtime = job, group, runtime
         self.model = compute.place(job.objective.train())
         self.microbatches = MicrobatchRunner(job, compute, group, runtime)
-        self.optimizer, self.scaler = build_optimizer(self.model, job.config), self.microbatches.scaler
+        self.scaler = self.microbatches.scaler
+        self.optimizer = build_optimizer(self.model, job.config, self.scaler.is_enabled())
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         factor = lambda step: lr_factor(step, job.steps, job.config.warmup, job.config.drops)  # noqa: E731
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
