@@ -162,7 +162,12 @@ def test_fewest_images_are_those_that_the_smallest_step_shares_out(
     sandbox: StageSandbox, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], unlabelled: int
 ) -> None:
     jobs: list[training.StageJob] = []
-    monkeypatch.setattr(step, "train", lambda job, *_: jobs.append(job) or {"steps": 1})
+
+    def train(job: training.StageJob, *_: Any) -> dict[str, int]:
+        jobs.append(job)
+        return {"steps": 1}
+
+    monkeypatch.setattr(step, "train", train)
     sandbox.run(**settings)
     [job], stage = jobs, {**SMALL, **settings}
     expected = min(unlabelled, len(sandbox.images(**settings)))

@@ -74,7 +74,8 @@ def test_shard_inference_infers_a_batch_that_the_device_has_no_memory_for(
 
     def means() -> dict[str, list[float]]:
         predictions = shard.infer_all(shard.load(range(5))).predictions
-        return {name: started.read()[0]["mean"].tolist() for name, started in predictions.items()}
+        found: dict[str, Any] = {name: started.read()[0]["mean"] for name, started in predictions.items()}
+        return {name: means.tolist() for name, means in found.items()}
 
     expected, to, moved = means(), Tensor.to, list[int]()
 
