@@ -37,10 +37,10 @@ from pipeline.errors import ConfigError, DataError, MustError, error_context, fi
 from pipeline.models.weight_loading import non_finite_weights
 from pipeline.steps import ranks
 from pipeline.steps.runtime import Runtime
-from pipeline.training import feed
+from pipeline.training import device_prefetch
 from pipeline.training.autotune import ComputeConfig
 from pipeline.training.device import move_to_device
-from pipeline.training.feed import FedBatch
+from pipeline.training.device_prefetch import SplitBatch
 from pipeline.training.microbatch import OUT_OF_MEMORY_ADVICE, MicrobatchRunner, StepReport
 from pipeline.training.objective import TrainingJob
 from pipeline.training.optimizer import build_optimizer, lr_factor, match_memory_format, set_weight_decay, weight_decay
@@ -132,7 +132,7 @@ class _Trainer:
         self.step, self.limits = 0, list[MicrobatchLimit]()
         self.unread = collections.deque[TakenStep]()
         """Steps that were taken, and whose losses were not read yet."""
-        self.most_unread = int(compute.device in feed.ASYNCHRONOUS)
+        self.most_unread = int(compute.device in device_prefetch.ASYNCHRONOUS)
         self.seconds = self.earlier = 0.0
         self.waited = 0.0
         """Seconds that this process has waited for batches so far."""
@@ -208,14 +208,16 @@ class _Trainer:
 
     def run(self) -> None:
         """Train from the current step to the last."""
-        prepare = lambda local: self.microbatches.prepare(local, self.limit)  # noqa: E731
+        split = lambda local: self.microbatches.split(local, self.limit)  # noqa: E731
         with (
             contextlib.closing(self.job.stream.batches(self.step)) as batches,
-            contextlib.closing(feed.feed(batches, prepare, self.microbatches.compute.device)) as fed,
+            contextlib.closing(
+                device_prefetch.prefetch_to_device(batches, split, self.microbatches.compute.device)
+            ) as prefetched,
         ):
-            self._train(fed)
+            self._train(prefetched)
 
-    def _train(self, batches: Iterator[FedBatch]) -> None:
+    def _train(self, batches: Iterator[SplitBatch]) -> None:
         started = saved = time.monotonic()
         self.read_at = time.perf_counter()
         self.progress = TrainingProgress(self.job, self.runtime, self.step)
@@ -233,7 +235,7 @@ class _Trainer:
                 self._save()
                 saved = time.monotonic()
 
-    def _train_step(self, batches: Iterator[FedBatch]) -> TakenStep:
+    def _train_step(self, batches: Iterator[SplitBatch]) -> TakenStep:
         """Give the device one optimiser step on the next batch."""
         passes, reports = self._forward_backward(batches)
         self._lower_limit(min(report.limit for report in reports))
@@ -285,9 +287,9 @@ class _Trainer:
         self.validator.add(self.step, scores, measured.state_dict())
         return {"validation": scores}
 
-    def _forward_backward(self, batches: Iterator[FedBatch]) -> tuple[list[PassResult], list[StepReport]]:
+    def _forward_backward(self, batches: Iterator[SplitBatch]) -> tuple[list[PassResult], list[StepReport]]:
         """Run this process's passes on the next batch; return their outcomes, and the reports of all processes."""
-        amounts = self.group.all_gather_result(lambda: self.microbatches.load(self._next(batches), self.limit))
+        amounts = self.group.all_gather_result(lambda: self.microbatches.take_batch(self._next(batches), self.limit))
         passes = list[PassResult]()
 
         def run() -> StepReport:
@@ -299,7 +301,7 @@ class _Trainer:
         synchronized = self.microbatches.synchronized
         return passes, self.group.all_gather(run()) if synchronized else self.group.all_gather_result(run)
 
-    def _next(self, batches: Iterator[FedBatch]) -> FedBatch:
+    def _next(self, batches: Iterator[SplitBatch]) -> SplitBatch:
         began = time.perf_counter()
         batch = next(batches)
         self.waited += time.perf_counter() - began

@@ -32,7 +32,7 @@ class Objective(nn.Module, ABC):
     communicates: bool = False
     """Its passes exchange something with those of other processes (`Collectives`), each of which then makes as many."""
 
-    def passing_buffers(self) -> list[Tensor]:
+    def restored_buffers(self) -> list[Tensor]:
         """Return the buffers that a pass changes, and that are restored before it is tried again with fewer images."""
         return list(self.buffers())
 

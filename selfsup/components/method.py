@@ -112,7 +112,7 @@ class Method(nn.Module, ABC):
     """The loss compares images of the whole batch, so gradient accumulation is refused, and processes exchange them in
     each pass. If not, a pass waits for no other process, and `collectives` give what this one has."""
 
-    settled_buffers: ClassVar[frozenset[str]] = frozenset()
+    idempotent_buffers: ClassVar[frozenset[str]] = frozenset()
     """Buffers that a second pass on the same images leaves as the first one did. All others are copied before each step
     on a GPU, to be restored if memory runs out."""
 

@@ -44,9 +44,9 @@ class StageObjective(Objective):
         self.method, self.memory_format, self.communicates = method, memory_format, method.communicates
         self.color_jitters = nn.ModuleList(ColorJitter(kind) for kind in kinds)
 
-    def passing_buffers(self) -> list[Tensor]:
-        settled = {f"method.{name}" for name in self.method.settled_buffers}
-        return [buffer for name, buffer in self.named_buffers() if name not in settled]
+    def restored_buffers(self) -> list[Tensor]:
+        idempotent = {f"method.{name}" for name in self.method.idempotent_buffers}
+        return [buffer for name, buffer in self.named_buffers() if name not in idempotent]
 
     def amounts(self, batch: Views) -> dict[str, float]:
         return {"images": len(batch.keys), "labelled": 0 if batch.classes is None else len(batch.classes)}
