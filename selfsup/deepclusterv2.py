@@ -57,7 +57,7 @@ class DeepCluster(Method):
     """
 
     family: ClassVar[Family] = "clustering"
-    settled_buffers: ClassVar[frozenset[str]] = frozenset({"centroids", "memory", "assignments", "epoch"})
+    idempotent_buffers: ClassVar[frozenset[str]] = frozenset({"centroids", "memory", "assignments", "epoch"})
     centroids: Tensor
     memory: Tensor
     assignments: Tensor

@@ -151,6 +151,16 @@ class Predictor:
         """Return predictions as `predict` does, and the images' vectors (B, D); None if the model tells none."""
         return self.start(images, sizes, with_vectors=True).read()
 
+    def upload(self, images: Tensor) -> Tensor:
+        """Return preprocessed images on the device, for several calls; where they were if its memory holds no more.
+
+        `start` and `embed` take both, and move no more of them to the device at once than it holds.
+        """
+        try:
+            return images.to(self.compute.device, non_blocking=True)
+        except torch.OutOfMemoryError:
+            return images
+
     def start(self, images: Tensor, sizes: Sequence[tuple[int, int]], with_vectors: bool = False) -> StartedPrediction:
         """Give the device the work of `predict`, or of `predict_with_vectors`, and return without waiting for it."""
         with_vectors = with_vectors and isinstance(self.network, VectorNetwork)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pipeline.recipe.augment import AugmentConfig
 from pipeline.recipe.base import FitConfig, ValidateConfig
 from pipeline.steps import ranks
 from pipeline.steps.runtime import Runtime
-from pipeline.training.autotune import ComputeConfig, autotune, set_arithmetic, timed_images
+from pipeline.training.autotune import ComputeConfig, TimedCall, autotune, timed_images
 from pipeline.training.collectives import synchronize_batch_norms
 from pipeline.training.device import find_device, move_to_device
 from pipeline.training.fit import FitResult, fit
@@ -151,10 +152,7 @@ def train_network(
         model_id = [network.config.architecture(), "train heads" if network.backbone.frozen else "train"]
         plain = SupervisedObjective(network, combine, torch.contiguous_format)
         images = timed_images(find_device(runtime.device), AUTOTUNE_IMAGES, images_per_pass(plan.fit, group.world_size))
-        set_arithmetic(runtime)
-        compute = group.broadcast_result(
-            lambda: autotune(runtime, [*model_id, images], plain, _timed_step(loader, images))
-        )
+        compute = autotune(runtime, [*model_id, images], plain, _timed_step(loader, images), group)
         network.backbone = synchronize_batch_norms(network.backbone, group, compute.device)
         objective = SupervisedObjective(network, combine, compute.memory_format)
         steps = plan.fit.total_steps(len(dataset))
@@ -209,14 +207,17 @@ def _loader(network: Network, dataset: ImageDataset, plan: TrainingPlan, runtime
     return BatchLoader(dataset, collate, config)
 
 
-def _timed_step(loader: BatchLoader, images: int) -> Callable[[nn.Module, ComputeConfig], None]:
-    """Return a function that runs a forward and a backward pass on real images, for `autotune`."""
-    small = dataclasses.replace(loader.config, batch=images, slots=None)
-    batch = BatchLoader(loader.dataset, loader.collate, small).batch(0)
+def _timed_step(loader: BatchLoader, images: int) -> TimedCall:
+    """Return a function that runs a forward and a backward pass on real images, read at its first call."""
+
+    @functools.cache
+    def load() -> Batch:
+        small = dataclasses.replace(loader.config, batch=images, slots=None)
+        return BatchLoader(loader.dataset, loader.collate, small).batch(0)
 
     def call(model: nn.Module, compute: ComputeConfig) -> None:
         assert isinstance(model, SupervisedObjective)
-        model.memory_format = compute.memory_format
+        model.memory_format, batch = compute.memory_format, load()
         with compute.autocast():
             whole = dict.fromkeys(model.amounts(batch), 1.0)
             total, _ = model.train()(move_to_device(batch, compute.device), whole)

@@ -12,13 +12,18 @@ from pipeline.models.weights import weights_digest
 from pipeline.recipe.recipe import Recipe
 from pipeline.recipe.stage import StageConfig
 from pipeline.steps.artifact import LabelCheck, Step, StepKind
+from selfsup.stages.budget import fewest_images
 
 
 def stage_needs(config: Mapping[str, Any]) -> list[Any]:
-    """Return what a stage asks of its sets, as `LabelCheck.needs`; the seed only where it draws labelled images."""
-    keys = ("data", "share", "long_tail", "labels", "validate", "method")
-    data, share, tail, labels, *others = (config["stage"].get(key) for key in keys)
-    return [*others, data, share, tail, labels, config["seed"] if labels and share < 1 else None]
+    """Return what a stage asks of its sets, as `LabelCheck.needs`.
+
+    The batch, in which labelled images have to fit, only where it has such; the seed only where it draws them.
+    """
+    keys = ("data", "share", "long_tail", "labels", "batch", "validate", "method")
+    data, share, tail, labels, batch, *others = (config["stage"].get(key) for key in keys)
+    labelled = (labels, batch, config["seed"] if share < 1 else None) if labels else None
+    return [*others, data, share, tail, labelled]
 
 
 STAGE_POOL = StepKind("stage_pool", "ingest.pool:gather_for_stage", early=True)
@@ -28,6 +33,7 @@ STAGE = StepKind(
     "selfsup.stages.step:run_stage",
     version=5,
     trains="stage.batch",
+    fewest_images=fewest_images,
     label_check=CHECK,
     location_keys=("stage.start",),
 )

@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 from flows.plan.plan import Planned, independent_steps
-from flows.run.devices import VISIBLE_GPUS, DevicePool, Devices, Environ
+from flows.run.devices import VISIBLE_GPUS, Artifacts, DevicePool, Devices, Environ
 from flows.run.processes import LAST_OUTPUT, Call, run_in_process, warm_up
 from flows.run.run import Run
 from pipeline.errors import Interrupted, OutOfMemory, error_context
@@ -36,15 +36,15 @@ MAX_RESTARTS = 2
 """Restarts of a step whose process was killed, before the run fails. Those for lack of device memory don't count."""
 Models = Mapping[str, BaseConfig]
 """Sections of the recipe that name models, by their place in it."""
-Execute = Callable[[Run, Step, Mapping[str, Artifact]], Artifact]
+Execute = Callable[[Run, Step, Artifacts], Artifact]
 """Makes or reuses the artifact of a step, given the artifacts of its inputs."""
 
 
 class Gate(Protocol):
     """Says which steps may start beside others."""
 
-    def admit(self, planned: Planned, running: int) -> bool:
-        """Return True if a step may start beside so many others."""
+    def admit(self, planned: Planned, artifacts: Artifacts, running: int) -> bool:
+        """Return True if a step, whose inputs have these artifacts, may start beside so many others."""
 
     def dismiss(self, name: str) -> None:
         """Hear that a step has ended."""
@@ -107,13 +107,13 @@ class Subprocess:
         """The devices of the run; until the preflight has found them, no GPUs."""
         return self._devices.result() if self._devices.done() else Devices([], self._settings)
 
-    def admit(self, planned: Planned, running: int) -> bool:
+    def admit(self, planned: Planned, artifacts: Artifacts, running: int) -> bool:
         """Return True if a step may start beside so many others. It then has its GPUs until it is dismissed."""
         if running >= self.devices.concurrency:
             return False
         if planned.step.kind.early or planned.artifact:
             return True
-        return self._devices.done() and self._pool.lend(planned.step)
+        return self._devices.done() and self._pool.lend(planned.step, artifacts)
 
     def dismiss(self, name: str) -> None:
         """Take back the GPUs of a step that has ended."""
@@ -139,7 +139,7 @@ class Subprocess:
 
     def _announce(self, run: Run, step: Step, inputs: Inputs) -> None:
         """Say that a step starts, and on which devices."""
-        place = "" if step.kind.early or inputs.parts else self.devices.describe(step)
+        place = "" if step.kind.early or inputs.parts else self.devices.describe(step, inputs.artifacts)
         if place:
             run.log(step.name, f"{STARTING} {place}")
         if not inputs.parts:  # with them it has started long ago
@@ -177,11 +177,11 @@ class Subprocess:
     def _attempt(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
         early, devices = self._begins_early(step), self.devices
         environ = {} if early else self._pool.environ(step.name)
-        at_once = devices.processes_at_once(step, independent_steps(run.planned, step))
+        at_once = devices.processes_at_once(step, inputs.artifacts, independent_steps(run.planned, step))
         threads = max(1, usable_cores() // at_once) if at_once > 1 else 0
         arguments = (step, inputs.artifacts, inputs.force, inputs.parts)
         call = Call(_get_or_make, arguments, run.log_path(step.name), environ, threads, needs_torch=not early)
-        environs = _rank_environs(devices.processes(step))
+        environs = _rank_environs(devices.processes(step, inputs.artifacts))
         result: tuple[Artifact, bool] = run_in_process(call, inputs.runtime, environs)
         return result
 
@@ -281,17 +281,21 @@ def run_concurrently(run: Run, execute: Execute, gate: Gate) -> dict[str, Artifa
     artifacts by step, in the order of the plan. If a step fails, the others are stopped and save what they have.
     """
     artifacts: dict[str, Artifact] = {}
+
+    def inputs_of(step: Step) -> dict[str, Artifact]:
+        return {name: artifacts[name] for name in step.inputs}
+
     pending = {planned.step.name: planned for planned in run.planned}
     running: dict[Future[Artifact], str] = {}
     with ThreadPoolExecutor(len(run.planned), thread_name_prefix="step") as pool:
         try:
             while pending or running:
                 ready = [each for each in pending.values() if artifacts.keys() >= set(each.step.inputs)]
-                for planned in itertools.takewhile(lambda each: gate.admit(each, len(running)), ready):
-                    step = pending.pop(planned.step.name).step
-                    inputs = {name: artifacts[name] for name in step.inputs}
+                admitted = itertools.takewhile(lambda each: gate.admit(each, inputs_of(each.step), len(running)), ready)
+                for step in (each.step for each in admitted):
+                    del pending[step.name]
                     context = contextvars.copy_context()  # Prefect keeps the current flow run there
-                    running[pool.submit(context.run, execute, run, step, inputs)] = step.name
+                    running[pool.submit(context.run, execute, run, step, inputs_of(step))] = step.name
                 if not running:
                     gate.wait_until_checked()
                 for future in wait(running, DEVICES_S, FIRST_COMPLETED).done:

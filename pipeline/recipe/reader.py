@@ -75,7 +75,25 @@ def read_section(model: type[Model], given: Any, origin: str) -> Model:
         return model.model_validate(given)
     except ValidationError as error:
         problems = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
-        raise ConfigError("\n".join(explain(origin, problem, model, given) for problem in problems)) from error
+        told = _once_for_each_place(problems, given)
+        raise ConfigError("\n".join(explain(origin, problem, model, given) for problem in told)) from error
+
+
+def _once_for_each_place(problems: Sequence[ErrorDetails], given: Any) -> list[ErrorDetails]:
+    """Join what pydantic says of each member of a union, as of a name or a list: `input should be 'all' or a list`.
+
+    Where the value fits one member but for something in it, that alone is told.
+    """
+    found: dict[tuple[str, ...], ErrorDetails] = {}
+    for problem in problems:
+        place = tuple(_written(problem, given))
+        if place in found and problem["type"] not in ("missing", "extra_forbidden"):
+            other = problem["msg"].removeprefix("Input should be ")
+            found[place] = {**found[place], "msg": f"{found[place]['msg']} or {other}"}
+        else:
+            found[place] = problem
+    inside = {place[:length] for place in found for length in range(len(place))}
+    return [problem for place, problem in found.items() if place not in inside or len(place) == len(problem["loc"])]
 
 
 def _change(value: Any, change: Callable[[Any, Location], Any], place: Location = ()) -> Any:

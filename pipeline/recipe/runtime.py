@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -11,6 +11,12 @@ from pipeline.storage.root import CACHE_GB
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "32", "bf16", "fp16"]
+
+
+def _processes(value: Any) -> Any:
+    if value != "auto" and not (str(value).isdecimal() and int(value)):  # a variable gives text
+        raise ValueError(f"{value!r} is no number of processes: a whole number from 1 on, or auto would work")
+    return value
 
 
 class RuntimeConfig(BaseConfig):
@@ -31,10 +37,10 @@ class RuntimeConfig(BaseConfig):
     """Address of a Ray or Dask cluster, as in ray://head:10001 or tcp://scheduler:8786; null for this machine."""
     label_workers: int = Field(default=0, ge=0)
     """Processes of this machine that label at once with `process`, `ray` and `dask`; 0 = one per GPU, or per core."""
-    training_processes: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    training_processes: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], BeforeValidator(_processes)] = 1
     """Processes that train one network together, each on its own GPU; on a CPU they share the cores. `auto` is one for
-    each GPU, and one without. A network whose batch has fewer images gets one for each image. With `inline`, torchrun
-    starts them, and this has no effect."""
+    each GPU, and one without. A network whose smallest step has fewer images, or a stage whose smallest step has fewer
+    unlabelled ones, gets one for each image. With `inline`, torchrun starts them, and this has no effect."""
     shard_optimizer: bool = False
     """Each of the processes that train a network together keeps a part of the optimiser's state alone (ZeRO stage 1),
     which with AdamW takes twice the memory of the weights. For large networks; others train a little faster without."""

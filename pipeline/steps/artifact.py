@@ -78,6 +78,9 @@ class StepKind:
     trains: str = ""
     """Of a step whose work several processes may share, which train one network together: the key of its configuration
     (`student.batch`) with the images of a step, of which each process takes at least one."""
+    fewest_images: Callable[[Mapping[str, Any], Mapping[str, Artifact]], int] | None = None
+    """Of such a step whose data can leave it with fewer images to share: from its configuration and the artifacts of
+    its inputs, return how many."""
     parts: str = ""
     """Of a step whose work can be done in parts, by any process that reaches the root, before it runs: the module with
     `remaining_parts(config, inputs)`, `do_part(config, inputs, part)` and `exclusive(inputs)`, a context in which no

@@ -24,6 +24,7 @@ from pipeline.steps.artifact import dump_json, parse_json
 from pipeline.steps.config_hash import hash_json
 from pipeline.steps.runtime import Runtime
 from pipeline.training.device import allocation_failures, find_device, processor_name
+from pipeline.training.process_group import ProcessGroup
 
 Format = Literal["32", "bf16", "fp16"]
 Module = TypeVar("Module", bound=nn.Module)
@@ -59,21 +60,38 @@ class ComputeConfig:
         return torch.autocast(self.device, dtype=dtype, enabled=self.precision != "32")
 
 
+TimedCall = Callable[[nn.Module, ComputeConfig], None]
+"""Runs a model, which is placed as the configuration says."""
+
+
 def autotune(
-    runtime: Runtime, key: Any, model: nn.Module, call: Callable[[nn.Module, ComputeConfig], None]
+    runtime: Runtime, key: Any, model: nn.Module, call: TimedCall, group: ProcessGroup | None = None
 ) -> ComputeConfig:
     """Return the fastest way to run `call` on the model, measured once per root, `key` and machine.
+
+    From here on torch computes, in this process, as `_set_arithmetic` says.
 
     Args:
         key: JSON that tells this model and its use from others.
         model: copied for each candidate; the model itself does not change, nor does torch's random state.
         call: what is to be fast, for example a forward and a backward pass, on a copy that is placed already. A
             candidate that runs out of the device's memory is not chosen.
+        group: of several processes that train together, all call this, and the first one measures.
+
+    If memory does not suffice for any, none is measured, and nothing is kept. It is then the 16 bits of `half_format`
+    unless the recipe says otherwise, as half of the memory is what helps, and torch's own layout. float16 comes with
+    scaled losses wherever `fit` trains in it, chosen so or measured.
 
     With `runtime.deterministic` nothing is measured: it is float32 unless the recipe says otherwise.
     """
+    _set_arithmetic(runtime)
+    if group is None:
+        return _measure(runtime, key, model, call)
+    return group.broadcast_result(lambda: _measure(runtime, key, model, call))
+
+
+def _measure(runtime: Runtime, key: Any, model: nn.Module, call: TimedCall) -> ComputeConfig:
     device = find_device(runtime.device)
-    set_arithmetic(runtime)
     if runtime.deterministic:
         return ComputeConfig(device, "32" if runtime.precision == "auto" else runtime.precision, False, {})
     formats: list[Format] = ["32", half_format(device)] if runtime.precision == "auto" else [runtime.precision]
@@ -84,11 +102,11 @@ def autotune(
         return _parse_choice(known, device, str(memo))
     candidates = [ComputeConfig(device, form, layout, {}) for form in formats for layout in (False, True)]
     times = {f"{c.precision}{' channels_last' if c.channels_last else ''}": _time(c, model, call) for c in candidates}
-    fastest = min(reversed(range(len(candidates))), key=list(times.values()).__getitem__)
     measured = {name: round(ms, 2) for name, ms in times.items() if ms < math.inf}
+    if not measured:
+        return ComputeConfig(device, formats[-1], False, {})
+    fastest = min(range(len(candidates)), key=list(times.values()).__getitem__)
     chosen = dataclasses.replace(candidates[fastest], measured_ms=measured)
-    if not measured:  # memory did not suffice for any: that says nothing about their speed
-        return chosen
     if memo.create(dump_json(chosen.describe()).encode()):
         return chosen
     return _parse_choice(memo.read(), device, str(memo))  # another process was first, and may have chosen another
@@ -124,11 +142,8 @@ def autotune_inference(runtime: Runtime, key: Any, model: nn.Module, images: Ten
     return autotune(runtime, key, model, call)
 
 
-def set_arithmetic(runtime: Runtime) -> None:
-    """Let torch compute, for the rest of this process, as fast as the runtime allows, or the same way every time.
-
-    `autotune` does it. Processes that train together call it, too, as the first one alone autotunes.
-    """
+def _set_arithmetic(runtime: Runtime) -> None:
+    """Let torch compute, for the rest of this process, as fast as the runtime allows, or the same way every time."""
     if find_device(runtime.device) == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, as cuDNN takes for convolutions
         torch.backends.cudnn.benchmark = not runtime.deterministic
@@ -137,7 +152,7 @@ def set_arithmetic(runtime: Runtime) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def _time(candidate: ComputeConfig, model: nn.Module, call: Callable[[nn.Module, ComputeConfig], None]) -> float:
+def _time(candidate: ComputeConfig, model: nn.Module, call: TimedCall) -> float:
     """Return the median milliseconds of a call; infinity if the device's memory does not suffice."""
     devices = [torch.cuda.current_device()] if candidate.device == "cuda" else []
     with torch.random.fork_rng(devices):

@@ -23,6 +23,7 @@ What is trained, an `Objective`, computes its losses. The loop owns the rest:
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import math
 import time
@@ -37,10 +38,10 @@ from pipeline.errors import ConfigError, DataError, MustError, error_context, fi
 from pipeline.models.weight_loading import non_finite_weights
 from pipeline.steps import ranks
 from pipeline.steps.runtime import Runtime
-from pipeline.training import feed
+from pipeline.training import device_prefetch
 from pipeline.training.autotune import ComputeConfig
 from pipeline.training.device import move_to_device
-from pipeline.training.feed import FedBatch
+from pipeline.training.device_prefetch import SplitBatch
 from pipeline.training.microbatch import OUT_OF_MEMORY_ADVICE, MicrobatchRunner, StepReport
 from pipeline.training.objective import TrainingJob
 from pipeline.training.optimizer import build_optimizer, lr_factor, match_memory_format, set_weight_decay, weight_decay
@@ -102,10 +103,10 @@ def fit(job: TrainingJob, compute: ComputeConfig, group: ProcessGroup, runtime: 
     does not hold the network or one image; Stopped, once the state is saved, if any process was asked to stop.
     """
     try:
-        trainer = _Trainer(job, compute, group, runtime)
-        trainer.resume()
-        trainer.run()
-        return trainer.finish()
+        with contextlib.closing(_Trainer(job, compute, group, runtime)) as trainer:
+            trainer.resume()
+            trainer.run()
+            return trainer.finish()
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"{job.name}: the device's memory does not hold the network and what its optimiser keeps. "
@@ -120,7 +121,8 @@ class _Trainer:
         self.job, self.group, self.runtime = job, group, runtime
         self.model = compute.place(job.objective.train())
         self.microbatches = MicrobatchRunner(job, compute, group, runtime)
-        self.optimizer, self.scaler = build_optimizer(self.model, job.config), self.microbatches.scaler
+        self.scaler = self.microbatches.scaler
+        self.optimizer = build_optimizer(self.model, job.config, self.scaler.is_enabled())
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.shards = OptimizerShards(self.parameters, group, group.world_size if runtime.shard_optimizer else 1)
         factor = lambda step: lr_factor(step, job.steps, job.config.warmup, job.config.drops)  # noqa: E731
@@ -133,7 +135,7 @@ class _Trainer:
         self.step, self.limits = 0, list[MicrobatchLimit]()
         self.unread = collections.deque[TakenStep]()
         """Steps that were taken, and whose losses were not read yet."""
-        self.most_unread = int(compute.device in feed.ASYNCHRONOUS)
+        self.most_unread = int(compute.device in device_prefetch.ASYNCHRONOUS)
         self.seconds = self.earlier = 0.0
         self.waited = 0.0
         """Seconds that this process has waited for batches so far."""
@@ -210,34 +212,34 @@ class _Trainer:
 
     def run(self) -> None:
         """Train from the current step to the last."""
+        split = lambda local: self.microbatches.split(local, self.limit)  # noqa: E731
+        with (
+            contextlib.closing(self.job.stream.batches(self.step)) as batches,
+            contextlib.closing(
+                device_prefetch.prefetch_to_device(batches, split, self.microbatches.compute.device)
+            ) as prefetched,
+        ):
+            self._train(prefetched)
+
+    def _train(self, batches: Iterator[SplitBatch]) -> None:
         started = saved = time.monotonic()
         self.read_at = time.perf_counter()
         self.progress = TrainingProgress(self.job, self.runtime, self.step)
-        batches = self.job.stream.batches(self.step)
-        fed = feed.feed(
-            batches, lambda local: self.microbatches.prepare(local, self.limit), self.microbatches.compute.device
-        )
-        try:
-            while self.step < self.job.steps and not (self.validator and self.validator.is_over):
-                self.unread.append(self._train_step(fed))
-                self.step += 1
-                is_read_at_once = self._is_validation_due(self.step) or self.step == self.job.steps
-                self._read_steps(0 if is_read_at_once else self.most_unread)
-                self.seconds = self.earlier + time.monotonic() - started
-                is_save_due = time.monotonic() - saved > self.runtime.checkpoint_s
-                wishes = self.group.all_gather((self.runtime.stop.is_set(), is_save_due))
-                if any(stop for stop, _ in wishes):
-                    self._stop()
-                if wishes[0][1]:  # the first process writes, and its clock counts
-                    self._save()
-                    saved = time.monotonic()
-        finally:
-            fed.close()
-            batches.close()
-            if self.files:  # in the first process
-                self.files.close()
+        while self.step < self.job.steps and not (self.validator and self.validator.is_over):
+            self.unread.append(self._train_step(batches))
+            self.step += 1
+            is_read_at_once = self._is_validation_due(self.step) or self.step == self.job.steps
+            self._read_steps(0 if is_read_at_once else self.most_unread)
+            self.seconds = self.earlier + time.monotonic() - started
+            is_save_due = time.monotonic() - saved > self.runtime.checkpoint_s
+            wishes = self.group.all_gather((self.runtime.stop.is_set(), is_save_due))
+            if any(stop for stop, _ in wishes):
+                self._stop()
+            if wishes[0][1]:  # the first process writes, and its clock counts
+                self._save()
+                saved = time.monotonic()
 
-    def _train_step(self, batches: Iterator[FedBatch]) -> TakenStep:
+    def _train_step(self, batches: Iterator[SplitBatch]) -> TakenStep:
         """Give the device one optimiser step on the next batch."""
         passes, reports = self._forward_backward(batches)
         self._lower_limit(min(report.limit for report in reports))
@@ -291,9 +293,9 @@ class _Trainer:
         self.validator.add(self.step, scores, measured.state_dict())
         return {"validation": scores}
 
-    def _forward_backward(self, batches: Iterator[FedBatch]) -> tuple[list[PassResult], list[StepReport]]:
+    def _forward_backward(self, batches: Iterator[SplitBatch]) -> tuple[list[PassResult], list[StepReport]]:
         """Run this process's passes on the next batch; return their outcomes, and the reports of all processes."""
-        amounts = self.group.all_gather_result(lambda: self.microbatches.load(self._next(batches), self.limit))
+        amounts = self.group.all_gather_result(lambda: self.microbatches.take_batch(self._next(batches), self.limit))
         passes = list[PassResult]()
 
         def run() -> StepReport:
@@ -305,7 +307,7 @@ class _Trainer:
         synchronized = self.microbatches.synchronized
         return passes, self.group.all_gather(run()) if synchronized else self.group.all_gather_result(run)
 
-    def _next(self, batches: Iterator[FedBatch]) -> FedBatch:
+    def _next(self, batches: Iterator[SplitBatch]) -> SplitBatch:
         began = time.perf_counter()
         batch = next(batches)
         self.waited += time.perf_counter() - began
@@ -361,6 +363,11 @@ class _Trainer:
         validation = self.validator.counts() if self.validator else None
         found = FitResult(self.limits, self.seconds, self.earlier, self.step, validation)
         return self.group.broadcast_result(lambda: found)
+
+    def close(self) -> None:
+        """Close the files, however the training ended."""
+        if self.files:  # in the first process
+            self.files.close()
 
 
 def _running_statistics(module: nn.Module) -> list[Tensor]:

@@ -23,7 +23,7 @@ from pipeline.steps.artifact import WORK, read_json, write_json
 from pipeline.steps.runtime import Runtime
 from pipeline.training.autotune import ComputeConfig
 from pipeline.training.device import allocation_failures, move_to_device
-from pipeline.training.feed import FedBatch
+from pipeline.training.device_prefetch import SplitBatch
 from pipeline.training.objective import TrainingJob
 from pipeline.training.process_group import ProcessGroup
 from pipeline.training.taken_step import TOTAL, PassResult, sum_by_key
@@ -76,16 +76,16 @@ class MicrobatchRunner:
         count = -(-self.largest // limit)
         return min(count, self.smallest) if self.synchronized else count
 
-    def prepare(self, local: LocalBatch, limit: int) -> FedBatch:
+    def split(self, local: LocalBatch, limit: int) -> SplitBatch:
         """Split a local batch into microbatches of at most `limit` images."""
         microbatches = local.split(self._count_of(local, limit))
-        return FedBatch(local, microbatches, [self.job.objective.amounts(microbatch) for microbatch in microbatches])
+        return SplitBatch(local, microbatches, [self.job.objective.amounts(microbatch) for microbatch in microbatches])
 
-    def load(self, fed: FedBatch, limit: int) -> Mapping[str, float]:
+    def take_batch(self, batch: SplitBatch, limit: int) -> Mapping[str, float]:
         """Take the next batch; return by name the amounts (images, labels or pixels) that its losses average over."""
-        is_split_so = len(fed.microbatches) == self._count_of(fed.local, limit)
-        self._fed = fed if is_split_so else self.prepare(fed.local, limit)  # the limit fell after it was split
-        return sum_by_key(self._fed.amounts)
+        is_split_so = len(batch.microbatches) == self._count_of(batch.local, limit)
+        self._batch = batch if is_split_so else self.split(batch.local, limit)  # the limit fell after it was split
+        return sum_by_key(self._batch.amounts)
 
     def _count_of(self, local: LocalBatch, limit: int) -> int:
         return min(self.count(limit), len(local.keys))
@@ -103,7 +103,7 @@ class MicrobatchRunner:
                 return passes, StepReport(has_gradient, limit)
             smaller = -(-limit // 2)
             if self.count(smaller) == self.count(limit):
-                images = max(len(microbatch.keys) for microbatch in self._fed.microbatches)
+                images = max(len(microbatch.keys) for microbatch in self._batch.microbatches)
                 raise ConfigError(
                     f"{self.job.name}: the device's memory does not hold a pass on "
                     f"{'one image' if images == 1 else f'{images} images'} (step {step + 1}). {OUT_OF_MEMORY_ADVICE}"
@@ -111,7 +111,7 @@ class MicrobatchRunner:
             limit = smaller
             if self.synchronized:
                 self._save_limit(step, limit)
-            self._fed = self.prepare(self._fed.local, limit)
+            self._batch = self.split(self._batch.local, limit)
 
     def _attempt(self, amounts: Mapping[str, float], step: int) -> list[PassResult] | None:
         """Run all passes; None if memory ran out: then gradients, buffers and random state are as before."""
@@ -119,7 +119,7 @@ class MicrobatchRunner:
         self._seed(step)
         try:
             with allocation_failures():
-                pairs = zip(self._fed.microbatches, self._fed.amounts, strict=True)
+                pairs = zip(self._batch.microbatches, self._batch.amounts, strict=True)
                 return [self._pass(microbatch, own, amounts) for microbatch, own in pairs]
         except torch.OutOfMemoryError:
             pass  # leave the handler first: the error's frames still hold memory
@@ -140,7 +140,7 @@ class MicrobatchRunner:
         """Return what a pass changes, with copies; none where memory can't run out, as copies of queues take time."""
         if self.compute.device in NEVER_OUT_OF_MEMORY:
             return []
-        return [(buffer, buffer.clone()) for buffer in self.job.objective.passing_buffers()]
+        return [(buffer, buffer.clone()) for buffer in self.job.objective.restored_buffers()]
 
     def _pass(self, microbatch: Any, own: Mapping[str, float], amounts: Mapping[str, float]) -> PassResult:
         shares = {name: amount / max(amounts[name], 1) for name, amount in own.items()}

@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -29,10 +29,10 @@ class Objective(nn.Module, ABC):
             return loss, {"cross_entropy": loss.detach()}
     """
 
-    communicates: ClassVar[bool] = False
+    communicates: bool = False
     """Its passes exchange something with those of other processes (`Collectives`), each of which then makes as many."""
 
-    def passing_buffers(self) -> list[Tensor]:
+    def restored_buffers(self) -> list[Tensor]:
         """Return the buffers that a pass changes, and that are restored before it is tried again with fewer images."""
         return list(self.buffers())
 

@@ -65,21 +65,40 @@ def parameter_groups(module: nn.Module, config: FitConfig) -> list[dict[str, Any
     ]
 
 
-def build_optimizer(module: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
+def build_optimizer(module: nn.Module, config: FitConfig, scaled: bool = False) -> torch.optim.Optimizer:
     """Build the optimiser that the configuration names, over all trainable parameters.
+
+    Of `scaled` losses (`torch.amp.GradScaler`) some steps are left out. AdamW and SGD are then fused, and decide that
+    on the device; for LARS the scaler reads a number of the device in each step, which waits for it.
 
     LARS (You et al., 2017) is as SimCLR and BYOL use it: the step of a matrix w with gradient g is TRUST_COEFFICIENT
     |w| / (|g| + weight decay |w|) times SGD's, whether the matrix decays or not; that of biases and norms is SGD's.
     """
     groups = parameter_groups(module, config)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+        settings = {"lr": config.lr, "momentum": config.momentum, "nesterov": config.nesterov}
+        sgd = torch.optim.SGD(groups, fused=scaled or None, **settings)
+        if scaled:  # only then: in its last digits it computes otherwise
+            sgd.register_step_pre_hook(_add_moments)
+        return sgd
     if config.optimizer == "lars":
         for group in groups:
             is_matrix = group["params"][0].ndim > 1
             group.update(momentum=config.momentum, nesterov=config.nesterov, always_adapt=is_matrix)
         return Lars(groups, lr=config.lr, trust_coeff=TRUST_COEFFICIENT)
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
+
+
+def _add_moments(sgd: torch.optim.Optimizer, *_: Any) -> None:
+    """Give the parameters that have a gradient, and none before, a moment of zero.
+
+    Fused SGD leaves the moments of a first step that it leaves out as memory was, and refuses a step in which some
+    parameters have moments and others don't.
+    """
+    for group in sgd.param_groups:
+        for parameter in group["params"]:
+            if group["momentum"] and parameter.grad is not None and "momentum_buffer" not in sgd.state[parameter]:
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def match_memory_format(optimizer: torch.optim.Optimizer) -> None:

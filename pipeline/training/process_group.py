@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar, cast
@@ -24,6 +25,8 @@ from pipeline.steps.runtime import usable_cores
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """For one message: the first process may write to a slow storage for as long, while the others wait."""
+LENGTH, SHORT = 8, 2048
+"""Bytes of the length of a message, and of one that goes with its length."""
 T = TypeVar("T")
 
 
@@ -50,10 +53,27 @@ class ProcessGroup:
         """Return the values of all processes, by rank."""
         if self.world_size == 1:
             return [value]
-        values: list[T] = [value] * self.world_size
         with lost_peer():
-            distributed.all_gather_object(values, value)
-        return values
+            return [pickle.loads(data) for data in self._all_gather_bytes(pickle.dumps(value))]
+
+    def _all_gather_bytes(self, data: bytes) -> list[bytes]:
+        """Return the bytes of all processes. Those of a step are few, and go in one message, with their length.
+
+        `distributed.all_gather_object` takes two for everything, the first one for the lengths.
+        """
+        firsts = self._all_gather_equal(len(data).to_bytes(LENGTH) + data[:SHORT].ljust(SHORT, b"\0"))
+        lengths = [int.from_bytes(first[:LENGTH]) for first in firsts]
+        rests = [b""] * self.world_size
+        if max(lengths) > SHORT:
+            rests = self._all_gather_equal(data[SHORT:].ljust(max(lengths) - SHORT, b"\0"))
+        return [(first[LENGTH:] + rest)[:length] for first, rest, length in zip(firsts, rests, lengths, strict=True)]
+
+    def _all_gather_equal(self, data: bytes) -> list[bytes]:
+        """Return the bytes of all processes, which have as many each."""
+        own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        gathered = [torch.empty_like(own) for _ in range(self.world_size)]
+        distributed.all_gather(gathered, own)
+        return [each.numpy().tobytes() for each in gathered]
 
     def all_gather_result(self, make: Callable[[], T]) -> list[T]:
         """Call `make` in every process and return all results, by rank. A MustError in one is raised in all."""

@@ -109,9 +109,10 @@ class Method(nn.Module, ABC):
 
     family: ClassVar[Family]
     compares_images: ClassVar[bool] = True
-    """The loss compares images of the whole batch, so gradient accumulation is refused, and processes exchange them."""
+    """The loss compares images of the whole batch, so gradient accumulation is refused, and processes exchange them in
+    each pass. If not, a pass waits for no other process, and `collectives` give what this one has."""
 
-    settled_buffers: ClassVar[frozenset[str]] = frozenset()
+    idempotent_buffers: ClassVar[frozenset[str]] = frozenset()
     """Buffers that a second pass on the same images leaves as the first one did. All others are copied before each step
     on a GPU, to be restored if memory runs out."""
 
@@ -119,6 +120,11 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.backbone, self.labels = backbone, labels
         self.collectives = Collectives()
+
+    @property
+    def communicates(self) -> bool:
+        """True if its passes exchange images with those of other processes: all of them, or the labelled ones."""
+        return self.compares_images or self.labels is not None
 
     @abstractmethod
     def view_kinds(self) -> Sequence[ViewKind]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,22 +33,20 @@ def override_policies(kinds: Sequence[ViewKind], overrides: PolicyConfig) -> lis
 class StageObjective(Objective):
     """The sum of a method's losses over views of these kinds, which are first augmented in color.
 
-    The augmented views have this memory format. Most methods compare the images of all processes, and features are
-    measured over all of them.
+    The augmented views have this memory format. Features are measured over the images of all processes if the method
+    compares these, and else over those of each.
     """
-
-    communicates: ClassVar[bool] = True
 
     def __init__(
         self, method: Method, kinds: Sequence[ViewKind], memory_format: torch.memory_format = torch.contiguous_format
     ) -> None:
         super().__init__()
-        self.method, self.memory_format = method, memory_format
+        self.method, self.memory_format, self.communicates = method, memory_format, method.communicates
         self.color_jitters = nn.ModuleList(ColorJitter(kind) for kind in kinds)
 
-    def passing_buffers(self) -> list[Tensor]:
-        settled = {f"method.{name}" for name in self.method.settled_buffers}
-        return [buffer for name, buffer in self.named_buffers() if name not in settled]
+    def restored_buffers(self) -> list[Tensor]:
+        idempotent = {f"method.{name}" for name in self.method.idempotent_buffers}
+        return [buffer for name, buffer in self.named_buffers() if name not in idempotent]
 
     def amounts(self, batch: Views) -> dict[str, float]:
         return {"images": len(batch.keys), "labelled": 0 if batch.classes is None else len(batch.classes)}

@@ -128,20 +128,26 @@ class ViewStream:
         key, data = self.dataset.read(index)
         return ImageViews(key, draw_views(data, kinds, seeded_generator(*seed)), index)
 
+    def _draw_once(self, index: int) -> ImageViews:
+        """Draw the views of an image for what is no step."""
+        return self._draw(index, self.kinds, (self.seed, OTHER_DRAWS_SEED, index))
+
+    def sample(self, count: int) -> Views:
+        """Return a batch of so many unlabelled images, to time a pass on: the first ones, again and again if there are
+        fewer.
+        """
+        images = [self._draw_once(index % len(self.dataset)) for index in range(count)]
+        # step 1, an ordinary one: at step 0 the objective also measures features, which would be timed, too
+        return collate(images, None, Position(1, self.budget.steps, 0))
+
     def single_pass(self, size: int, threads: int) -> Generator[Views]:
         """Yield every image once, in batches of `size` or more, none twice as large, which threads prefetch.
 
         Fewer images than `size` are one batch. Of each batch this process takes its share.
         """
-
-        def draw(index: int) -> ImageViews:
-            return self._draw(index, self.kinds, (self.seed, OTHER_DRAWS_SEED, index))
-
         parts = split_evenly(len(self.dataset), max(1, len(self.dataset) // size))
         shares = [[part.start + slot for slot in ranks.share(part.stop - part.start)] for part in parts]
         indices = itertools.chain.from_iterable(shares)
-        with contextlib.closing(prefetch(draw, indices, threads, max(size, threads))) as images:
+        with contextlib.closing(prefetch(self._draw_once, indices, threads, max(size, threads))) as images:
             for share in shares:
-                batch = list(itertools.islice(images, len(share)))
-                # step 1, an ordinary one: at step 0 the objective also measures features, which would be timed, too
-                yield collate(batch, None, Position(1, self.budget.steps, 0))
+                yield collate(list(itertools.islice(images, len(share))), None, Position(0, self.budget.steps, 0))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.steps import ranks
 from pipeline.steps.runtime import Runtime
 from pipeline.training import autotune
-from pipeline.training.autotune import ComputeConfig
+from pipeline.training.autotune import ComputeConfig, TimedCall
 from pipeline.training.collectives import Collectives, synchronize_batch_norms
 from pipeline.training.device import find_device, move_to_device
 from pipeline.training.fit import fit
@@ -62,8 +61,9 @@ def train(job: StageJob, runtime: Runtime, out: Path) -> dict[str, Any]:
     """Train the method of a stage in place, or resume from the state in `out`.
 
     Returns counts for the manifest: how it was computed, and the features before and after. Several processes see their
-    share of each batch and compare it with those of the others. With several on CUDA, all batch norms are synchronised:
-    those of the backbone, of heads and of momentum encoders, which a process never skips.
+    share of each batch and compare it with those of the others, if the method compares images. With several on CUDA,
+    all batch norms are synchronised: those of the backbone, of heads and of momentum encoders, which a process never
+    skips.
     """
     name, stage, method, stream, validation = job
     with ProcessGroup(find_device(runtime.device)) as group:
@@ -73,10 +73,10 @@ def train(job: StageJob, runtime: Runtime, out: Path) -> dict[str, Any]:
         images = autotune.timed_images(find_device(runtime.device), AUTOTUNE_IMAGES, per_pass)
         key = [settings, method.backbone.name, method.backbone.size, "stage", images]
         plain = StageObjective(method, stream.kinds)
-        autotune.set_arithmetic(runtime)
-        compute = group.broadcast_result(lambda: autotune.autotune(runtime, key, plain, _timed_step(stream, images)))
+        compute = autotune.autotune(runtime, key, plain, _timed_step(stream, images), group)
         method = synchronize_batch_norms(method, group, compute.device)
-        method.collectives = Collectives(group.rank, group.world_size)  # not before: one process autotunes for all
+        if method.communicates:
+            method.collectives = Collectives(group.rank, group.world_size)  # not before: one process autotunes for all
         objective = compute.place(StageObjective(method, stream.kinds, compute.memory_format))
         batches = stream.prefetched(runtime.threads)
         steps = stream.budget.steps
@@ -93,7 +93,7 @@ def train(job: StageJob, runtime: Runtime, out: Path) -> dict[str, Any]:
 def _check_shares(job: StageJob, group: ProcessGroup) -> None:
     """Raise ConfigError if a process would have no image in some step, or when the method is initialized."""
     stream = job.stream
-    fewest = min(len(stream.dataset), stream.budget.unlabelled(0), stream.budget.batch)
+    fewest = stream.budget.fewest_images(len(stream.dataset))
     if fewest < group.world_size:
         raise ConfigError(
             f"{job.name}: {group.world_size} processes are too many for {fewest} unlabelled images in a step, of "
@@ -102,12 +102,12 @@ def _check_shares(job: StageJob, group: ProcessGroup) -> None:
         )
 
 
-def _timed_step(stream: ViewStream, images: int) -> Callable[[nn.Module, ComputeConfig], None]:
-    """Return a function that runs a forward and a backward pass on real images, for `autotune`."""
-    with contextlib.closing(stream.single_pass(images * ranks.count(), 1)) as batches:
-        batch = next(batches)
+def _timed_step(stream: ViewStream, images: int) -> TimedCall:
+    """Return a function that runs a forward and a backward pass on real images, read at its first call."""
+    sample = functools.cache(lambda: stream.sample(images))
 
     def step(model: nn.Module, compute: ComputeConfig) -> None:
+        batch = sample()
         shares = {"images": 1.0, "labelled": 0.0}
         model.memory_format = compute.memory_format  # type: ignore[assignment]  # a module's attributes have no types
         with compute.autocast():

@@ -106,9 +106,9 @@ class ShardInference:
         return torch.zeros((count, side, side, 3), dtype=torch.uint8, pin_memory=pinned)
 
     def infer(self, batch: ShardRows, teacher: str) -> None:
-        """Start one teacher on the batch. What teachers share is uploaded once."""
+        """Start one teacher on the batch. What teachers share is uploaded once, if the device's memory holds it."""
         predictor = self.predictors[teacher]
-        images = batch.inputs[predictor.preprocessing].to(predictor.compute.device, non_blocking=True)
+        images = predictor.upload(batch.inputs[predictor.preprocessing])
         batch.inputs[predictor.preprocessing] = images
         batch.predictions[teacher] = predictor.start(
             images.permute(0, 3, 1, 2), batch.sizes, with_vectors=teacher in self.applicability

@@ -16,9 +16,9 @@ from pipeline.errors import Stopped
 from pipeline.models.checkpoint import read_tensors
 from pipeline.recipe.augment import AugmentConfig
 from pipeline.recipe.student import StudentConfig
-from pipeline.training import feed
+from pipeline.training import device_prefetch
 from pipeline.training.device import map_tensors
-from pipeline.training.feed import FedBatch
+from pipeline.training.device_prefetch import SplitBatch
 from student.dataset import heads_of, student_dataset
 from tasks.network import build_network
 from tests.gpu.devices import (
@@ -37,7 +37,7 @@ from tests.pipeline.training.tiny_jobs import log
 if TYPE_CHECKING:
     from tests.conftest import World
 
-FED = {"cpu": 20, "cuda": 1000}
+BATCHES = {"cpu": 20, "cuda": 1000}
 """Batches to compare, by device."""
 
 
@@ -97,16 +97,18 @@ def test_train_step_of_student_is_repeatable_and_goes_on_exactly(
 
 
 @on_each_device
-def test_feed_yields_the_batches_that_are_drawn(world: World, device: str) -> None:
+def test_prefetch_to_device_yields_the_batches_that_are_drawn(world: World, device: str) -> None:
     loader, pending = loader_of(world), list[Tensor]()
-    fed = feed.feed(loader.batches(0), lambda local: FedBatch(local, local.split(1), []), device)
-    for step, one in enumerate(itertools.islice(fed, FED[device])):
+    prefetched = device_prefetch.prefetch_to_device(
+        loader.batches(0), lambda local: SplitBatch(local, local.split(1), []), device
+    )
+    for step, one in enumerate(itertools.islice(prefetched, BATCHES[device])):
         [batch] = one.microbatches
         assert batch.keys == one.local.keys
         pending.append(differing(batch, loader.batch(step)))
         torch.empty(2**20, device=device).fill_(step)  # takes memory that would be free too early, if it were
-    fed.close()
-    assert len(pending) == FED[device]
+    prefetched.close()
+    assert len(pending) == BATCHES[device]
     assert not torch.stack(pending).any()
 
 
@@ -121,9 +123,9 @@ def loader_of(world: World) -> BatchLoader:
     return BatchLoader(student_dataset(student, heads, inputs), collate, settings)
 
 
-def differing(fed: Batch, drawn: Batch) -> Tensor:
+def differing(prefetched: Batch, drawn: Batch) -> Tensor:
     """Return whether a tensor of two batches differs, bool (), on the device: reading it would let the host wait."""
-    ours, theirs = tensors_of(fed), tensors_of(drawn)
+    ours, theirs = tensors_of(prefetched), tensors_of(drawn)
     assert len(ours) == len(theirs) > 1
     assert all(one.shape == other.shape for one, other in zip(ours, theirs, strict=True))
     moved = [other.pin_memory() if one.is_cuda else other for one, other in zip(ours, theirs, strict=True)]

@@ -348,20 +348,26 @@ def test_method_losses_do_not_wait_for_the_device(name: str) -> None:
         total.backward()
 
 
-def test_settled_buffers_of_methods_are_not_restored() -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_stage_objective_communicates_if_the_method_compares_images(name: str) -> None:
+    method = make(name)
+    assert StageObjective(method, method.view_kinds()).communicates == (name not in ("byol", "mae"))
+
+
+def test_idempotent_buffers_of_methods_are_not_restored() -> None:
     """A second pass on the same images leaves them as the first did."""
     method = initialized("deepclusterv2")
     objective = StageObjective(method, method.view_kinds())
-    restored = {buffer.data_ptr() for buffer in objective.passing_buffers()}
+    restored = {buffer.data_ptr() for buffer in objective.restored_buffers()}
     assert method.get_buffer("memory").data_ptr() not in restored
-    assert len(restored) == len(list(objective.buffers())) - len(method.settled_buffers)
+    assert len(restored) == len(list(objective.buffers())) - len(method.idempotent_buffers)
     method.losses(views(method, step=2))
-    first = {name: getattr(method, name).clone() for name in method.settled_buffers}
+    first = {name: getattr(method, name).clone() for name in method.idempotent_buffers}
     method.losses(views(method, step=2))
     for name, tensor in first.items():
         torch.testing.assert_close(getattr(method, name), tensor, msg=name)
     for other in METHODS:
-        assert other == "deepclusterv2" or not make(other).settled_buffers, other
+        assert other == "deepclusterv2" or not make(other).idempotent_buffers, other
 
 
 def test_deepcluster_clusters_again_if_memory_ran_out_while_it_did(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from pipeline.training.autotune import ComputeConfig
 from selfsup.components.method import Method, StageSetting
 from selfsup.stages.budget import budget_of
 from selfsup.stages.labelled_sampler import ClassSampler
-from selfsup.stages.objective import override_policies
+from selfsup.stages.objective import RANK, SPREAD, override_policies
 from selfsup.stages.step import run_stage
 from selfsup.stages.stream import ViewStream
 from selfsup.stages.training import StageJob, train
@@ -96,7 +96,11 @@ class Stages:
         ask = lambda _, done, __: runtime.stop.set() if round(done * STEPS) == self.stop_after else None  # noqa: E731
         train(job, dataclasses.replace(runtime, progress=ask if self.stop_after < STEPS else runtime.progress), out)
         lines = (out / "log/train.jsonl").read_text("utf-8").splitlines()
-        return state(job.method), [json.loads(line)["losses"] for line in lines]
+        if not job.method.communicates:
+            assert job.method.collectives.world_size == 1
+        left_out = () if job.method.communicates else (SPREAD, RANK)  # measured over the images of each process
+        losses = [json.loads(line)["losses"] for line in lines]
+        return state(job.method), [{name: line[name] for name in line if name not in left_out} for line in losses]
 
     def train_all(self, cases: Iterable[str]) -> dict[str, Found | None]:
         """Train these stages, without autotuning; None for one that was stopped."""

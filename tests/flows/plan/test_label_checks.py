@@ -12,6 +12,7 @@ import pytest
 import must
 from evaluation import label_subsets
 from flows.plan.selection import Selection
+from flows.plan.stage_steps import stage_needs
 from ingest.dataset import IngestedSet
 from pipeline.errors import ConfigError
 from pipeline.steps.artifact import Inputs
@@ -124,6 +125,14 @@ def test_label_checks_of_stages_with_the_same_images_read_them_once(
     assert not looked
     must.plan(recipe, root, steps=COMPARE)
     assert looked == {(0.5, False): 1, (1.0, False): 1, (0.5, True): 3, (1.0, True): 1}
+
+
+def test_stage_needs_a_check_for_each_batch_that_labelled_images_have_to_fit() -> None:
+    def needs(batch: int, labels: dict[str, int] | None) -> list[Any]:
+        return stage_needs({"seed": 0, "stage": {"share": 1.0, "labels": labels, "batch": batch}})
+
+    assert needs(4, None) == needs(64, None)
+    assert needs(4, {"images": 2}) != needs(64, {"images": 2})
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from flows.run.devices import VISIBLE_GPUS, DevicePool, Devices
 from flows.run.step_runner import find_devices
 from pipeline.errors import ConfigError
 from pipeline.recipe.runtime import RuntimeConfig
-from pipeline.steps.artifact import Step
+from pipeline.steps.artifact import Artifact, Step
+from pipeline.storage.root import Root
 from tests.steps import make_step
 
 EIGHT = [str(number) for number in range(8)]
@@ -21,9 +23,21 @@ def devices(gpus: list[str], **settings: Any) -> Devices:
     return Devices(gpus, RuntimeConfig.model_validate(settings))
 
 
-def training(name: str, batch: int = 32) -> Step:
+def training(name: str, batch: int = 32, **kind: Any) -> Step:
     """Return a step that several processes can share, with a batch of so many images."""
-    return make_step(name, "work", {"student": {"batch": batch}}, trains="student.batch")
+    return make_step(name, "work", {"student": {"batch": batch}}, trains="student.batch", **kind)
+
+
+def stage(batch: int = 32) -> Step:
+    """Return one whose data can leave it with fewer images: half of the batch, or all that there are."""
+    return training("stage.x", batch, fewest_images=half_or_all)
+
+
+def half_or_all(config: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> int:
+    return min(config["student"]["batch"] // 2, artifacts["pool.x"].counts["images"])
+
+
+POOL = {"pool.x": Artifact(Root.of("r"), "pool.x/0", {"counts": {"images": 5}})}
 
 
 def alone(name: str) -> Step:
@@ -57,22 +71,35 @@ def test_find_devices_refuses_more_processes_than_gpus(monkeypatch: pytest.Monke
 def test_devices_processes_are_all_gpus_for_a_training_if_auto_and_no_more_than_images(
     gpus: list[str], wanted: int | str, batch: int, processes: int
 ) -> None:
-    assert devices(gpus, training_processes=wanted).processes(training("student", batch)) == processes
+    assert devices(gpus, training_processes=wanted).processes(training("student", batch), {}) == processes
 
 
 def test_devices_processes_are_one_for_what_one_process_does() -> None:
-    assert devices(EIGHT, training_processes="auto").processes(alone("probe.student.pets")) == 1
+    assert devices(EIGHT, training_processes="auto").processes(alone("probe.student.pets"), {}) == 1
+
+
+@pytest.mark.parametrize(("wanted", "batch", "processes"), [("auto", 32, 5), ("auto", 6, 3), (2, 6, 2), (4, 6, 3)])
+def test_devices_processes_are_no_more_than_the_images_of_the_smallest_step(
+    wanted: int | str, batch: int, processes: int
+) -> None:
+    found = devices(EIGHT, training_processes=wanted)
+    assert found.processes(stage(batch), POOL) == processes
+    pool = DevicePool(found)
+    pool.lend(stage(batch), POOL)
+    assert pool.environ("stage.x")[VISIBLE_GPUS] == ",".join(EIGHT[:processes])
+    assert found.processes_at_once(stage(batch), POOL, [alone("probe.a.b")]) == processes + 1
 
 
 @pytest.mark.parametrize(
     ("gpus", "wanted", "step", "words"),
     [
         (EIGHT, "auto", training("student"), "on 8 of 8 GPUs"),
-        (EIGHT, "auto", training("student", 6), "on 6 of 8 GPUs, as its batch is of 6 images"),
+        (EIGHT, "auto", training("student", 6), "on 6 of 8 GPUs, as its smallest step has 6 images"),
+        (EIGHT, "auto", stage(), "on 5 of 8 GPUs, as its smallest step has 5 images"),
         (EIGHT, "auto", alone("probe.a.b"), "on 1 of 8 GPUs, as it can use one"),
         (["0"], "auto", alone("probe.a.b"), ""),
         ([], 2, training("student"), "in 2 processes"),
-        ([], 2, training("student", 1), "in 1 process, as its batch is of 1 image"),
+        ([], 2, training("student", 1), "in 1 process, as its smallest step has 1 image"),
         ([], 2, alone("probe.a.b"), ""),
         ([], "auto", training("student"), ""),
     ],
@@ -80,7 +107,7 @@ def test_devices_processes_are_one_for_what_one_process_does() -> None:
 def test_devices_describe_says_how_many_gpus_a_step_gets_and_why(
     gpus: list[str], wanted: int | str, step: Step, words: str
 ) -> None:
-    assert devices(gpus, training_processes=wanted).describe(step) == words
+    assert devices(gpus, training_processes=wanted).describe(step, POOL) == words
 
 
 @pytest.mark.parametrize(
@@ -95,7 +122,7 @@ def test_devices_concurrency_is_a_step_for_each_gpu(
 
 def lent(pool: DevicePool, *steps: Step) -> list[str | None]:
     """Lend each step its GPUs, and return which ones; None for a step that has to wait."""
-    return [pool.environ(step.name)[VISIBLE_GPUS] if pool.lend(step) else None for step in steps]
+    return [pool.environ(step.name)[VISIBLE_GPUS] if pool.lend(step, POOL) else None for step in steps]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +158,7 @@ def test_device_pool_lends_all_gpus_to_a_training_once_they_are_free() -> None:
 
 def test_device_pool_without_gpus_refuses_nothing() -> None:
     pool = DevicePool(devices([]))
-    assert pool.lend(alone("probe.a.b"))
+    assert pool.lend(alone("probe.a.b"), {})
     assert pool.environ("probe.a.b") == {}
 
 
@@ -152,4 +179,4 @@ def test_devices_processes_at_once_are_all_of_a_step_that_none_runs_beside(
     gpus: list[str], settings: dict[str, Any], step: Step, others: int, processes: int
 ) -> None:
     beside = [alone(f"probe.{number}.set") for number in range(others)]
-    assert devices(gpus, **settings).processes_at_once(step, beside) == processes
+    assert devices(gpus, **settings).processes_at_once(step, POOL, beside) == processes

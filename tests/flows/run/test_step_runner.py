@@ -121,7 +121,7 @@ def test_subprocess_stops_the_run_when_the_preflight_refuses(waiting: tuple[Subp
 class TwoAtOnce:
     """Admits two steps at once."""
 
-    def admit(self, planned: Planned, running: int) -> bool:
+    def admit(self, planned: Planned, artifacts: Mapping[str, Artifact], running: int) -> bool:
         return running < 2
 
     def dismiss(self, name: str) -> None:

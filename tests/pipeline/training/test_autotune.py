@@ -7,15 +7,19 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from torch import nn
 
+from pipeline.recipe.runtime import Precision
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
 from pipeline.training.autotune import ComputeConfig, autotune, half_format, timed_images
 from pipeline.training.device import single_threaded
+from pipeline.training.process_group import ProcessGroup
 
 Way = tuple[str, bool]
 """(precision, channels_last)."""
@@ -89,9 +93,8 @@ def test_autotune_ignores_the_first_call_and_one_straggler(auto: Runtime) -> Non
     assert autotune(auto, "model", nn.Linear(2, 2), call).precision == "bf16"
 
 
-@pytest.mark.parametrize(("held", "chosen"), [(["bf16"], "bf16"), (["32", "bf16"], "32"), ([], "bf16 channels_last")])
+@pytest.mark.parametrize(("held", "chosen"), [(["bf16"], "bf16"), (["32", "bf16"], "32")])
 def test_autotune_does_not_choose_what_runs_out_of_memory(auto: Runtime, held: list[str], chosen: str) -> None:
-    """Where none fits, the one that needs least."""
     work = TimedWork()
 
     def call(model: nn.Module, compute: ComputeConfig) -> None:
@@ -108,6 +111,23 @@ def test_autotune_does_not_choose_what_runs_out_of_memory(auto: Runtime, held: l
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize(
+    ("precision", "half", "chosen"), [("auto", "bf16", "bf16"), ("auto", "fp16", "fp16"), ("32", "fp16", "32")]
+)
+def test_autotune_takes_16_bits_of_the_device_if_memory_suffices_for_nothing(
+    auto: Runtime, monkeypatch: pytest.MonkeyPatch, precision: Precision, half: str, chosen: str
+) -> None:
+    """float16 on GPUs without bfloat16 alone, torch's own layout, and nothing is kept: memory may suffice soon."""
+    monkeypatch.setattr("pipeline.training.autotune.half_format", lambda device: half)
+
+    def call(model: nn.Module, compute: ComputeConfig) -> None:
+        raise torch.OutOfMemoryError("no more")
+
+    runtime = dataclasses.replace(auto, precision=precision)
+    assert autotune(runtime, "model", nn.Linear(2, 2), call) == ComputeConfig("cpu", chosen, False, {})  # type: ignore[arg-type]
+    assert not (Path(auto.root.path) / "machine").exists()
+
+
 def test_autotune_measures_nothing_if_it_is_to_be_deterministic(auto: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     work, runtime = TimedWork(), dataclasses.replace(auto, deterministic=True)
@@ -120,6 +140,20 @@ def test_autotune_measures_nothing_if_it_is_to_be_deterministic(auto: Runtime, m
     assert not (Path(auto.root.path) / "machine").exists()
     assert autotune(dataclasses.replace(runtime, precision="bf16"), "m", nn.Linear(2, 2), work).precision == "bf16"
     torch.use_deterministic_algorithms(False)
+
+
+def test_autotune_sets_arithmetic_once_in_each_process_and_measures_in_the_first(
+    auto: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    told = list[bool]()
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode, warn_only: told.append(mode))
+    runtime, found = dataclasses.replace(auto, deterministic=True), ComputeConfig("cpu", "bf16", True, {})
+    for is_first in (True, False):
+        group = SimpleNamespace(broadcast_result=lambda make, is_first=is_first: make() if is_first else found)
+        choice = autotune(runtime, "model", nn.Linear(2, 2), TimedWork(), cast(ProcessGroup, group))
+        assert choice == (ComputeConfig("cpu", "32", False, {}) if is_first else found)
+    assert told == [True, True]
 
 
 def test_autotune_measures_once_per_root_and_keeps_its_choice(auto: Runtime, tmp_path: Path) -> None:

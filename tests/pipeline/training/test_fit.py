@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +22,7 @@ from pipeline.storage import root
 from pipeline.training.autotune import ComputeConfig
 from pipeline.training.fit import FitResult
 from pipeline.training.objective import Objective
+from pipeline.training.state import TrainingFiles
 from tests.pipeline.training.tiny_jobs import (
     LOG,
     QUIET,
@@ -30,6 +31,7 @@ from tests.pipeline.training.tiny_jobs import (
     Batch,
     ConvNet,
     Linears,
+    LocalPart,
     NumberedStream,
     RootMeanSquare,
     assert_same,
@@ -311,6 +313,28 @@ def test_fit_resumes_from_a_state_without_seconds(tmp_path: Path, clock: Clock) 
     save_state(tmp_path / STATE, state)
     fitted = clock.attempt(tmp_path)
     assert (fitted.seconds, fitted.earlier) == (40, 0)
+
+
+class StuckStream(NumberedStream):
+    """Fails when it is closed."""
+
+    def batches(self, start: int) -> Generator[LocalPart]:
+        try:
+            yield from super().batches(start)
+        finally:
+            raise OSError("stuck")
+
+
+@pytest.mark.parametrize("case", ["stream", "state"])
+def test_fit_closes_its_files_whatever_else_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    closed = list[str]()
+    monkeypatch.setattr(TrainingFiles, "close", lambda files: closed.append(files.name))
+    if case == "state":
+        (tmp_path / STATE).parent.mkdir()
+        (tmp_path / STATE).write_bytes(b"{}")
+    with pytest.raises((OSError, DataError), match=r"stuck|Delete it to start"):
+        train(tmp_path, Linears(), stream=StuckStream())
+    assert closed == ["teacher.t"]
 
 
 @pytest.mark.parametrize("end", ["{", '"loss"', '"losses": {', '"half": ', "}", '"waited_s"', "}\n"])

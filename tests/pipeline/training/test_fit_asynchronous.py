@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.errors import DataError, Stopped
 from pipeline.models.checkpoint import load_state
 from pipeline.recipe.base import ValidateConfig
-from pipeline.training import feed
+from pipeline.training import device_prefetch
 from pipeline.training.taken_step import TOTAL, PassResult, TakenStep
 from pipeline.training.validation import Validation
 from tests.pipeline.training.tiny_jobs import (
@@ -40,7 +40,7 @@ from tests.pipeline.training.tiny_jobs import (
 @pytest.fixture
 def asynchronous(monkeypatch: pytest.MonkeyPatch) -> None:
     """Treat the CPU as a device that computes while the host goes on."""
-    monkeypatch.setattr(feed, "ASYNCHRONOUS", ("cuda", "cpu"))
+    monkeypatch.setattr(device_prefetch, "ASYNCHRONOUS", ("cuda", "cpu"))
 
 
 def validation(every: int) -> Validation:
@@ -60,7 +60,7 @@ def test_fit_trains_alike_on_an_asynchronous_device(
 ) -> None:
     given = {**fields, "validation": validation(fields["validation"]) if "validation" in fields else None}
     at_once = train(tmp_path / "at once", ConvNet(), **given)
-    monkeypatch.setattr(feed, "ASYNCHRONOUS", ("cpu",))
+    monkeypatch.setattr(device_prefetch, "ASYNCHRONOUS", ("cpu",))
     assert_same(train(tmp_path / "later", ConvNet(), **given), at_once)
     assert log(tmp_path / "later") == log(tmp_path / "at once")
 
@@ -120,7 +120,7 @@ def test_fit_names_the_step_of_a_non_finite_value_that_it_reads_later(
 
 
 @pytest.mark.usefixtures("asynchronous")
-def test_feed_prepares_the_next_batch_on_a_thread_and_ends_it(tmp_path: Path) -> None:
+def test_prefetch_to_device_splits_the_next_batch_on_a_thread_and_ends_it(tmp_path: Path) -> None:
     threads: set[str] = set()
 
     class Watched(NumberedStream):
@@ -155,7 +155,7 @@ def test_fit_splits_a_batch_again_that_was_prepared_before_memory_ran_out(
     assert log(tmp_path / "tight") == log(tmp_path / "halves")
 
 
-def test_fit_hands_on_what_the_feed_can_not_read(tmp_path: Path, asynchronous: None) -> None:
+def test_fit_hands_on_what_can_not_be_read_ahead(tmp_path: Path, asynchronous: None) -> None:
     def unreadable(number: int) -> Batch:
         if number == 3:
             raise DataError("s0.tar: cut short")

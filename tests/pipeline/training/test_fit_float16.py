@@ -63,11 +63,12 @@ def test_fit_in_float16_takes_nearly_the_steps_of_float32(tmp_path: Path, optimi
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
-def test_fit_in_float16_leaves_out_steps_until_their_gradient_is_finite(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
+def test_fit_in_float16_leaves_out_steps_until_their_gradient_is_finite(tmp_path: Path, optimizer: str) -> None:
     before = vector(Loud())
-    train(tmp_path / "one", loud := Loud(), compute=FP16, steps=1)
+    train(tmp_path / "one", loud := Loud(), compute=FP16, steps=1, optimizer=optimizer)
     assert torch.equal(vector(loud), before), "the first step overflows"
-    train(tmp_path / "many", loud := Loud(), compute=FP16, steps=20)
+    train(tmp_path / "many", loud := Loud(), compute=FP16, steps=20, optimizer=optimizer)
     assert bool(vector(loud).isfinite().all())
     assert not torch.equal(vector(loud), before)
 
@@ -80,12 +81,12 @@ def test_fit_in_float16_ends_if_no_scale_makes_the_gradient_finite(tmp_path: Pat
     assert len(log(tmp_path)) == fit.MOST_LEFT_OUT
 
 
-@pytest.mark.parametrize("after", [1, 4])
-def test_fit_in_float16_resumes_with_its_scale(tmp_path: Path, after: int) -> None:
-    whole = train(tmp_path / "whole", ConvNet(), compute=FP16)
+@pytest.mark.parametrize(("after", "optimizer"), [(1, "adamw"), (4, "adamw"), (4, "sgd")])
+def test_fit_in_float16_resumes_with_its_scale(tmp_path: Path, after: int, optimizer: str) -> None:
+    whole = train(tmp_path / "whole", ConvNet(), compute=FP16, optimizer=optimizer)
     with pytest.raises(Stopped):
-        train(tmp_path / "parts", ConvNet(), stopping(after), compute=FP16)
+        train(tmp_path / "parts", ConvNet(), stopping(after), compute=FP16, optimizer=optimizer)
     assert math.log2(load_state(tmp_path / "parts" / STATE)["scaler"]["scale"]) <= 16
-    assert_same(train(tmp_path / "parts", ConvNet(5), compute=FP16), whole)
+    assert_same(train(tmp_path / "parts", ConvNet(5), compute=FP16, optimizer=optimizer), whole)
     assert log(tmp_path / "parts") == log(tmp_path / "whole")
     assert len(log(tmp_path / "whole")) == STEPS

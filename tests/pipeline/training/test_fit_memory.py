@@ -179,12 +179,12 @@ def test_microbatch_runner_saves_its_limit_when_passes_are_synchronized(tmp_path
     runtime = cast(Runtime, SimpleNamespace(root=SimpleNamespace(upload=kept.append)))
     runner = MicrobatchRunner(job, CPU_32, cast(ProcessGroup, SimpleNamespace(world_size=2, rank=1)), runtime)
     local = next(NumberedStream(batch=4).batches(0))
-    amounts = runner.load(runner.prepare(local, 4), 4)
+    amounts = runner.take_batch(runner.split(local, 4), 4)
     with pytest.raises(OutOfMemory, match=r"teacher\.t ran out .* step 8\. .* at most 2 images in a pass"):
         runner.run(amounts, step=7, limit=4)
     assert [path.name for path in kept] == [LIMIT_FILE], "the next attempt may be on another machine"
     limit = runner.saved_limit()
-    runner.load(runner.prepare(local, 4), limit)
+    runner.take_batch(runner.split(local, 4), limit)
     assert runner.run(amounts, step=7, limit=limit)[1].limit == 2
     assert train_with_result(tmp_path, Small(8), batch=8).limits == [MicrobatchLimit(1, 4, 2)]
 

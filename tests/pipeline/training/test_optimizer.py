@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
+from torch.nn import functional
 
 from pipeline.recipe.base import FitConfig
 from pipeline.training.optimizer import build_optimizer, lr_factor, parameter_groups, set_weight_decay, weight_decay
@@ -127,3 +128,42 @@ def test_set_weight_decay_moves_what_decays_in_a_cosine(decay: Literal["matrices
 
 def test_build_optimizer_sets_beta2_of_adamw() -> None:
     assert build_optimizer(nn.Linear(2, 2), FitConfig(beta2=0.95)).param_groups[0]["betas"] == (0.9, 0.95)
+
+
+@pytest.mark.parametrize(("optimizer", "waits"), [("adamw", False), ("sgd", False), ("lars", True)])
+def test_build_optimizer_for_scaled_losses_waits_for_no_device(
+    monkeypatch: pytest.MonkeyPatch, optimizer: Literal["adamw", "sgd", "lars"], waits: bool
+) -> None:
+    """The scaler reads whether a gradient is finite for those that can't take the answer on the device."""
+    read: list[object] = []
+    monkeypatch.setattr(torch.amp.GradScaler, "_maybe_opt_step", lambda *given, **_: read.append(given))
+    module, scaler = nn.Linear(3, 2), torch.amp.GradScaler("cpu")
+    built = build_optimizer(module, FitConfig(optimizer=optimizer), scaled=True)
+    scaler.scale(module(torch.ones(1, 3)).sum()).backward()
+    scaler.step(built)
+    assert bool(read) == waits
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_build_optimizer_for_scaled_losses_takes_the_steps_of_sgd_but_those_left_out(momentum: float) -> None:
+    """Also if the first one is left out, or a parameter has no gradient at first: the fused one alone fails there."""
+    config = FitConfig(optimizer="sgd", lr=0.1, momentum=momentum, weight_decay=0.01)
+    plain, scaled = nn.Linear(64, 64), nn.Linear(64, 64)
+    scaled.load_state_dict(plain.state_dict())
+    sgd, fused = build_optimizer(plain, config), build_optimizer(scaled, config, scaled=True)
+    scaler = torch.amp.GradScaler("cpu")
+    for step in range(6):
+        images, bias = torch.randn(4, 64, generator=torch.Generator().manual_seed(step)), step > 2
+        left_out = step in (0, 4)
+        for module, optimizer in ((plain, sgd), (scaled, fused)):
+            loss = functional.linear(images, module.weight, module.bias if bias else None).square().mean()
+            if optimizer is fused:
+                scaler.scale(loss * (torch.inf if left_out else 1)).backward()
+                scaler.step(fused)
+                scaler.update()
+            elif not left_out:
+                loss.backward()
+                sgd.step()
+            optimizer.zero_grad()
+    for one, other in zip(plain.parameters(), scaled.parameters(), strict=True):
+        torch.testing.assert_close(other, one)

@@ -26,7 +26,7 @@ from pipeline.training.objective import TrainingJob
 from selfsup.components.method import Policy, ViewKind, Views
 from selfsup.deepclusterv2 import DeepCluster
 from selfsup.stages import step, stream, training
-from selfsup.stages.budget import Budget
+from selfsup.stages.budget import Budget, fewest_images
 from selfsup.stages.collapse import effective_rank, is_collapsed, spread
 from selfsup.stages.initial import image_statistics
 from selfsup.stages.objective import StageObjective
@@ -149,6 +149,33 @@ def test_run_stage_counts_no_steps_that_it_did_not_take(sandbox: StageSandbox, m
     assert artifact_cost(made).images == 2 * 6 + 4
 
 
+@pytest.mark.parametrize(
+    ("settings", "unlabelled"),
+    [
+        ({"batch": 4}, 4),
+        ({"batch": 64, "share": 0.5}, 64),
+        ({"batch": 4, "data": ["kinds"], "labels": TWO}, 2),
+        ({"batch": 64, "data": ["kinds"], "labels": TWO}, 62),
+    ],
+)
+def test_fewest_images_are_those_that_the_smallest_step_shares_out(
+    sandbox: StageSandbox, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], unlabelled: int
+) -> None:
+    jobs: list[training.StageJob] = []
+
+    def train(job: training.StageJob, *_: Any) -> dict[str, int]:
+        jobs.append(job)
+        return {"steps": 1}
+
+    monkeypatch.setattr(step, "train", train)
+    sandbox.run(**settings)
+    [job], stage = jobs, {**SMALL, **settings}
+    expected = min(unlabelled, len(sandbox.images(**settings)))
+    config = step.stage_config(stage).model_dump(mode="json")
+    assert fewest_images({"stage": config}, sandbox.inputs(stage).artifacts) == expected
+    assert job.stream.budget.fewest_images(len(job.stream.dataset)) == expected
+
+
 def test_single_pass_has_every_image_once_and_no_batch_of_one(sandbox: StageSandbox) -> None:
     """A batch norm needs more than one."""
     images = sandbox.images(data=["kinds"])
@@ -157,6 +184,16 @@ def test_single_pass_has_every_image_once_and_no_batch_of_one(sandbox: StageSand
         batches = [batch.keys for batch in views.single_pass(size, 1)]
         assert [key for keys in batches for key in keys] == [images.read(index)[0] for index in range(len(images))]
         assert all(min(size, len(images)) <= len(keys) < 2 * size for keys in batches)
+
+
+@pytest.mark.parametrize("count", [3, 20])
+def test_sample_has_as_many_images_as_a_pass(sandbox: StageSandbox, count: int) -> None:
+    """However many the set has: more would take longer than a pass does."""
+    images = sandbox.images(data=["kinds"])
+    views = stream.ViewStream(images, [ViewKind(32, Policy())], Budget(2, 8), None, SEED).sample(count)
+    assert views.keys == [images.read(number % len(images))[0] for number in range(count)]
+    assert [len(each) for each in views.unlabelled] == [count]
+    assert views.step == 1, "at step 0 features are measured"
 
 
 def test_run_stage_counts_images_and_views_seen(sandbox: StageSandbox, monkeypatch: pytest.MonkeyPatch) -> None:

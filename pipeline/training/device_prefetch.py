@@ -1,4 +1,4 @@
-"""Feed a device: split and collate each batch, and copy it to the device, while the device computes the one before."""
+"""Prefetch to a device: split, collate and copy each batch there while the device computes the one before."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AHEAD = 2
 """Batches on an asynchronous device: the one it computes, and the next."""
 
 
-class FedBatch(NamedTuple):
+class SplitBatch(NamedTuple):
     """A local batch that was split into microbatches."""
 
     local: LocalBatch
@@ -28,26 +28,28 @@ class FedBatch(NamedTuple):
     """Of each microbatch, counted on the host: `Objective.amounts`."""
 
 
-def feed(batches: Iterator[LocalBatch], prepare: Callable[[LocalBatch], FedBatch], device: str) -> Generator[FedBatch]:
-    """Yield each batch as `prepare` makes it, with its microbatches on the device.
+def prefetch_to_device(
+    batches: Iterator[LocalBatch], split: Callable[[LocalBatch], SplitBatch], device: str
+) -> Generator[SplitBatch]:
+    """Yield each batch as `split` makes it, with its microbatches on the device.
 
     For an asynchronous device one thread does that a batch ahead. Where the device's memory does not hold the next
     batch yet, its microbatches stay on the host. Close it before `batches`.
     """
     if device not in ASYNCHRONOUS:
-        yield from map(prepare, batches)
+        yield from map(split, batches)
         return
     copier = DeviceCopier() if device == "cuda" else None
 
-    def take(_: int) -> tuple[FedBatch, torch.cuda.Event | None]:
-        fed = prepare(next(batches))
+    def take(_: int) -> tuple[SplitBatch, torch.cuda.Event | None]:
+        batch = split(next(batches))
         if not copier:
-            return fed, None
-        microbatches, copied = copier.copy(fed.microbatches)
-        return fed._replace(microbatches=microbatches), copied
+            return batch, None
+        microbatches, copied = copier.copy(batch.microbatches)
+        return batch._replace(microbatches=microbatches), copied
 
     with contextlib.closing(prefetch(take, itertools.count(), threads=1, most=AHEAD)) as taken:
-        for fed, copied in taken:
+        for batch, copied in taken:
             if copier and copied:
-                copier.receive(fed.microbatches, copied)
-            yield fed
+                copier.receive(batch.microbatches, copied)
+            yield batch
