@@ -169,7 +169,8 @@ def _find_model_problem(section: BaseConfig, settings: RuntimeConfig) -> str | N
         check_models(section)
         with explain_shortage("a training step", "."):
             device = find_device(settings.device)
-            try_models(section, device, find_devices(settings, device).training_processes)
+            processes = find_devices(settings, device).training_processes
+            try_models(section, device, processes, settings.gradient_checkpointing)
     except MustError as error:
         return str(error)
     return None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from evaluation.report.formatting import duration
+from pipeline.models.gradient_checkpointing import checkpoint_blocks
 from pipeline.models.readout import read, readout_info
 from pipeline.models.timm_models import create_timm_model
 from pipeline.recipe.base import FitConfig, NamedBackbone
@@ -59,7 +60,8 @@ def estimate(recipe: Recipe, images: Mapping[str, int], device: str) -> Iterator
     """
     trainings = list(_trainings(recipe, images))
     budget = BUDGET_S / max(1, len({backbone for _, _, backbone, _ in trainings}))
-    measure = functools.cache(lambda name, size: measure_step(name, size, device, budget))
+    checkpointed = recipe.runtime.gradient_checkpointing
+    measure = functools.cache(lambda name, size: measure_step(name, size, device, budget, checkpointed))
     total, largest = 0.0, 0.0
     for place, config, backbone, count in trainings:
         cost = measure(backbone.name, backbone.image_size)
@@ -94,9 +96,14 @@ def _trainings(recipe: Recipe, images: Mapping[str, int]) -> Iterator[tuple[str,
         yield f"stages.{stage.name}", stage, stage.named_backbones()[0], count
 
 
-def measure_step(name: str, image_size: int, device: str, budget: float) -> StepCost:
-    """Measure training steps of a timm model on images of a side, for up to `budget` seconds."""
+def measure_step(name: str, image_size: int, device: str, budget: float, checkpointed: bool = False) -> StepCost:
+    """Measure training steps of a timm model on images of a side, for up to `budget` seconds.
+
+    With `checkpointed`, they are those of gradient checkpointing; what its largest block keeps is not counted.
+    """
     model: Any = create_timm_model(name, image_size).to(device).train()
+    if checkpointed:
+        checkpoint_blocks(model, name)
     indices = readout_info(name, image_size).indices
     images = torch.rand(IMAGES, 3, image_size, image_size, device=device)
 

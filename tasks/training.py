@@ -148,6 +148,8 @@ def train_network(
             "labelled images to the split 'train' of its set, or hold out fewer."
         )
     with ProcessGroup(find_device(runtime.device)) as group:
+        if runtime.gradient_checkpointing:
+            network.backbone.checkpoint_blocks()
         loader = _loader(network, dataset, plan, runtime)
         model_id = [network.config.architecture(), "train heads" if network.backbone.frozen else "train"]
         plain = SupervisedObjective(network, combine, torch.contiguous_format)

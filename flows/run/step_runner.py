@@ -228,7 +228,7 @@ def preflight(settings: RuntimeConfig, models: Models, trained: Set[str], runtim
         with error_context(place):
             check_models(section)
             if place in trained:
-                try_models(section, device, devices.training_processes)
+                try_models(section, device, devices.training_processes, settings.gradient_checkpointing)
     return devices
 
 
@@ -253,16 +253,17 @@ def check_models(section: BaseConfig) -> None:
     section.check()
 
 
-def try_models(section: BaseConfig, device: str, processes: int) -> None:
+def try_models(section: BaseConfig, device: str, processes: int, checkpointed: bool) -> None:
     """Raise ConfigError if a backbone that a section names fails in a forward and a backward pass on the device.
 
-    Some models fail only in training, which would come to light hours later.
+    Some models fail only in training, or with gradient checkpointing, which would come to light hours later.
     """
     from pipeline.models.readout import try_training_step  # noqa: PLC0415 - a plan does without torch
 
     for backbone in section.named_backbones():
         images = max(1, backbone.images // processes)  # of one process
-        try_training_step(backbone.name, backbone.image_size, min(images, 2), device)
+        is_checkpointed = checkpointed and not backbone.frozen
+        try_training_step(backbone.name, backbone.image_size, min(images, 2), device, is_checkpointed)
 
 
 def in_order(run: Run) -> dict[str, Artifact]:

@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from pipeline.models.gradient_checkpointing import checkpoint_blocks
 from pipeline.models.readout import Readout, read, readout_info
 from pipeline.models.timm_models import Statistics, create_timm_classifier, create_timm_model
 
@@ -64,6 +65,14 @@ class Backbone(nn.Module):
         self.model.requires_grad_(False)
         for norm in self.norm_layers():
             norm.requires_grad_(True)
+
+    def checkpoint_blocks(self) -> None:
+        """Compute the blocks again in backward passes, to save memory; see `pipeline.models.gradient_checkpointing`.
+
+        Does nothing to a frozen backbone. Raises ConfigError if timm does not tell the blocks of the model.
+        """
+        if not self.frozen:
+            checkpoint_blocks(self.model, self.name)
 
     def freeze(self) -> None:
         """Keep its weights and running statistics as they are, whatever is trained around it."""

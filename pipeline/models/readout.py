@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.errors import ConfigError, first_line
+from pipeline.models.gradient_checkpointing import checkpoint_blocks
 from pipeline.models.timm_models import create_timm_model
 from pipeline.storage.shortage import shortage_of
 
@@ -122,10 +123,15 @@ def readout_info(name: str, image_size: int) -> ReadoutInfo:
 
 
 @functools.cache
-def try_training_step(name: str, image_size: int, count: int, device: str) -> None:
-    """Raise ConfigError if a timm model can't be trained: a forward and a backward pass on `count` images fails."""
+def try_training_step(name: str, image_size: int, count: int, device: str, checkpointed: bool = False) -> None:
+    """Raise ConfigError if a timm model can't be trained: a forward and a backward pass on `count` images fails.
+
+    With `checkpointed`, it is trained with gradient checkpointing.
+    """
     indices = readout_info(name, image_size).indices
     model: Any = create_timm_model(name, image_size).to(device).train()
+    if checkpointed:
+        checkpoint_blocks(model, name)
     try:
         vector, maps = read(model, torch.rand(count, 3, image_size, image_size, device=device), indices)
         torch.stack([tensor.sum() for tensor in (vector, *maps)]).sum().backward()

@@ -30,6 +30,9 @@ class RuntimeConfig(BaseConfig):
     deterministic: bool = False
     """Measures nothing: `auto` precision is 32, and memory is laid out in one way, so that two runs on equal machines
     give the same numbers to the last digit. On a GPU it also takes torch's deterministic algorithms. Slower."""
+    gradient_checkpointing: bool = False
+    """Trainings keep only the inputs of a backbone's blocks for the backward pass, and compute the blocks again there:
+    less memory for the time of one more forward pass. The result is the same."""
     runner: Literal["inline", "threads", "process", "ray", "dask"] = "threads"
     """`threads` runs the steps as a Prefect flow, each in its own process. `process`, `ray` and `dask` do so too, and
     label in many processes at once. `inline` runs the steps one after the other in this process, without Prefect."""

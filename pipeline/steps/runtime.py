@@ -15,7 +15,14 @@ from pipeline.steps import ranks
 from pipeline.storage.root import Root
 
 Progress = Callable[[str, float, str], None]
-SHARED_SETTINGS = ("device", "precision", "checkpoint_s", "deterministic", "shard_optimizer")
+SHARED_SETTINGS = (
+    "device",
+    "precision",
+    "checkpoint_s",
+    "deterministic",
+    "gradient_checkpointing",
+    "shard_optimizer",
+)
 """Settings of the recipe that every process of a run has in common."""
 
 
@@ -75,6 +82,8 @@ class Runtime:
     """Seconds between saved training states."""
     deterministic: bool = False
     """True to choose nothing by measuring it, as two measurements may come out differently."""
+    gradient_checkpointing: bool = False
+    """True to compute a backbone's blocks again in the backward pass instead of keeping what they compute."""
     shard_optimizer: bool = False
     """True if each of the processes that train together keeps a part of the optimiser's state alone."""
 

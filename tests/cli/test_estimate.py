@@ -22,6 +22,11 @@ def test_measure_step_counts_what_is_kept_for_the_backward_pass() -> None:
     assert 3.5 < large.activations / small.activations < 4.5
 
 
+def test_measure_step_counts_less_with_gradient_checkpointing() -> None:
+    plain, other = (measure_step("test_vit", 64, "cpu", 0.0, checkpointed) for checkpointed in (False, True))
+    assert other.activations < plain.activations / 2
+
+
 def test_step_cost_memory_has_a_part_for_weights_and_one_for_images() -> None:
     cost = StepCost(seconds=0.1, forward_seconds=0.02, activations=10, parameters=100)
     assert (cost.memory(0, frozen=False), cost.memory(5, frozen=False)) == (1600, 1665)

@@ -90,7 +90,7 @@ def test_preflight_tries_the_backbones_of_what_is_still_to_be_made(
     runtime = Runtime(Root.of(tmp_path), "cpu", "32", 1)
     preflight(recipe.runtime, {"teachers.masks": models["teachers.masks"]}, todo, runtime)
     preflight(recipe.runtime, models, {"student"}, runtime)
-    assert tried == [("test_resnet", 64, 2, "cpu"), ("test_resnet", 32, 2, "cpu")]
+    assert tried == [("test_resnet", 64, 2, "cpu", False), ("test_resnet", 32, 2, "cpu", False)]
 
 
 @pytest.mark.parametrize("place", RECIPES)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from pipeline.data.augment import PAD_COLOR
 from pipeline.data.dataset import DatasetShard, ImageDataset
 from pipeline.data.decode import decode_image
 from pipeline.data.loader import Batch
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, Stopped
 from pipeline.recipe.augment import AugmentConfig
 from pipeline.recipe.base import FitConfig
 from pipeline.steps.runtime import Runtime
@@ -73,6 +75,29 @@ def test_train_network_depends_on_the_seed(
         states.append(network.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["heads.kind.weight"], states[2]["heads.kind.weight"])
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+def test_train_network_learns_the_same_with_gradient_checkpointing(
+    backbone: str, dataset: ImageDataset, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime
+) -> None:
+    """In microbatches, with a moving average, and resumed in between without it."""
+    states = []
+    for parts in ([False], [True], [True, False]):
+        out = tmp_path / "".join(str(part) for part in parts)
+        for number, is_on in enumerate(parts, start=1):
+            network = make_network({"kind": KINDS, "depth": LabelSpace("depth")}, backbone=backbone)
+            stop = threading.Event()
+            own = dataclasses.replace(runtime, gradient_checkpointing=is_on, stop=stop, checkpoint_s=0)
+            if number < len(parts):
+                own = dataclasses.replace(own, progress=lambda *_, stop=stop: stop.set())
+            with contextlib.suppress(Stopped):
+                train_network(network, WeightedSum({"kind": 1.0}), dataset, plan(out, 3, accumulate=2, ema=0.9), own)
+        assert len((out / "log/train.jsonl").read_text("utf-8").splitlines()) == 3
+        states.append(network.state_dict())
+    for state in states[1:]:
+        assert list(state) == list(states[0])
+        assert all(torch.equal(states[0][name], tensor) for name, tensor in state.items())
 
 
 def test_training_result_counts_out_of_memory(

@@ -70,6 +70,26 @@ def test_run_stage_keeps_initial_backbone_and_makes_fresh_heads(
     torch.testing.assert_close(seen[0]["queue"].norm(dim=1), torch.ones(len(seen[0]["queue"])))
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"method": "mocov2", "trainable": "norm"},
+        {"method": "dino", "local_views": 2, "hidden": 32, "outputs": 16},
+        {"method": "mae", "backbone": "test_vit", "width": 32, "depth": 1},
+        {"method": "simclr", "data": ["kinds"], "labels": TWO},
+    ],
+    ids=lambda method: method["method"],
+)
+def test_run_stage_learns_the_same_with_gradient_checkpointing(sandbox: StageSandbox, method: dict[str, Any]) -> None:
+    elsewhere = Root.of(folder_of(sandbox.run(**method)).parents[2] / "elsewhere")
+    runtime = dataclasses.replace(sandbox.runtime, root=elsewhere, gradient_checkpointing=True)
+    plain, other = sandbox.run(**method), dataclasses.replace(sandbox, runtime=runtime).run(**method)
+    assert other.fingerprint == plain.fingerprint
+    assert list(weights(other)) == list(weights(plain))
+    assert all(torch.equal(one, weights(other)[name]) for name, one in weights(plain).items())
+    assert [line["losses"] for line in log(other)] == [line["losses"] for line in log(plain)]
+
+
 def test_run_stage_starts_with_the_features_of_the_initial_backbone(
     sandbox: StageSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
