@@ -125,8 +125,8 @@ class ViewStream:
         return lambda: dataclasses.replace(self._draw(index, self.kinds[:1], seed), label=label)
 
     def _draw(self, index: int, kinds: Sequence[ViewKind], seed: tuple[int, ...]) -> ImageViews:
-        key, data = self.dataset.read(index)
-        return ImageViews(key, draw_views(data, kinds, seeded_generator(*seed)), index)
+        key, views = self.dataset.decode(index, lambda data: draw_views(data, kinds, seeded_generator(*seed)))
+        return ImageViews(key, views, index)
 
     def single_pass(self, size: int, threads: int) -> Generator[Views]:
         """Yield every image once, in batches of `size` or more, none twice as large, which threads prefetch.
