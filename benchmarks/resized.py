@@ -137,7 +137,7 @@ def measure(folder: Path, options: Mapping[str, int]) -> dict[str, Any]:
         "images": len(originals),
         "kb": {name: kilobytes(images) for name, images in sets.items()},
         "rates": medians(take_turns(measures, 3)),
-        "difference": view_difference(*sets.values(), size, min(window, len(originals))),
+        "difference": view_difference(originals, sets["copies"], size, min(window, len(originals))),
     }
 
 
