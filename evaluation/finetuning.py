@@ -19,6 +19,7 @@ from evaluation import corruptions
 from evaluation.label_subsets import Splits, label_requests
 from evaluation.measurement import CLEAN, MEASUREMENTS_FILE, Measurement, max_or_min, measurements
 from evaluation.schedules import SCHEDULES, FinetuneSchedule
+from ingest.resized import read_resized
 from pipeline.data.dataset import ImageDataset
 from pipeline.errors import error_context
 from pipeline.models.backbone import register_statistics
@@ -167,7 +168,7 @@ class _Finetuning:
     def _train(
         self, trial: FinetuneTrial, settings: Mapping[str, Any], datasets: tuple[ImageDataset, ImageDataset], name: str
     ) -> FineTuned:
-        train, val = datasets
+        train, val = read_resized(datasets[0], self.inputs), datasets[1]
         fit, runtime = FitConfig.model_validate(settings), self.runtime
         start = backbone_from_config(self.start, self.inputs, trial.seed)
         blank = self.schedule.blank_head

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.dataset import IngestedSet
+from ingest.resized import read_resized
 from ingest.validation import validation_sets
 from pipeline.data.dataset import ImageDataset
 from pipeline.errors import ConfigError
@@ -29,7 +30,7 @@ def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
     student = StudentConfig.model_validate(config["student"])
     heads = heads_of(student, inputs)
     weighting, weights = build_loss_weighting(student, heads)
-    dataset = student_dataset(student, heads, inputs)
+    dataset = read_resized(student_dataset(student, heads, inputs), inputs)
     network = build_network(student, {name: head.space for name, head in heads.items()}, config["seed"])
     validated = validation_images(config, inputs) if student.validate else {}
     plan = TrainingPlan("student", student, student.augment, config["seed"], out, validated)

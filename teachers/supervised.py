@@ -60,6 +60,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     Raises ConfigError if the set has no labels of the task, DataError if the loss becomes non-finite.
     """
     from ingest.dataset import IngestedSet, teacher_space
+    from ingest.resized import read_resized
     from tasks.network import build_network
     from tasks.prediction import network_predictor
     from tasks.teacher import Teacher, TeacherSchedule
@@ -71,7 +72,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     network = build_network(teacher, {name: space}, config["seed"])
     if teacher.trainable == "heads":
         network.backbone.freeze()
-    images = training_images(name, teacher.task, dataset)
+    images = read_resized(training_images(name, teacher.task, dataset), inputs)
     validated = validation_images(config, dataset) if teacher.validate else {}
     plan = TrainingPlan(f"teacher.{name}", teacher, teacher.augment, config["seed"], out, validated)
     trained = train_network(network, WeightedSum({name: 1.0}), images, plan, inputs.runtime)

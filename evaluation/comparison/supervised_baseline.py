@@ -9,6 +9,7 @@ from typing import Any
 from evaluation.finetuning import build_finetuning_network
 from ingest.dataset import IngestedSet
 from ingest.pool import pool_keys
+from ingest.resized import read_resized
 from ingest.true_labels import true_label_dataset
 from pipeline.models.initial import backbone_from_config, save_backbone
 from pipeline.recipe.augment import AugmentConfig
@@ -33,7 +34,7 @@ def train(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
     heads = {task: task for task in labelled.spaces}
     keys = pool_keys(inputs[config["pool"]], config["share"], seed)
     others = {key for shard in labelled.images("train").shards for key in shard.keys} - keys
-    dataset = true_label_dataset(labelled, "train", heads, others)
+    dataset = read_resized(true_label_dataset(labelled, "train", heads, others), inputs)
     network = build_finetuning_network(start, labelled.spaces, config, blank=False, seed=seed)
     fit = FitConfig.model_validate(config["supervised"])
     plan = TrainingPlan(config["name"], fit, AugmentConfig(), seed, out)

@@ -15,8 +15,9 @@ from flows.plan.evaluation_steps import (
     start_config,
     start_inputs,
 )
+from flows.plan.resized_steps import resized_inputs
 from flows.plan.resolve import ResolvedRecipe, ResolvedTrial
-from flows.plan.stage_steps import STAGE, STAGE_POOL, long_tail_of, stage_config
+from flows.plan.stage_steps import STAGE, STAGE_POOL, long_tail_of, stage_config, stage_copies
 from pipeline.data import sampling
 from pipeline.recipe.base import FitConfig
 from pipeline.recipe.comparison import COMPARE
@@ -50,7 +51,8 @@ def _trial_steps(recipe: Recipe, comparison: str, resolved: ResolvedTrial) -> It
     seed, measured = recipe.seed + trial.seed, resolved.start
     if resolved.stage:
         where = (*section, "methods", trial.method)
-        yield Step(name, METHOD, where, *stage_config(name, resolved.stage, resolved.start.step, seed))
+        method, inputs = stage_config(name, resolved.stage, resolved.start.step, seed)
+        yield Step(name, METHOD, where, method, (*inputs, *stage_copies(recipe, ".".join(where), resolved.stage)))
     elif resolved.supervised:
         yield _supervised_step(recipe, comparison, resolved, resolved.supervised)
     if resolved.stage or resolved.supervised:
@@ -62,7 +64,15 @@ def _trial_steps(recipe: Recipe, comparison: str, resolved: ResolvedTrial) -> It
         yield Step(step, COMPARE_PROBE, section, *probe_config(step, measured, settings))
     if config.finetune:
         step = f"{name}.finetune"
-        yield Step(step, COMPARE_FINETUNE, section, *finetune_config(step, measured, settings))
+        finetuned, inputs = finetune_config(step, measured, settings)
+        inputs += _labelled_copies(recipe, comparison, measured)
+        yield Step(step, COMPARE_FINETUNE, section, finetuned, inputs)
+
+
+def _labelled_copies(recipe: Recipe, comparison: str, start: StartConfig) -> tuple[str, ...]:
+    """Return the step that copies images of the set with labels, for trainings with labels."""
+    measured_on = recipe.compare[comparison].measured_on
+    return resized_inputs(recipe, f"{COMPARE}.{comparison}", [measured_on], start.image_size)
 
 
 def _supervised_step(recipe: Recipe, comparison: str, resolved: ResolvedTrial, schedule: FitConfig) -> Step:
@@ -81,5 +91,6 @@ def _supervised_step(recipe: Recipe, comparison: str, resolved: ResolvedTrial, s
         "seed": recipe.seed + trial.seed,
         **sampling.version(trial.share != 1),
     }
-    inputs = start_inputs(resolved.start, pool, f"data.{config.measured_on}")
+    copies = _labelled_copies(recipe, comparison, resolved.start)
+    inputs = start_inputs(resolved.start, pool, f"data.{config.measured_on}", *copies)
     return Step(name, SUPERVISED, (COMPARE, comparison), settings, inputs)

@@ -9,6 +9,7 @@ from typing import Any
 from evaluation.corruptions import VERSION as CORRUPTIONS
 from evaluation.label_subsets import probe_module, probes_for
 from evaluation.schedules import SCHEDULES
+from flows.plan.resized_steps import resized_inputs
 from flows.plan.resolve import ResolvedRecipe, Spaces
 from pipeline.data import sampling
 from pipeline.errors import ConfigError, require_one_of
@@ -71,7 +72,9 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
             yield Step(step, probing, ("evaluate",), *probe_config(step, start, {**common, "set": name}))
         for name in config.finetune:
             step = f"finetune.{start.name}.{name}"
-            yield Step(step, FINETUNE, ("evaluate",), *finetune_config(step, start, {**common, "set": name}))
+            finetuned, inputs = finetune_config(step, start, {**common, "set": name})
+            copies = resized_inputs(recipe, "evaluate.finetune", [name], start.image_size)
+            yield Step(step, FINETUNE, ("evaluate",), finetuned, (*inputs, *copies))
 
 
 def measurement_settings(config: MeasurementConfig, recipe: Recipe) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from flows.plan.resized_steps import resized_inputs
 from flows.plan.resolve import ResolvedRecipe
 from pipeline.data import sampling
 from pipeline.errors import error_context
@@ -48,7 +49,14 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
         images = {"pool": list(dict.fromkeys(stage.data)), **long_tail_of(stage.long_tail, recipe)}
         yield Step(f"pool.{stage.name}", STAGE_POOL, section, images, resolved.image_steps)
         name, start = f"stage.{stage.name}", starts.get(stage.start or "")
-        yield Step(name, STAGE, section, *stage_config(name, stage, start, recipe.seed))
+        config, inputs = stage_config(name, stage, start, recipe.seed)
+        yield Step(name, STAGE, section, config, (*inputs, *stage_copies(recipe, f"stages.{stage.name}", stage)))
+
+
+def stage_copies(recipe: Recipe, place: str, stage: StageConfig) -> tuple[str, ...]:
+    """Return the steps that copy images for a stage with all filled in. ConfigError as of `resized_inputs`."""
+    assert stage.image_size
+    return resized_inputs(recipe, place, stage.data, stage.image_size)
 
 
 def long_tail_of(share: float | None, recipe: Recipe) -> dict[str, Any]:

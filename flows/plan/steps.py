@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from flows.plan.names import require_known_names
+from flows.plan.resized_steps import check_copies_are_read
 from flows.plan.resolve import ResolvedRecipe, resolve
 from flows.plan.validate import validate
 from pipeline.recipe.plugins import modules
@@ -19,7 +20,7 @@ from pipeline.recipe.recipe import Recipe
 from pipeline.steps.artifact import Step
 from pipeline.stores.rejections import NO_REJECTIONS
 
-ORDER = ("data", "teacher", "label", "student", "stage", "evaluation", "comparison")
+ORDER = ("data", "resized", "teacher", "label", "student", "stage", "evaluation", "comparison")
 """The parts of a recipe, each before those that read what its steps leave; files that are not named here come last."""
 SUFFIX = "_steps"
 
@@ -37,6 +38,7 @@ def plan_recipe(resolved: ResolvedRecipe) -> list[Step]:
     """Return the steps of a resolved recipe. Raises ConfigError if its parts do not fit."""
     validate(resolved)
     steps = [step for module in _planning_modules() for step in importlib.import_module(module).plan_steps(resolved)]
+    check_copies_are_read(steps)
     return sorted(steps, key=lambda step: not step.kind.early)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from flows.plan.data_steps import learned_rejections
 from flows.plan.label_steps import label_step, pooled_steps
+from flows.plan.resized_steps import resized_inputs
 from flows.plan.resolve import ResolvedRecipe
 from flows.plan.teacher_steps import weights_of
 from ingest.rejections import REJECTED_LABELS
@@ -40,7 +41,8 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
     pooled = pooled_steps(recipe)
     truths = tuple(name for name in _true_sets(recipe) if name not in pooled)
     rejected = (REJECTED_LABELS,) if len(learned_rejections(resolved)) else ()
-    inputs = ("pool", "label", *pooled, *truths, *resolved.teacher_steps, *rejected)
+    copies = resized_inputs(recipe, "student", recipe.pool, recipe.student.image_size)
+    inputs = ("pool", "label", *pooled, *truths, *resolved.teacher_steps, *rejected, *copies)
     if recipe.student.validate:
         config["learned"] = {name: [data, task] for name, data, task in _learned(recipe)}
     if recipe.student.labels == "true_only":

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tasks
+from flows.plan.resized_steps import resized_inputs
 from flows.plan.resolve import ResolvedRecipe
 from pipeline.errors import error_context
 from pipeline.models.weights import weights_digest
 from pipeline.recipe.base import FitConfig
-from pipeline.recipe.teacher import TeacherConfig
+from pipeline.recipe.teacher import TeacherConfig, TrainingConfig
 from pipeline.steps.artifact import LabelCheck, Step, StepKind
 from pipeline.stores.labels import LabelSpace
 
@@ -42,6 +43,8 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
         named = (teacher.training_set, more.get("calibrate"), teacher.domain_set)
         sets = dict.fromkeys(each for each in named if each is not None)
         inputs = tuple(f"data.{each}" for each in sets)
+        if isinstance(teacher, TrainingConfig) and teacher.training_set is not None:
+            inputs += resized_inputs(resolved.recipe, f"teachers.{name}", [teacher.training_set], teacher.image_size)
         trains = "teacher.batch" if isinstance(teacher, FitConfig) else ""
         kind = dataclasses.replace(TEACHER, run=f"teachers.{teacher.kind}:make", trains=trains)
         if isinstance(teacher, FitConfig) and teacher.training_set is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,8 @@ SHUFFLE_WINDOW = 64
 """Shards that are shuffled together, and whose labels are in memory; fewer shards are shuffled as a whole."""
 CACHE_SHARE = 1 / (2 * SHUFFLE_WINDOW)
 """Remote shards up to this share of the cache are downloaded whole, so that a window's fill half of it."""
+REMEDY = "If its file has changed since it was made, `must artifacts verify --repair` deletes it."
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +176,15 @@ class ImageDataset:
         images.download(CACHE_SHARE)
         return images.keys[row], images.read(row)
 
+    def decode(self, index: int, decoder: Callable[[bytes], T]) -> tuple[str, T]:
+        """Return (key, `decoder(bytes of the image file)`). A DataError of the decoder names tar and image."""
+        key, data = self.read(index)
+        try:
+            return key, decoder(data)
+        except DataError as error:
+            tar = self.shards[self.locate(index)[0]].images.tar
+            raise DataError(f"{tar}: image {key}: {error}. {REMEDY}") from error
+
     def sample(
         self, index: int, size: int, resize: Resize, augment: AugmentConfig, seed: tuple[int, ...]
     ) -> ImageSample:
@@ -181,10 +193,10 @@ class ImageDataset:
         Labels in pixels are for that size; rasters have a quarter of it.
         """
         params = sample_params(augment, seeded_generator(*seed), relative_square(resize, self.size(index)), size)
-        key, data = self.read(index)
         x0, y0, x1, y1 = params.box
         needed = math.ceil(size / (x1 - x0)), math.ceil(size / (y1 - y0))
-        image = transform_image(decode_image(data, at_least=needed), params, size)
+        key, decoded = self.decode(index, functools.partial(decode_image, at_least=needed))
+        image = transform_image(decoded, params, size)
         label_sources = self.shards[self.locate(index)[0]].label_sources
         values = self.values(index)
         for head, value in values.items():

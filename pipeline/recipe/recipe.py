@@ -42,6 +42,9 @@ class Recipe(BaseConfig):
     """Sets of images by name, labelled or not."""
     shard_images: int = Field(default=500, ge=1)
     """Images per shard, the unit of storage, labelling and retry."""
+    resized: dict[Name, Annotated[int, Field(ge=32)]] = {}
+    """Sets of which trainings read copies that are made once: images whose shorter side has more than so many pixels
+    are reduced to it, as in {garments: 320}. No training that reads the set may have a larger `image_size`."""
     teachers: dict[Name, Annotated[TeacherConfig, KindOf(*CHOSEN["teachers"])]] = Field(min_length=1)
     """Teachers by name."""
     pool: Annotated[list[str], UniqueItems] = Field(min_length=1)
@@ -73,6 +76,7 @@ class Recipe(BaseConfig):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Recipe:
+        _require_known("resized", self.resized, "data", self.data)
         _require_known("pool", self.pool, "data", self.data)
         for name, teacher in self.teachers.items():
             wanted = [] if teacher.training_set is None else [teacher.training_set]

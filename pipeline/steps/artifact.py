@@ -86,9 +86,9 @@ class StepKind:
     `remaining_parts(config, inputs)`, `do_part(config, inputs, part)` and `exclusive(inputs)`, a context in which no
     other run does the same parts. Parts and what `do_part` returns are JSON.
     """
-    incremental_keys: tuple[str, ...] = ()
+    incremental_keys: tuple[str, ...] | None = None
     """Of a step that can reuse the work of an earlier artifact: the keys of its configuration (`files`, `source.path`)
-    in which that artifact may differ."""
+    in which that artifact may differ, as it may in its inputs; () for none."""
     label_check: LabelCheck | None = None
     location_keys: tuple[str, ...] = ()
     """The keys of its configuration (`source.path`) that may name a file or folder of this machine, of whose content
@@ -98,7 +98,7 @@ class StepKind:
     @property
     def reuses_earlier_work(self) -> bool:
         """True if it reuses work of other attempts unless it is forced; others find only their own, in `work`."""
-        return bool(self.parts or self.incremental_keys)
+        return bool(self.parts) or self.incremental_keys is not None
 
 
 @dataclasses.dataclass(frozen=True)

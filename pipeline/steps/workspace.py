@@ -166,9 +166,10 @@ class Workspace:
 
     def previous(self, step: Step, inputs: Inputs) -> Artifact | None:
         """Return the newest artifact, other than its own, that differs in the step's incremental keys alone."""
-        if inputs.force or not step.kind.incremental_keys:
+        keys = step.kind.incremental_keys
+        if inputs.force or keys is None:
             return None
-        own, keys = step.fingerprint(inputs.artifacts), step.kind.incremental_keys
+        own = step.fingerprint(inputs.artifacts)
         wanted = _base(step.kind.name, step.kind.version, step.config, keys)
         for made in self._sealed(step.name):
             base = _base(made.kind, made.manifest["version"], made.manifest["config"], keys)

@@ -5,6 +5,9 @@
 
 `key` is the first 16 hex digits of the sha256 of the image's bytes: it joins images and labels and finds duplicates.
 The index holds the byte range of every image in the tar, so that any image is one seek away.
+
+Resized copies of images (`ingest/resized.py`) are stored alike. Their index says of each image what that of the
+original says, but for suffix, offset and length.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ NAMES = {
 KEY_DIGITS = 16
 LIMITS = {"offset": 1 << 50, "length": 1 << 31}
 """Places in a tar that no image has: an index with larger ones is damaged."""
-REMEDY = "Delete its artifact's folder, and run again: the set is then ingested again."
+REMEDY = "Delete its artifact's folder, and run again: its step then makes it again."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,12 +108,16 @@ class ShardWriter:
 
     def add(self, image: NewImage) -> None:
         """Append an image."""
-        info = tarfile.TarInfo(f"{image.key}.{image.suffix}")
-        info.size = len(image.data)  # mtime, owner and mode stay at fixed values: equal images make equal tars
-        self._tar.addfile(info, io.BytesIO(image.data))
+        size = image.width, image.height
+        self.add_row(ImageRow(image.key, image.sha256, image.suffix, 0, 0, *size, image.source), image.data)
+
+    def add_row(self, row: ImageRow, data: bytes) -> None:
+        """Append an image with these bytes, of which the index is to say what `row` does, but for offset and length."""
+        info = tarfile.TarInfo(f"{row.key}.{row.suffix}")
+        info.size = len(data)  # mtime, owner and mode stay at fixed values: equal images make equal tars
+        self._tar.addfile(info, io.BytesIO(data))
         offset = self._tar.offset - tarfile.BLOCKSIZE * -(-info.size // tarfile.BLOCKSIZE)
-        size = info.size, image.width, image.height
-        self._rows.append(ImageRow(image.key, image.sha256, image.suffix, offset, *size, image.source))
+        self._rows.append(dataclasses.replace(row, offset=offset, length=info.size))
 
     def close(self) -> None:
         """Publish the index and then the tar, so that every tar has its index."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -42,9 +43,8 @@ def image_statistics(images: ImageDataset) -> Statistics:
     """Return mean and standard deviation per channel, for images in [0, 1], of images spread evenly over the set."""
     sums, squares, count = np.zeros(3), np.zeros(3), 0
     for index in range(0, len(images), -(-len(images) // MAX_IMAGES)):
-        _, data = images.read(index)
-        image = decode_image(data, at_least=(SIDE, SIDE)).resize((SIDE, SIDE))
-        pixels = np.asarray(image, np.float64).reshape(-1, 3) / 255
+        _, image = images.decode(index, functools.partial(decode_image, at_least=(SIDE, SIDE)))
+        pixels = np.asarray(image.resize((SIDE, SIDE)), np.float64).reshape(-1, 3) / 255
         sums, squares, count = sums + pixels.sum(0), squares + (pixels**2).sum(0), count + len(pixels)
     mean = sums / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 1e-6))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ingest.pool import pool_keys, pool_shards
+from ingest.resized import read_resized
 from pipeline.data.dataset import DatasetShard, ImageDataset
 from pipeline.errors import ConfigError, error_context
 from pipeline.models.initial import save_backbone
@@ -78,7 +79,7 @@ def load_images(stage: StageConfig, inputs: Inputs, seed: int) -> ImageDataset:
         for number, shard in enumerate(shards):
             rows = [row for row in shard.rows if shard.images.keys[row] in chosen]
             shards[number] = dataclasses.replace(shard, rows=np.array(rows, shard.rows.dtype))
-    images = ImageDataset(shards)
+    images = read_resized(ImageDataset(shards), inputs)
     if len(images) < 2:
         raise ConfigError(f"{len(images)} images to train on in {', '.join(stage.data)}: 2 or more are needed.")
     return images

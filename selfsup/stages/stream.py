@@ -125,8 +125,8 @@ class ViewStream:
         return lambda: dataclasses.replace(self._draw(index, self.kinds[:1], seed), label=label)
 
     def _draw(self, index: int, kinds: Sequence[ViewKind], seed: tuple[int, ...]) -> ImageViews:
-        key, data = self.dataset.read(index)
-        return ImageViews(key, draw_views(data, kinds, seeded_generator(*seed)), index)
+        key, views = self.dataset.decode(index, lambda data: draw_views(data, kinds, seeded_generator(*seed)))
+        return ImageViews(key, views, index)
 
     def _draw_once(self, index: int) -> ImageViews:
         """Draw the views of an image for what is no step."""

@@ -72,7 +72,7 @@ class Bench:
 
     def run(self, function: str, inputs: Mapping[str, Artifact], config: Mapping[str, Any], **more: Any) -> Artifact:
         """Run a step and return its artifact."""
-        name, incremental_keys = str(config["name"]), ("labels", "seeds") if "finetuning" in function else ()
+        name, incremental_keys = str(config["name"]), ("labels", "seeds") if "finetuning" in function else None
         step = make_step(name, function, dict(config), tuple(inputs), incremental_keys=incremental_keys)
         runtime = dataclasses.replace(self.runtime, **more)
         return Workspace(runtime.root).get_or_make(step, Inputs(inputs, runtime))[0]

@@ -43,9 +43,9 @@ def work(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     return {"met": met}
 
 
-@pytest.mark.parametrize(("keys", "met"), [((), ["1"]), (("attempts",), [])])
+@pytest.mark.parametrize(("keys", "met"), [(None, ["1"]), ((), []), (("attempts",), [])])
 def test_subprocess_resumes_a_forced_step_that_was_killed_unless_it_reuses_earlier_work(
-    keys: tuple[str, ...], met: list[str], tmp_path: Path
+    keys: tuple[str, ...] | None, met: list[str], tmp_path: Path
 ) -> None:
     resolved = resolve(parse_recipe(RECIPE, "tiny"))
     recipe, workspace = resolved.recipe, Workspace(Root.of(tmp_path / "root"))

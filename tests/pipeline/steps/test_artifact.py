@@ -355,6 +355,7 @@ def test_incremental_step_gets_its_previous_artifact(any_root: Root, monkeypatch
         {"version": 2},
         {"name": "rewriting"},
         {"incremental_keys": ()},
+        {"incremental_keys": None},
     ],
 )
 def test_incremental_step_ignores_artifacts_of_other_settings(any_root: Root, other: dict[str, Any]) -> None:
