@@ -55,7 +55,8 @@ def checkpoint_blocks(model: nn.Module, name: str) -> None:
             "Take such a backbone, or turn gradient_checkpointing off and set more accumulate."
         )
     for block in blocks:
-        block.__class__ = _checkpointed(type(block))
+        kind: type[nn.Module] = _checkpointed(type(block))
+        block.__class__ = kind
 
 
 @functools.cache

@@ -76,8 +76,8 @@ def build_optimizer(module: nn.Module, config: FitConfig, scaled: bool = False) 
     """
     groups = parameter_groups(module, config)
     if config.optimizer == "sgd":
-        settings = {"lr": config.lr, "momentum": config.momentum, "nesterov": config.nesterov}
-        sgd = torch.optim.SGD(groups, fused=scaled or None, **settings)
+        fused = scaled or None  # None: as torch chooses
+        sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
         if scaled:  # only then: in its last digits it computes otherwise
             sgd.register_step_pre_hook(_add_moments)
         return sgd

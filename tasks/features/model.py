@@ -80,16 +80,17 @@ class FeatureNetwork(nn.Module):
         return vectors
 
 
-class Adaptor(nn.Sequential):
+class Adaptor(nn.Module):
     """Two layers from the backbone's vector to the teacher's, as in AM-RADIO (Ranzinger et al., CVPR 2024)."""
 
     def __init__(self, info: FeatureInfo, outputs: int) -> None:
+        super().__init__()
         width = info.vector_width
-        super().__init__(nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, outputs))
+        self.layers = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, outputs))
 
-    def forward(self, features: Features) -> Tensor:  # type: ignore[override]
-        vectors: Tensor = super().forward(features.vector)
-        return vectors.float()
+    def forward(self, features: Features) -> Tensor:
+        vectors: Tensor = self.layers(features.vector).float()
+        return vectors
 
 
 class Similarity(Metric):
@@ -105,9 +106,9 @@ class Similarity(Metric):
         guess, truth = (value["vector"].astype(np.float64) for value in (predicted, true))
         if truth.any():
             lengths = np.linalg.norm(guess) * np.linalg.norm(truth)
-            self._cosine += guess @ truth / lengths if lengths else 0.0
-            self._error += ((guess - truth) ** 2).sum()
-            self._square += (truth**2).sum()
+            self._cosine += float(guess @ truth / lengths) if lengths else 0.0
+            self._error += float(((guess - truth) ** 2).sum())
+            self._square += float((truth**2).sum())
             self._count += 1
 
     def compute(self) -> dict[str, float]:
@@ -152,7 +153,8 @@ class TaskModel(Task):
 
     def constant_label(self, values: Iterable[Value]) -> Value:
         """Return the mean vector."""
-        return {"vector": np.mean([value["vector"] for value in values], axis=0, dtype=np.float64).astype(np.float32)}
+        vectors = np.stack([value["vector"] for value in values])
+        return {"vector": vectors.mean(axis=0, dtype=np.float64).astype(np.float32)}
 
 
 def spread(components: Tensor) -> Tensor:
