@@ -55,8 +55,7 @@ def checkpoint_blocks(model: nn.Module, name: str) -> None:
             "Take such a backbone, or turn gradient_checkpointing off and set more accumulate."
         )
     for block in blocks:
-        kind: type[nn.Module] = _checkpointed(type(block))
-        block.__class__ = kind
+        block.__class__ = _checkpointed(type(block))  # type: ignore[assignment]  # mypy misses a hash of the class
 
 
 @functools.cache
