@@ -232,7 +232,7 @@ class _Trainer:
             self._read_steps(0 if is_read_at_once else self.most_unread)
             self.seconds = self.earlier + time.monotonic() - started
             is_save_due = time.monotonic() - saved > self.runtime.checkpoint_s
-            wishes = self.group.all_gather((self.runtime.stop.is_set(), is_save_due))
+            wishes = self.group.all_gather([self.runtime.stop.is_set(), is_save_due])
             if any(stop for stop, _ in wishes):
                 self._stop()
             if wishes[0][1]:  # the first process writes, and its clock counts
@@ -298,14 +298,15 @@ class _Trainer:
         amounts = self.group.all_gather_result(lambda: self.microbatches.take_batch(self._next(batches), self.limit))
         passes = list[PassResult]()
 
-        def run() -> StepReport:
+        def run() -> dict[str, Any]:
             own, report = self.microbatches.run(sum_by_key(amounts), self.step, self.limit)
             passes.extend(own)
-            return report
+            return report._asdict()
 
         # synchronised passes can't report an error: the other processes wait inside a pass, and end with this one
         synchronized = self.microbatches.synchronized
-        return passes, self.group.all_gather(run()) if synchronized else self.group.all_gather_result(run)
+        reports = self.group.all_gather(run()) if synchronized else self.group.all_gather_result(run)
+        return passes, [StepReport(**report) for report in reports]
 
     def _next(self, batches: Iterator[SplitBatch]) -> SplitBatch:
         began = time.perf_counter()

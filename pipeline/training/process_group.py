@@ -10,8 +10,8 @@ the last pass, and not by DistributedDataParallel while it runs.
 from __future__ import annotations
 
 import datetime
+import json
 import os
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar, cast
@@ -25,7 +25,7 @@ from pipeline.steps.runtime import usable_cores
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """For one message: the first process may write to a slow storage for as long, while the others wait."""
-LENGTH, SHORT = 8, 2048
+LENGTH, SHORT = 8, 8192
 """Bytes of the length of a message, and of one that goes with its length."""
 T = TypeVar("T")
 
@@ -50,11 +50,11 @@ class ProcessGroup:
             distributed.destroy_process_group()
 
     def all_gather(self, value: T) -> list[T]:
-        """Return the values of all processes, by rank."""
+        """Return the values of all processes, by rank: numbers, texts, None, or lists or mappings of these, as JSON."""
         if self.world_size == 1:
             return [value]
         with lost_peer():
-            return [pickle.loads(data) for data in self._all_gather_bytes(pickle.dumps(value))]
+            return [json.loads(text) for text in self._all_gather_bytes(json.dumps(value).encode())]
 
     def _all_gather_bytes(self, data: bytes) -> list[bytes]:
         """Return the bytes of all processes. Those of a step are few, and go in one message, with their length.
@@ -76,8 +76,14 @@ class ProcessGroup:
         return [each.numpy().tobytes() for each in gathered]
 
     def all_gather_result(self, make: Callable[[], T]) -> list[T]:
-        """Call `make` in every process and return all results, by rank. A MustError in one is raised in all."""
-        return [_result(outcome) for outcome in self.all_gather(_attempt(make))]
+        """Call `make` in every process and return all results, as `all_gather`. A MustError in one is raised in all."""
+        outcome = _attempt(make)
+        found = self.all_gather(None if isinstance(outcome, MustError) else [outcome])
+        outcomes: list[T | MustError] = [each[0] if each else outcome for each in found]
+        if None in found and self.world_size > 1:
+            with lost_peer():
+                distributed.all_gather_object(outcomes, outcome)
+        return [_result(each) for each in outcomes]
 
     def broadcast_result(self, make: Callable[[], T]) -> T:
         """Call `make` in the first process and return its result in all. A MustError is raised in all of them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import json
 from typing import Any
 from unittest import mock
 
@@ -13,7 +13,7 @@ from pipeline.steps import ranks
 from pipeline.training.process_group import SHORT, ProcessGroup
 from tests.processes import Launcher
 
-OVERHEAD = len(pickle.dumps("x" * 300)) - 300
+OVERHEAD = len(json.dumps(""))
 LENGTHS = [(0, 0, 0), (3, 1, 2), (SHORT - OVERHEAD,) * 3, (0, SHORT - OVERHEAD + 1, 0), (9 * SHORT, 0, 5 * SHORT)]
 """Characters of each process's message."""
 
@@ -36,6 +36,18 @@ def test_process_group_all_gather_sends_short_messages_in_one_piece(launcher: La
     expected = [["abc"[rank] * length for rank, length in enumerate(lengths)] for lengths in LENGTHS]
     for found in launcher.call(3, exchange):
         assert found == list(zip(expected, [1, 1, 1, 2, 2], strict=True))
+
+
+def share_numbers() -> list[Any]:
+    with ProcessGroup("cpu") as group:
+        return group.all_gather_result(
+            lambda: {"loss": 0.1 + group.rank / 3, "none": None, "large": [float("inf"), True]}
+        )
+
+
+def test_process_group_all_gather_keeps_every_digit(launcher: Launcher) -> None:
+    expected = [{"loss": 0.1 + rank / 3, "none": None, "large": [float("inf"), True]} for rank in range(2)]
+    assert launcher.call(2, share_numbers) == [expected] * 2
 
 
 def fail_in_second() -> list[str]:
