@@ -7,7 +7,6 @@ into their running statistics twice.
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -55,13 +54,8 @@ def checkpoint_blocks(model: nn.Module, name: str) -> None:
             "Take such a backbone, or turn gradient_checkpointing off and set more accumulate."
         )
     for block in blocks:
-        block.__class__ = _checkpointed(type(block))  # type: ignore[assignment]  # mypy misses a hash of the class
-
-
-@functools.cache
-def _checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
-    """Return the class of blocks of this class that are checkpointed, under the same name; itself if it is one."""
-    return kind if issubclass(kind, CheckpointedBlock) else type(kind.__name__, (CheckpointedBlock, kind), {})
+        if not isinstance(block, CheckpointedBlock):
+            block.__class__ = type(type(block).__name__, (CheckpointedBlock, type(block)), {})
 
 
 def _blocks(model: Any) -> list[nn.Module]:
