@@ -20,15 +20,15 @@ data:
 shard_images: 4
 teachers:
   masks: {kind: supervised, task: segmentation, data: world, backbone: test_resnet, image_size: 32, width: 16,
-    proposals: 8, steps: 30, batch: 4, require: none}
+    proposals: 8, steps: 60, batch: 4, require: none}
   gabor: {kind: analytic, image_size: 32, wavelengths: [4.0]}
 pool: [pool, world]
 labelling: {batch: 2}
-student: {backbone: test_resnet, image_size: 32, width: 16, proposals: 8, steps: 30, batch: 4,
+student: {backbone: test_resnet, image_size: 32, width: 16, proposals: 8, steps: 60, batch: 4,
   loss_weights: {gabor: 1}}
 """
-TRAIN_STEPS = 30
-"""Of the teacher and of the student: enough to stop or kill them on the way."""
+TRAIN_STEPS = 60
+"""Of the teacher and of the student: with fewer, they say the same of all images."""
 STEPS = ["data.world", "data.pool", "pool", "teacher.masks", "teacher.gabor", "label", "student", "evaluate"]
 THREADS = ["-o", "runtime.runner=threads"]
 SAVES = ["-o", "runtime.checkpoint_s=0"]
