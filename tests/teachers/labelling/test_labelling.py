@@ -259,7 +259,7 @@ class ThreadRecorder:
 
     def __init__(self, real: Predictor) -> None:
         self.real, self.preprocessing, self.threads = real, real.preprocessing, set[threading.Thread]()
-        self.compute = real.compute
+        self.compute, self.upload = real.compute, real.upload
 
     def start(self, *given: Any, **more: Any) -> Any:
         self.threads.add(threading.current_thread())
