@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 # Tests start a hundred processes: with this, each would compile the project again.
 unexport PYTHONDONTWRITEBYTECODE
 CORES := len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-TESTS := $(shell $(PYTHON) -c "import os; print(max(2, min(4, $(CORES))))")
+TESTS := $(shell $(PYTHON) -c "import os; print(max(3, min(4, $(CORES))))")
 PYTEST := $(BIN)/python -m pytest -q -n $(TESTS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help quickstart test test-all torture coverage check format docs gpu-pack
