@@ -42,7 +42,7 @@ def test_estimate_has_a_line_for_each_training_and_one_for_all() -> None:
     recipe = parse_recipe(RECIPE, "tiny")
     lines = dict(estimate(recipe, {"world": 10, "pool": 36}, "cpu"))
     assert list(lines) == ["teachers.masks", "student", "all trainings"]
-    assert lines["student"].startswith("30 steps of 4 images: about ")
+    assert lines["student"].startswith("60 steps of 4 images: about ")
     assert "a GPU needs about" in lines["all trainings"]
 
 
