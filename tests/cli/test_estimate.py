@@ -9,7 +9,7 @@ import pytest
 from cli.doctor import examine
 from cli.estimate import StepCost, estimate, measure_step
 from pipeline.recipe.reader import parse_recipe
-from tests.flows.tiny import RECIPE
+from tests.flows.tiny import RECIPE, TRAIN_STEPS
 
 BUDGET_S = 0.05
 
@@ -42,7 +42,7 @@ def test_estimate_has_a_line_for_each_training_and_one_for_all() -> None:
     recipe = parse_recipe(RECIPE, "tiny")
     lines = dict(estimate(recipe, {"world": 10, "pool": 36}, "cpu"))
     assert list(lines) == ["teachers.masks", "student", "all trainings"]
-    assert lines["student"].startswith("60 steps of 4 images: about ")
+    assert lines["student"].startswith(f"{TRAIN_STEPS} steps of 4 images: about ")
     assert "a GPU needs about" in lines["all trainings"]
 
 

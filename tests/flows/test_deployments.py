@@ -18,7 +18,7 @@ import yaml
 
 from flows.plan.selection import Selection
 from tests.docs.pages import commands_of
-from tests.flows.tiny import RECIPE, environ_without_prefect, processes_of, query_prefect
+from tests.flows.tiny import RECIPE, TRAIN_STEPS, environ_without_prefect, processes_of, query_prefect
 from tests.waiting import wait_until, wait_until_gone
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -112,11 +112,11 @@ def understand_request(common: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
     [
         ("selftrain", {"force": ["label"]}, {}, Selection(force=("label",))),
         ("selftrain", {"start": "pool", "runner": "dask"}, {"runtime.runner": "dask"}, Selection(start="pool")),
-        ("train_teacher", {"teacher": "masks"}, {"teachers.masks.steps": 60}, Selection("teacher.masks")),
+        ("train_teacher", {"teacher": "masks"}, {"teachers.masks.steps": TRAIN_STEPS}, Selection("teacher.masks")),
         (
             "train_teacher",
             {"teacher": "masks", "epochs": 2.5, "force": True},
-            {"teachers.masks.epochs": 2.5, "teachers.masks.steps": None, "student.steps": 60},
+            {"teachers.masks.epochs": 2.5, "teachers.masks.steps": None, "student.steps": TRAIN_STEPS},
             Selection("teacher.masks", force=("teacher.masks",)),
         ),
         ("label_pool", {"batch": 7, "workers": 3}, {"labelling.batch": 7, "runtime.workers": 3}, Selection("label")),

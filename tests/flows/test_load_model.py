@@ -18,6 +18,7 @@ from pipeline.storage.root import Root
 from pipeline.stores.labels import LabelShard
 from tasks.teacher import Teacher
 from tests.disk import folder_of, stored
+from tests.flows.tiny import TRAIN_STEPS
 
 EXACT: dict[str, Any] = {"device": "cpu", "precision": "32", "workers": 1}
 
@@ -77,7 +78,7 @@ def test_load_model_says_what_there_is_and_what_to_run(finished_root: Path, reci
     with pytest.raises(DataError, match=r"holds no trained model; `must run` makes one"):
         must.load("student", root=tmp_path / "empty")
     with pytest.raises(DataError, match=r"Step 'student' has made nothing for this recipe .* `must run RECIPE"):
-        must.load("student", recipe, finished_root, ["student.steps=31"])
+        must.load("student", recipe, finished_root, [f"student.steps={TRAIN_STEPS + 1}"])
     with pytest.raises(ConfigError, match=r"'nothing.safetensors': no such file"):
         must.load("nothing.safetensors", root=finished_root)
     with pytest.raises(ConfigError, match=r"runtime.device is 'tpu'"):

@@ -14,7 +14,7 @@ from flows.plan.steps import build_steps
 from pipeline.errors import ConfigError
 from pipeline.recipe.reader import parse_recipe
 from pipeline.recipe.recipe import Recipe
-from tests.flows.tiny import RECIPE, STEPS, output_without_heavy_imports
+from tests.flows.tiny import RECIPE, STEPS, TRAIN_STEPS, output_without_heavy_imports
 
 STAGES = """
 stages:
@@ -184,7 +184,7 @@ def test_trainings_are_measured_on_the_way(tmp_path: Path) -> None:
         "  kinds: {kind: scenes, count: 12, val: 6, test: 4, seed: 3, size: 48, tasks: [classification]}\nshard_images"
     )
     text = RECIPE.replace("shard_images", kinds).replace("count: 12, test: 2,", "count: 12, val: 2, test: 2,")
-    text = text.replace("steps: 30", f"steps: 4, validate: {VALIDATED}")
+    text = text.replace(f"steps: {TRAIN_STEPS}", f"steps: 4, validate: {VALIDATED}")
     text += f"stages: [{{name: a, method: simclr, data: [kinds], batch: 4, steps: 4, validate: {VALIDATED}}}]"
     path, root = tmp_path / "recipe.yaml", tmp_path / "root"
     path.write_text(text, encoding="utf-8")
