@@ -131,7 +131,7 @@ def export_labels(recipe: Recipe, root: Root, request: LabelExport, progress: Pr
     check_absent(out)
     step, inputs = find_inputs(recipe, root, "student")
     student = StudentConfig.model_validate(step.config["student"])
-    known = heads_of(student, inputs)
+    known = {name: head for name, head in heads_of(student, inputs).items() if not head.is_live}
     heads = {name: known[require_one_of(name, known, "--head")] for name in request.heads or known}
     about = {
         "recipe": recipe.name,

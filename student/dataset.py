@@ -36,6 +36,8 @@ class StudentHead:
     """Smallest probability of a pseudo label that is kept, in [0, 1]; without a calibration, smallest score."""
     applicability: float = 0.0
     """Smallest applicability of a pseudo label that is kept, in [0, 1]."""
+    is_live: bool = False
+    """The teacher is asked while the student is trained, and has no labels on disk."""
 
 
 def heads_of(config: StudentConfig, inputs: Inputs) -> dict[str, StudentHead]:
@@ -53,7 +55,8 @@ def heads_of(config: StudentConfig, inputs: Inputs) -> dict[str, StudentHead]:
         if least and not artifact.has(APPLICABILITY_FILE):
             why = artifact.counts["applicability"]["why"]
             raise ConfigError(f"student.applicability names {name!r}, whose labels have none: {why}.")
-        heads[name] = StudentHead(name, teacher.space, teacher.data, teacher.schedule, threshold, least)
+        is_live = f"teacher.{name}" not in inputs["label"].manifest["inputs"]
+        heads[name] = StudentHead(name, teacher.space, teacher.data, teacher.schedule, threshold, least, is_live)
     return heads
 
 
@@ -64,8 +67,13 @@ def threshold_for(config: StudentConfig, teacher: str, space: LabelSpace) -> flo
 
 
 def student_dataset(config: StudentConfig, heads: Mapping[str, StudentHead], inputs: Inputs) -> ImageDataset:
-    """Return the pool's images joined with their labels, without images that have none; an epoch draws each once."""
-    return ImageDataset(in_parallel(drop_unlabelled, list(student_shards(config, heads, inputs))))
+    """Return the pool's images joined with their labels; an epoch draws each once.
+
+    Images without a label are left out, unless a live teacher says something of all.
+    """
+    shards = list(student_shards(config, heads, inputs))
+    has_live = any(head.is_live for head in heads.values())
+    return ImageDataset(shards if has_live else in_parallel(drop_unlabelled, shards))
 
 
 def student_shards(config: StudentConfig, heads: Mapping[str, StudentHead], inputs: Inputs) -> Iterator[DatasetShard]:
@@ -76,9 +84,10 @@ def student_shards(config: StudentConfig, heads: Mapping[str, StudentHead], inpu
     """
     sets = {name: IngestedSet(artifact) for name, artifact in inputs.of_kind("data").items()}
     precedence = LabelPrecedence(config.labels, config.truths, sets, inputs.artifacts)
+    stored = [head for head in heads.values() if not head.is_live]
     for name, shard, rows in pool_shards(inputs["pool"], inputs.of_kind("data")):
         label_sources = {}
-        for head in heads.values():
+        for head in stored:
             sources = precedence.sources(head, name, shard)
             if precedence.expects_labels(head.teacher, name) and all(ranked.truth for ranked in sources):
                 raise DataError(
@@ -87,7 +96,7 @@ def student_shards(config: StudentConfig, heads: Mapping[str, StudentHead], inpu
                 )
             if sources:
                 label_sources[head.teacher] = tuple(ranked.source for ranked in sources)
-        if label_sources:
+        if label_sources or len(stored) < len(heads):
             yield DatasetShard(shard, rows, label_sources, name)
 
 

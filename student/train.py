@@ -18,7 +18,9 @@ from pipeline.steps.artifact import Inputs, write_json
 from student.dataset import count_rejected, heads_of, student_dataset
 from student.loss_weights import build_loss_weighting
 from student.threshold_report import count_kept
+from tasks.frozen_teacher import FrozenTeacher
 from tasks.network import build_network
+from tasks.teacher import open_teacher
 from tasks.training import TrainingPlan, train_network
 
 
@@ -33,7 +35,10 @@ def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
     dataset = read_resized(student_dataset(student, heads, inputs), inputs)
     network = build_network(student, {name: head.space for name, head in heads.items()}, config["seed"])
     validated = validation_images(config, inputs) if student.validate else {}
-    plan = TrainingPlan("student", student, student.augment, config["seed"], out, validated)
+    live = {
+        name: FrozenTeacher(open_teacher(inputs[f"teacher.{name}"])) for name, head in heads.items() if head.is_live
+    }
+    plan = TrainingPlan("student", student, student.augment, config["seed"], out, validated, live)
     trained = train_network(network, weighting, dataset, plan, inputs.runtime)
     if not ranks.is_first():
         return {}

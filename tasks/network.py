@@ -23,7 +23,7 @@ from pipeline.data.augment import DENSE_STRIDE
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.backbone import Backbone
 from pipeline.models.checkpoint import load_model, read_tensors, save_model
-from pipeline.models.readout import untrained_parameters
+from pipeline.models.readout import Readout, untrained_parameters
 from pipeline.models.timm_models import statistics
 from pipeline.models.weight_loading import load_weights
 from pipeline.models.weights import NETWORK, network_settings_file
@@ -155,6 +155,10 @@ class Network(nn.Module):
         """Return the backbone's vectors (B, D) of uint8 images (B, 3, S, S)."""
         vector: Tensor = self.backbone(images)
         return vector
+
+    def readout(self, images: Tensor) -> Readout:
+        """Return the backbone's vectors and maps of uint8 images (B, 3, S, S)."""
+        return self.backbone.readout(images)
 
     def _outputs(self, features: Features, heads: Iterable[str]) -> dict[str, Any]:
         return {name: self.heads[name](features) for name in heads}

@@ -135,6 +135,10 @@ class Task(ABC):
         `output` is the head's on the images of `target`, in the same order.
         """
 
+    def live_target(self, output: Any) -> Target:
+        """Return the target that a teacher's raw output on the images of a batch is, if its label `can_be_live`."""
+        raise NotImplementedError(f"{self.space.task}: a teacher's output is no target")
+
     @abstractmethod
     def known(self, target: Target) -> Tensor:
         """Return where the labels of the n images are known, bool (n, ...): what `loss` is the mean over.

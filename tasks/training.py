@@ -7,6 +7,7 @@ import functools
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from pipeline.training.microbatch import images_per_pass
 from pipeline.training.objective import Objective, TrainingJob
 from pipeline.training.process_group import ProcessGroup
 from pipeline.training.validation import Validation
+from tasks.frozen_teacher import FrozenTeacher
 from tasks.network import Network
 from tasks.prediction import network_predictor
 from tasks.scoring import score
@@ -42,6 +44,8 @@ AUTOTUNE_IMAGES = 4
 class SupervisedObjective(Objective):
     """The losses of a network's heads, combined to one number by `combine(losses, shares)`.
 
+    Heads of `live` teachers learn what these say of the batch's augmented images.
+
     A loss L is a mean over the n of the step's b images of which something is known for the head. It counts n / b of
     it, as if the others had a loss of 0: an image then moves the network as far however many others are labelled.
     Images without a label are such, and those whose label a threshold drops or a crop has nothing of. Shares in this
@@ -49,24 +53,44 @@ class SupervisedObjective(Objective):
     graph: one of several processes may have drawn such a part.
     """
 
-    def __init__(self, network: Network, combine: nn.Module, memory_format: torch.memory_format) -> None:
+    def __init__(
+        self,
+        network: Network,
+        combine: nn.Module,
+        memory_format: torch.memory_format,
+        live: Mapping[str, FrozenTeacher] = MappingProxyType({}),
+    ) -> None:
         super().__init__()
         self.network, self.combine, self.memory_format = network, combine, memory_format
+        self.live = nn.ModuleDict(live)
 
     def amounts(self, batch: Batch) -> dict[str, float]:
         amounts: dict[str, float] = {IMAGES: len(batch.keys)}
         for name, entry in batch.targets.items():
             known = self.network.tasks[name].known(entry["target"])
             amounts |= {name: float(known.sum()), _images_of(name): float(_any_known(known).sum())}
-        return amounts
+        return amounts | {part: amounts[IMAGES] for name in self.live for part in (name, _images_of(name))}
 
     def forward(self, batch: Batch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch.images.contiguous(memory_format=self.memory_format)
-        if not batch.targets:
+        targets = {**batch.targets, **self._live_targets(batch.images)}
+        if not targets:
             return self.network.backbone(images).float().mean() * 0, {}
-        losses = self.network.losses(images, batch.targets)
-        counted = {name: shares[name] * self._labelled_share(name, batch, shares) for name in losses}
+        losses = self.network.losses(images, targets)
+        counted = {
+            name: shares[name] * (1.0 if name in self.live else self._labelled_share(name, batch, shares))
+            for name in losses
+        }
         return self.combine(losses, counted), {name: shares[name] * loss.detach() for name, loss in losses.items()}
+
+    def _live_targets(self, images: Tensor) -> dict[str, Any]:
+        """Return what live teachers say of the images, as entries of `Batch.targets`."""
+        rows = torch.arange(len(images), device=images.device)
+        tasks = self.network.tasks
+        return {
+            name: {"rows": rows, "target": tasks[name].live_target(teacher.output(images))}
+            for name, teacher in self.live.items()
+        }
 
     def _labelled_share(self, name: str, batch: Batch, shares: Mapping[str, float]) -> Tensor | float:
         """Return n / b of the whole step: this microbatch's images by the shares that they are of the step's.
@@ -113,6 +137,8 @@ class TrainingPlan:
     """Folder for the log and for the state that an interrupted training resumes from."""
     held_out: Mapping[str, ImageDataset] = dataclasses.field(default_factory=dict)
     """By head, the labelled images that `fit.validate` measures on; not needed without."""
+    live: Mapping[str, FrozenTeacher] = dataclasses.field(default_factory=dict)
+    """By head, the teachers that are asked about each batch, instead of labels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,12 +177,12 @@ def train_network(
         if runtime.gradient_checkpointing:
             network.backbone.checkpoint_blocks()
         loader = _loader(network, dataset, plan, runtime)
-        model_id = [network.config.architecture(), "train heads" if network.backbone.frozen else "train"]
-        plain = SupervisedObjective(network, combine, torch.contiguous_format)
+        model_id = [network.config.architecture(), "train heads" if network.backbone.frozen else "train", *plan.live]
+        plain = SupervisedObjective(network, combine, torch.contiguous_format, plan.live)
         images = timed_images(find_device(runtime.device), AUTOTUNE_IMAGES, images_per_pass(plan.fit, group.world_size))
         compute = autotune(runtime, [*model_id, images], plain, _timed_step(loader, images), group)
         network.backbone = synchronize_batch_norms(network.backbone, group, compute.device)
-        objective = SupervisedObjective(network, combine, compute.memory_format)
+        objective = SupervisedObjective(network, combine, compute.memory_format, plan.live)
         steps = plan.fit.total_steps(len(dataset))
         validation = (
             network_validation(plan.fit.validate, plan.held_out, network, runtime) if plan.fit.validate else None

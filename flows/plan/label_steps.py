@@ -25,9 +25,9 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
     recipe = resolved.recipe
     yield Step("pool", POOL, ("pool",), {"pool": recipe.pool}, resolved.image_steps)
     require = {name: teacher.require for name, teacher in recipe.teachers.items() if teacher.require}
-    labels = {name: sorted(teacher.labels) for name, teacher in recipe.teachers.items() if teacher.labels}
+    labels = {name: sorted(sets) for name, each in recipe.teachers.items() if (sets := each.labelled_sets)}
     config = {"require": require, **({"labels": labels} if labels else {})}
-    yield label_step(LABEL_STEP, recipe, config, ("pool", *pooled_steps(recipe), *resolved.teacher_steps))
+    yield label_step(LABEL_STEP, recipe, config, ("pool", *pooled_steps(recipe), *resolved.labelling_steps))
 
 
 def pooled_steps(recipe: Recipe) -> tuple[str, ...]:

@@ -74,6 +74,11 @@ class ResolvedRecipe:
         """Names of the steps that make the teachers."""
         return tuple(f"teacher.{name}" for name in self.recipe.teachers)
 
+    @property
+    def labelling_steps(self) -> tuple[str, ...]:
+        """Names of the steps that make the teachers that label the pool."""
+        return tuple(f"teacher.{name}" for name, each in self.recipe.teachers.items() if not each.is_live)
+
     def models(self, comparisons: bool = True) -> dict[str, BaseConfig]:
         """Return the sections that name models, by their place in the recipe; those of `compare` if asked for."""
         found: dict[str, BaseConfig] = {f"teachers.{name}": each for name, each in self.recipe.teachers.items()}

@@ -79,5 +79,5 @@ def stage_config(name: str, stage: StageConfig, start: str | None, seed: int) ->
         **weights,
         **sampling.version(stage.share < 1 or stage.labels is not None),
     }
-    starts = (start,) if start else ()
-    return config, (*starts, f"pool.{stage.name}", *(f"data.{name}" for name in dict.fromkeys(stage.data)))
+    steps = (*((start,) if start else ()), *((f"teacher.{stage.taught_by}",) if stage.taught_by else ()))
+    return config, (*steps, f"pool.{stage.name}", *(f"data.{name}" for name in dict.fromkeys(stage.data)))

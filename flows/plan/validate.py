@@ -9,7 +9,7 @@ from flows.plan.evaluation_steps import check_probes, probed_sets
 from flows.plan.resolve import ResolvedRecipe, Spaces, method_place
 from ingest.dataset import check_labels_fit, teacher_space
 from ingest.true_labels import class_names
-from pipeline.errors import ConfigError, error_context
+from pipeline.errors import ConfigError, error_context, require_one_of
 from pipeline.recipe.base import FitConfig
 from pipeline.recipe.comparison import COMPARE, CompareConfig
 from pipeline.recipe.recipe import Recipe
@@ -32,7 +32,7 @@ def validate(resolved: ResolvedRecipe) -> None:
         _check_truths(name, sets, recipe, spaces)
     for stage in resolved.stages:
         with error_context(f"stages.{stage.name}"):
-            _check_classes(stage, spaces)
+            _check_stage(stage, recipe, spaces)
     for name in recipe.evaluate.sets:
         _check_evaluated(name, recipe, spaces)
     _check_evaluation(recipe, spaces)
@@ -41,7 +41,7 @@ def validate(resolved: ResolvedRecipe) -> None:
         for each in resolved.comparisons[name]:
             if each.stage:
                 with error_context(method_place(name, each.trial)):
-                    _check_classes(each.stage, spaces)
+                    _check_stage(each.stage, recipe, spaces)
 
 
 def _check_teachers(recipe: Recipe, spaces: Spaces) -> None:
@@ -61,6 +61,24 @@ def _check_teachers(recipe: Recipe, spaces: Spaces) -> None:
             )
         if teacher.calibrate is not None:
             _check_calibration(name, teacher, spaces)
+        if teacher.is_live:
+            _check_live(name, teacher.task, recipe)
+
+
+def _check_live(name: str, task: str, recipe: Recipe) -> None:
+    """Raise ConfigError if a live teacher's answers are no labels as they come, or nothing would be left to store."""
+    place = f"teachers.{name}.labels is 'live'"
+    if not tasks.label(LabelSpace(task)).can_be_live:
+        raise ConfigError(f"{place}, which is for task 'features', and its task is {task!r}: leave it out.")
+    if name in recipe.student.applicability:
+        raise ConfigError(f"{place}, so that student.applicability.{name} has no labels to leave out: leave one out.")
+    if recipe.student.labels == "true_only":
+        raise ConfigError(f"{place}, but student.labels is 'true_only', which leaves pseudo labels out: leave one out.")
+    if all(teacher.is_live for teacher in recipe.teachers.values()):
+        raise ConfigError(
+            f"{place}, and no other teacher labels the pool: leave it out, add a teacher that labels, or take a stage "
+            f"{{method: distill, teacher: {name}}} instead of a student."
+        )
 
 
 def _check_calibration(name: str, teacher: TeacherConfig, spaces: Spaces) -> None:
@@ -89,8 +107,10 @@ def _check_truths(name: str, sets: Sequence[str], recipe: Recipe, spaces: Spaces
         check_labels_fit(f"student.truths.{name}", name, space, other, spaces[other])
 
 
-def _check_classes(stage: StageConfig, spaces: Spaces) -> None:
-    """Raise ConfigError if a stage asks for classes, and its sets have none, or not so many."""
+def _check_stage(stage: StageConfig, recipe: Recipe, spaces: Spaces) -> None:
+    """Raise ConfigError if a stage asks for a teacher that is not there, or for classes that its sets don't have."""
+    if stage.taught_by is not None:
+        require_one_of(stage.taught_by, recipe.teachers, "teacher")
     if stage.labels is not None:
         with error_context("labels"):
             labelled_images(stage, class_names(stage.data, spaces))

@@ -84,7 +84,7 @@ class Recipe(BaseConfig):
             named = [teacher.calibrate.data] if teacher.calibrate and teacher.calibrate.data else []
             _require_known(f"teachers.{name}.calibrate.data", named, "data", self.data)
             _require_known(f"teachers.{name}.domain", [teacher.domain] if teacher.domain else [], "data", self.data)
-            _require_known(f"teachers.{name}.labels", teacher.labels or (), "pool", self.pool)
+            _require_known(f"teachers.{name}.labels", teacher.labelled_sets or (), "pool", self.pool)
         for key in ("sets", "probe_sets", "finetune"):
             _require_known(f"evaluate.{key}", getattr(self.evaluate, key) or (), "data", self.data)
         for key in ("loss_weights", "applicability"):

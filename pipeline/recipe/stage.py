@@ -126,6 +126,11 @@ class StageConfig(FitConfig):
     stays the same."""
 
     @property
+    def taught_by(self) -> str | None:
+        """The teacher of the recipe that the method learns from, if it learns from one."""
+        return None
+
+    @property
     def from_weights(self) -> bool:
         """True if it starts from published weights, or from those in a file."""
         return self.start is not None and names_weights(self.start)

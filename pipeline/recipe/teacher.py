@@ -63,13 +63,24 @@ class TeacherConfig(BaseConfig):
     """Metrics to reach on its held-out images (`val`, or else `test`) before it may label, as {miou: 0.3}, besides that
     it has to be better than the trivial baseline; `none` lets it label in any case. For teachers that are trained
     here."""
-    labels: Annotated[list[str], UniqueItems, Field(min_length=1)] | None = None
-    """Sets of the pool that it labels; null for all."""
+    labels: Annotated[list[str], UniqueItems, Field(min_length=1)] | Literal["live"] | None = None
+    """Sets of the pool that it labels; null for all. With `live` it labels none: it is asked about each augmented image
+    while the student is trained, and nothing is stored. For task `features`."""
     domain: str | None = None
     """A set of images of the kind that it knows, labelled or not, by which the applicability of its labels is told: the
     one that it is trained on, or else calibrated on, if not given."""
     calibrate: CalibrateConfig | None = None
     """Calibrate its scores, as in {data: street}; null for scores as they come."""
+
+    @property
+    def is_live(self) -> bool:
+        """True if it is asked while the student is trained, and labels no set of the pool."""
+        return self.labels == "live"
+
+    @property
+    def labelled_sets(self) -> list[str] | None:
+        """The sets of the pool that it labels; None for all."""
+        return [] if isinstance(self.labels, str) else self.labels
 
     @property
     def calibration_set(self) -> str | None:

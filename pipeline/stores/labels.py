@@ -126,6 +126,8 @@ class Label(ABC):
     (6, 8)
     """
 
+    can_be_live: ClassVar[bool] = False
+    """A teacher's raw output is a label as it comes: `Task.live_target` makes a target of it on the device."""
     task: ClassVar[str]
     """Name of the task: the name of its folder."""
     default_threshold: ClassVar[float] = 0.0

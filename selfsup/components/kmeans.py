@@ -13,10 +13,10 @@ CHUNK = 16_384
 
 
 def dot_products(a: Tensor, b: Tensor) -> Tensor:
-    """Return a b^T for (N, D) and (M, D): (N, M) float32, also under autocast."""
+    """Return a b^T for (..., N, D) and (..., M, D): (..., N, M) float32, also under autocast."""
     # softmaxes over cosines need the digits that these would round away
     with torch.autocast(a.device.type, enabled=False), exact_products():
-        return a.float() @ b.float().T
+        return a.float() @ b.float().mT
 
 
 def default_cluster_count(images: int) -> int:

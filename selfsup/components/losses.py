@@ -18,6 +18,8 @@ from selfsup.components.kmeans import dot_products
 
 ALL = slice(None)
 """Every row is an anchor."""
+_NO_CHANCE = -1e4
+"""A logit whose softmax is 0, and whose logarithm is finite."""
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float, own: slice = ALL) -> Tensor:
@@ -159,3 +161,33 @@ def masked_reconstruction(prediction: Tensor, patches: Tensor, masked: Tensor) -
     target = (patches - mean) / (variance + 1e-6).sqrt()
     error = (prediction.float() - target).square().mean(dim=2)
     return (error * masked).sum() / masked.sum()
+
+
+def queue_distillation(student: Tensor, teacher: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """Return the mean over images of KL(t || s): softmaxes of cosines over temperature with a queue's vectors (K, D).
+
+    `student`, `teacher`: vectors (B, D), no gradient for the teacher's. Rows of the queue that are 0 are left out; at
+    least one is not. As in LightlyTrain, the queue already holds the teacher's vectors of these images.
+    """
+    is_empty = ~queue.any(dim=1)
+    log_t, log_s = (
+        (dot_products(_unit(vectors), queue) / temperature).masked_fill(is_empty, _NO_CHANCE).log_softmax(dim=1)
+        for vectors in (teacher.detach(), student)
+    )
+    return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
+
+
+def map_distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return the mean over cells of KL(t || s): softmaxes of a cell's cosines over temperature with all of its image.
+
+    `student` (B, D, h, w), resized bilinearly to the teacher's map (B, C, H, W), which gets no gradient.
+    """
+    resized = F.interpolate(student.float(), teacher.shape[-2:], mode="bilinear")
+    log_t, log_s = (_log_similarities(maps, temperature) for maps in (teacher.detach(), resized))
+    return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
+
+
+def _log_similarities(maps: Tensor, temperature: float) -> Tensor:
+    """Return the logarithms of softmaxes over cosines between the cells of each map (B, C, H, W): (B H W, H W)."""
+    cells = _unit(maps.flatten(2)).transpose(1, 2)
+    return (dot_products(cells, cells) / temperature).log_softmax(dim=2).flatten(0, 1)

@@ -14,8 +14,9 @@ from pipeline.models.backbone import Backbone
 from pipeline.recipe.stage import LabelledConfig
 from pipeline.training.collectives import Collectives
 from selfsup.components.losses import suncet, supcon
+from tasks.frozen_teacher import FrozenTeacher
 
-Family = Literal["contrastive", "self-distillation", "clustering", "masked"]
+Family = Literal["contrastive", "self-distillation", "clustering", "masked", "distillation"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,8 @@ class StageSetting(NamedTuple):
     """Images in a step."""
     classes: Tensor | None = None
     """The class number (images,) int64 of every image, -1 if unknown, for methods that learn from classes."""
+    teacher: FrozenTeacher | None = None
+    """Of a method that learns from a teacher; None before there is one, when a recipe is checked."""
 
 
 class Method(nn.Module, ABC):

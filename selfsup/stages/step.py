@@ -30,7 +30,9 @@ from selfsup.stages.objective import override_policies
 from selfsup.stages.stream import ViewStream
 from selfsup.stages.training import StageJob, train
 from selfsup.stages.validation import stage_validation
+from tasks.frozen_teacher import FrozenTeacher
 from tasks.network import seed_part
+from tasks.teacher import open_teacher
 
 
 def stage_config(settings: Mapping[str, Any]) -> MethodConfig:
@@ -85,6 +87,14 @@ def load_images(stage: StageConfig, inputs: Inputs, seed: int) -> ImageDataset:
     return images
 
 
+def load_frozen_teacher(stage: MethodConfig, inputs: Inputs) -> FrozenTeacher | None:
+    """Load the teacher that the stage's method learns from, if it does. ConfigError if its model tells too little."""
+    if stage.taught_by is None:
+        return None
+    with error_context(f"stages.{stage.name}.teacher"):
+        return FrozenTeacher(open_teacher(inputs[f"teacher.{stage.taught_by}"]), stage.reads_maps)
+
+
 def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """Train the initial backbone on the stage's images, and save it with the statistics that normalise its images.
 
@@ -99,7 +109,7 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
     start = initial_backbone(stage, config["start"], inputs, images)
     budget = budget_of(stage, sampler.classes * sampler.images if sampler else 0, len(images))
     seed_part(seed, f"stage.{stage.name}")
-    setting = StageSetting(start.size, len(images), stage.batch, classes)
+    setting = StageSetting(start.size, len(images), stage.batch, classes, load_frozen_teacher(stage, inputs))
     method = stage.build_for_stage(start.build(stage.drop_path), setting)
     stream = ViewStream(images, override_policies(method.view_kinds(), stage.augment), budget, sampler, seed)
     counts = train(StageJob(config["name"], stage, method, stream, validation), inputs.runtime, out)

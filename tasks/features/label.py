@@ -27,6 +27,7 @@ class TaskLabel(Label):
     lies outside of it they are unknown.
     """
 
+    can_be_live = True
     task = "features"
     unit = "images"
     legend = "the first three principal components"

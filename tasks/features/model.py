@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.data.augment import ValidSizes
 from pipeline.models.backbone import Backbone
+from pipeline.models.readout import Readout
 from pipeline.models.timm_models import Statistics
 from pipeline.stores.labels import Value
 from tasks.task import FeatureInfo, Features, Metric, Prediction, Target, Task, masked_mean, stack
@@ -79,6 +80,10 @@ class FeatureNetwork(nn.Module):
         vectors: Tensor = self.backbone(images)
         return vectors
 
+    def readout(self, images: Tensor) -> Readout:
+        """Return the backbone's vectors and maps."""
+        return self.backbone.readout(images)
+
 
 class Adaptor(nn.Module):
     """Two layers from the backbone's vector to the teacher's, as in AM-RADIO (Ranzinger et al., CVPR 2024)."""
@@ -140,6 +145,9 @@ class TaskModel(Task):
         angles = 1 - F.cosine_similarity(output, truth)
         distances = F.smooth_l1_loss(spread(output), spread(truth), reduction="none").mean(dim=1)
         return masked_mean((angles + distances) / 2, self.known(target))
+
+    def live_target(self, output: Tensor) -> Target:
+        return {"vector": output}
 
     def known(self, target: Target) -> Tensor:
         known: Tensor = target["vector"].any(dim=1)

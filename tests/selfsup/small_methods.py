@@ -8,10 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import tasks
 from pipeline.models.backbone import Backbone
 from pipeline.recipe.plugins import modules
+from pipeline.stores.labels import LabelSpace
 from selfsup.components.config import MethodConfig
 from selfsup.components.method import Method, StageSetting, Views
+from tasks.features.model import FeatureNetwork
+from tasks.frozen_teacher import FrozenTeacher
+from tasks.prediction import Predictor, Preprocessing
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 METHODS = sorted(modules("selfsup"))
@@ -21,6 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "deepclusterv2": {"hidden": 32, "dim": 16, "clusters": 4, "clusterings": 2},
     "dino": {"local_views": 2, "hidden": 32, "dim": 16, "outputs": 24},
     "mae": {"width": 32, "depth": 1},
+    "distill": {"teacher": "things"},
 }
 SETTING = StageSetting(size=32, images=16, batch=8)
 LARGE = StageSetting(size=64, images=16, batch=8)
@@ -40,9 +46,23 @@ def backbone(method: str = "simclr", size: int = SETTING.size) -> Backbone:
     return Backbone(name, size, IMAGENET)
 
 
+def frozen_teacher(size: int = 48) -> FrozenTeacher:
+    """Return the features of a small transformer, for images of a side of its own."""
+    torch.manual_seed(1)
+    network = FeatureNetwork("test_vit", "things", size, IMAGENET, 4)
+    return FrozenTeacher(Predictor(network, {"things": tasks.model(LabelSpace("features"))}, Preprocessing(size)), True)
+
+
+def with_teacher(stage: MethodConfig, setting: StageSetting) -> StageSetting:
+    """Return the setting, with a teacher if the stage learns from one."""
+    return setting._replace(teacher=frozen_teacher()) if stage.taught_by else setting
+
+
 def make(name: str, setting: StageSetting = SETTING, **more: Any) -> Method:
+    stage = config(name, **more)
+    complete = with_teacher(stage, setting)
     torch.manual_seed(0)
-    return config(name, **more).build_for_stage(backbone(name, setting.size), setting).train()
+    return stage.build_for_stage(backbone(name, setting.size), complete).train()
 
 
 def views(method: Method, step: int = 0, labelled: int = 0, index: Tensor | None = None) -> Views:

@@ -30,6 +30,7 @@ from tests.selfsup.small_methods import (
     initialized,
     make,
     views,
+    with_teacher,
 )
 from tests.waiting_for_device import no_values
 
@@ -42,6 +43,7 @@ FAMILIES = {
     "swav": "clustering",
     "deepclusterv2": "clustering",
     "mae": "masked",
+    "distill": "distillation",
 }
 
 
@@ -317,7 +319,8 @@ def test_mae_refuses_backbones_other_than_plain_transformers() -> None:
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "mae"])
 def test_methods_take_local_views_with_transformers(name: str) -> None:
     torch.manual_seed(0)
-    method = config(name).build_for_stage(Backbone("test_vit", 32, IMAGENET), SETTING).train()
+    stage = config(name)
+    method = stage.build_for_stage(Backbone("test_vit", 32, IMAGENET), with_teacher(stage, SETTING)).train()
     with torch.no_grad():
         method.initialize(
             [(torch.arange(16), [torch.rand(16, 3, kind.size, kind.size) for kind in method.view_kinds()])]

@@ -32,7 +32,7 @@ from selfsup.stages.stream import ViewStream
 from selfsup.stages.training import StageJob, train
 from tests.processes import Launcher, files
 from tests.selfsup.sandbox import SEED, SMALL, TWO, StageSandbox
-from tests.selfsup.small_methods import IMAGENET, config
+from tests.selfsup.small_methods import IMAGENET, config, with_teacher
 
 IMAGES, CLASSES, STEPS = 14, 2, 3
 NO_COLORS = PolicyConfig(jitter=0, grayscale=0, blur=0, solarize=0)
@@ -50,6 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
     "swav": {"method": "swav", "queue": 10, "queue_from": 0.0},
     "swav, suncet": {"method": "swav", "labels": SUNCET},
     "deepclusterv2": {"method": "deepclusterv2"},
+    "distill": {"method": "distill", "mixup": False, "queue": 12},
     "deepclusterv2, supcon": {"method": "deepclusterv2", "labels": SUPCON},
 }
 WITH_LABELS = ["simclr, suncet", "mocov2, supcon", "deepclusterv2, supcon"]
@@ -81,7 +82,9 @@ class Stages:
         images, classes = ImageDataset(self.shards), torch.arange(IMAGES) % CLASSES
         torch.manual_seed(0)
         backbone = Backbone("test_convnext", 32, IMAGENET)
-        method = stage.build_for_stage(backbone, StageSetting(32, IMAGES, stage.batch, classes))
+        setting = with_teacher(stage, StageSetting(32, IMAGES, stage.batch, classes))
+        torch.manual_seed(0)
+        method = stage.build_for_stage(backbone, setting)
         without_batch_norms(method)
         members = [np.flatnonzero(classes.numpy() == number) for number in range(CLASSES)]
         sampler = ClassSampler(members, CLASSES, 2, SEED) if stage.labels else None

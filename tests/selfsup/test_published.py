@@ -30,6 +30,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "deepclusterv2": {"optimizer": "lars", "lr": (0.3, 0.075), "weight_decay": 1e-6, "warmup": 0.025},
     "dino": {"lr": (5e-4, 1.25e-4), "weight_decay": 0.04, "weight_decay_end": 0.4, "warmup": 0.1, "clip": 3.0},
     "mae": {"lr": (1.5e-4, 3.75e-5), "weight_decay": 0.05, "beta2": 0.95, "warmup": 0.05},
+    "distill": {"lr": (5e-4 / 6**0.5, 5e-4 / 24**0.5), "weight_decay": 0.04, "warmup": 0.05, "clip": 1.0},
     "supcon": {"optimizer": "sgd", "lr": (0.125, 0.03125), "weight_decay": 1e-4, "decay": "all", "warmup": 0.01},
 }
 """Settings in which methods were published: learning rates for 256 and for 64 images."""

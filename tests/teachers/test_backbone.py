@@ -15,10 +15,15 @@ from safetensors.torch import save_file
 
 import must
 from flows.plan.selection import Selection
+from pipeline.data.loader import Batch
 from pipeline.errors import ConfigError
 from pipeline.steps.artifact import Artifact, read_json
 from pipeline.stores.labels import LabelShard
+from tasks.frozen_teacher import FrozenTeacher
+from tasks.network import Network
 from tasks.teacher import Teacher, open_teacher
+from tasks.training import SupervisedObjective, WeightedSum
+from tests.disk import folder_of
 
 SIDE, WIDTH = 32, 96
 RECIPE = """
@@ -98,6 +103,66 @@ def test_student_learns_features_of_a_backbone_teacher(artifacts: Mapping[str, A
     lines = artifacts["student"].load("log/train.jsonl", lambda file: file.read_text("utf-8").splitlines())
     losses = [json.loads(line)["losses"]["resnet"] for line in lines]
     assert np.mean(losses[-10:]) < 0.75 * np.mean(losses[:10])
+
+
+@pytest.fixture(scope="module")
+def live(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Artifact]:
+    """What a run makes in which one of the two teachers is asked while the student is trained."""
+    folder = tmp_path_factory.mktemp("live")
+    (folder / "recipe.yaml").write_text(RECIPE.format(weights=weights), "utf-8")
+    steps = Selection(last="student")
+    return must.run(
+        folder / "recipe.yaml", root=folder / "root", overrides=["teachers.resnet.labels=live"], steps=steps
+    ).artifacts
+
+
+def test_live_teacher_labels_no_image(artifacts: Mapping[str, Artifact], live: Mapping[str, Artifact]) -> None:
+    entries = live["label"].load("labels.json", read_json)
+    assert {entry["teacher"] for entry in entries} == {"all"}
+    assert live["teacher.resnet"].fingerprint == artifacts["teacher.resnet"].fingerprint, "it is the same teacher"
+
+
+def test_student_learns_from_a_live_teacher(artifacts: Mapping[str, Artifact], live: Mapping[str, Artifact]) -> None:
+    """As from the stored labels: what a teacher says of a crop is near to what it says of the image."""
+    losses: dict[str, list[float]] = {}
+    for name, made in {"stored": artifacts["student"], "live": live["student"]}.items():
+        lines = made.load("log/train.jsonl", lambda file: file.read_text("utf-8").splitlines())
+        losses[name] = [json.loads(line)["losses"]["resnet"] for line in lines]
+    assert np.mean(losses["live"][-10:]) < 0.75 * np.mean(losses["live"][:10])
+    assert losses["live"] != losses["stored"]
+
+
+def test_supervised_objective_asks_live_teachers_about_augmented_images(live: Mapping[str, Artifact]) -> None:
+    made, student = live["teacher.resnet"], live["student"]
+    network = Network.load(folder_of(student))
+    teacher = FrozenTeacher(open_teacher(made))
+    objective = SupervisedObjective(
+        network, WeightedSum({"resnet": 1.0}), torch.contiguous_format, {"resnet": teacher}
+    ).eval()
+    images = torch.randint(0, 256, (4, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batch = Batch(images, list("abcd"), {})
+    shares = dict.fromkeys(objective.amounts(batch), 1.0)
+    with torch.no_grad():
+        found, logged = objective(batch, shares)
+        said = open_teacher(made).network(images)["resnet"]
+        expected = network.tasks["resnet"].loss(network(images)["resnet"], {"vector": said})
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert logged.keys() == {"resnet"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["teachers.all.labels=live"], r"teachers\.resnet\.labels is 'live', and no other teacher labels the pool"),
+        (["student.labels=true_only"], r"teachers\.resnet\.labels is 'live', but student\.labels is 'true_only'"),
+        (["student.applicability={resnet: 0.1}"], r"so that student\.applicability\.resnet has no labels to leave out"),
+        (["teachers.gabor={kind: analytic, labels: live}"], r"teachers\.gabor\.labels is 'live', which is for task 'f"),
+    ],
+)
+def test_live_teacher_refuses(weights: Path, tmp_path: Path, overrides: list[str], says: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(weights=weights), "utf-8")
+    with pytest.raises(ConfigError, match=says):
+        must.run(tmp_path / "recipe.yaml", root=tmp_path, overrides=["teachers.resnet.labels=live", *overrides])
 
 
 @pytest.mark.parametrize(
