@@ -42,7 +42,7 @@ from pipeline.errors import PROJECT
 from pipeline.recipe.comparison import COMPARE, Trial, row_name
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.runtime import Progress as ProgressCallback
-from pipeline.stores.naming import LABELLING
+from pipeline.stores.naming import labels_pool
 
 MOST_WARNINGS = 10
 """Warnings at the end of a run; its report has them all."""
@@ -124,7 +124,7 @@ class Console:
                 self.out.print(comparison_table(name, comparison))
                 for sentence in comparison.advice():
                     self.out.print(sentence)
-        elif last in LABELLING:
+        elif labels_pool(last):
             self.out.print(labels_table(outcome.artifacts[last]))
         else:
             self.out.print(f"{last}: {artifact}", soft_wrap=True)

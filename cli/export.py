@@ -123,6 +123,7 @@ def export_labels(recipe: Recipe, root: Root, request: LabelExport, progress: Pr
     from pipeline.export import load_writer, with_names, write_export
     from pipeline.recipe.student import StudentConfig
     from pipeline.storage.atomic import check_absent
+    from pipeline.stores.naming import learned_labels
     from student.dataset import heads_of
     from student.export_samples import count_images, labelled_samples
 
@@ -138,7 +139,7 @@ def export_labels(recipe: Recipe, root: Root, request: LabelExport, progress: Pr
         "names": names,
         "labels": student.labels,
         "thresholds": {name: head.threshold for name, head in heads.items()},
-        "made_from": {name: inputs[name].fingerprint for name in ("pool", "label")},
+        "made_from": {name: inputs[name].fingerprint for name in ("pool", learned_labels(inputs.artifacts))},
     }
     labels = {name: tasks.label(head.space) for name, head in heads.items()}
     samples = with_names(labelled_samples(student, heads, inputs), names)

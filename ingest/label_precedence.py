@@ -12,6 +12,7 @@ from pipeline.data.dataset import LabelSource
 from pipeline.steps.artifact import Artifact, read_json
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import LabelOrigin, LabelSpace
+from pipeline.stores.naming import LABEL_INDEX, LABEL_STEP
 
 
 class LabelledHead(Protocol):
@@ -54,6 +55,7 @@ class LabelPrecedence:
         truths: `student.truths` of the recipe: sets by teacher
         sets: all sets of the run by name
         artifacts: the run's artifacts by step, or those that the student is trained from
+        step: the one of these whose pseudo labels they are
     """
 
     def __init__(
@@ -62,16 +64,17 @@ class LabelPrecedence:
         truths: Mapping[str, Sequence[str]],
         sets: Mapping[str, IngestedSet],
         artifacts: Mapping[str, Artifact],
+        step: str = LABEL_STEP,
     ) -> None:
-        self.labels, self.truths, self.sets, self.artifacts = labels, truths, sets, artifacts
-        entries = artifacts["label"].load("labels.json", read_json) if "label" in artifacts else []
+        self.labels, self.truths, self.sets, self.artifacts, self.step = labels, truths, sets, artifacts, step
+        entries = artifacts[step].load(LABEL_INDEX, read_json) if step in artifacts else []
         self._pseudo = {(entry["set"], entry["shard"], entry["teacher"]): entry["path"] for entry in entries}
         self._rejected = rejected_rows(artifacts)
         self._true_labels: dict[str, TrueLabelIndex] = {}
 
     def expects_labels(self, teacher: str, dataset: str) -> bool:
         """Return True if a teacher's pseudo labels of a set are used, so that they have to be there."""
-        sets = self.artifacts["label"].manifest["config"].get("labels", {}) if self.labels != "true_only" else {}
+        sets = self.artifacts[self.step].manifest["config"].get("labels", {}) if self.labels != "true_only" else {}
         return self.labels != "true_only" and dataset in sets.get(teacher, (dataset,))
 
     def sources(self, head: LabelledHead, dataset: str, shard: ImageShard) -> list[RankedSource]:
@@ -86,7 +89,7 @@ class LabelPrecedence:
         ]
         place = (dataset, shard.name, head.teacher)
         if self.labels != "true_only" and place in self._pseudo:
-            file, without = self.artifacts["label"].external_file(self._pseudo[place]), self._rejected.get(place)
+            file, without = self.artifacts[self.step].external_file(self._pseudo[place]), self._rejected.get(place)
             label, excluded = tasks.label(head.space), without or frozenset()
             made_by = LabelOrigin("pseudo", head.teacher)
             source = LabelSource(file, label, head.threshold, head.applicability, excluded=excluded, origin=made_by)

@@ -19,6 +19,7 @@ from pipeline.recipe.student import StudentConfig
 from pipeline.steps.artifact import Inputs
 from pipeline.storage.root import in_parallel
 from pipeline.stores.labels import LabelSpace
+from pipeline.stores.naming import learned_labels
 from tasks.teacher import APPLICABILITY_FILE, Teacher, TeacherSchedule
 
 
@@ -45,6 +46,7 @@ def heads_of(config: StudentConfig, inputs: Inputs) -> dict[str, StudentHead]:
 
     Raises ConfigError if one of `config.applicability` has none.
     """
+    labelling = inputs[learned_labels(inputs.artifacts)].manifest["inputs"]
     heads = {}
     for name, artifact in inputs.of_kind("teacher").items():
         if config.loss_weights.get(name) == 0:
@@ -55,7 +57,7 @@ def heads_of(config: StudentConfig, inputs: Inputs) -> dict[str, StudentHead]:
         if least and not artifact.has(APPLICABILITY_FILE):
             why = artifact.counts["applicability"]["why"]
             raise ConfigError(f"student.applicability names {name!r}, whose labels have none: {why}.")
-        is_live = f"teacher.{name}" not in inputs["label"].manifest["inputs"]
+        is_live = f"teacher.{name}" not in labelling
         heads[name] = StudentHead(name, teacher.space, teacher.data, teacher.schedule, threshold, least, is_live)
     return heads
 
@@ -83,7 +85,8 @@ def student_shards(config: StudentConfig, heads: Mapping[str, StudentHead], inpu
     DataError if a teacher has not labelled a shard.
     """
     sets = {name: IngestedSet(artifact) for name, artifact in inputs.of_kind("data").items()}
-    precedence = LabelPrecedence(config.labels, config.truths, sets, inputs.artifacts)
+    step = learned_labels(inputs.artifacts)
+    precedence = LabelPrecedence(config.labels, config.truths, sets, inputs.artifacts, step)
     stored = [head for head in heads.values() if not head.is_live]
     for name, shard, rows in pool_shards(inputs["pool"], inputs.of_kind("data")):
         label_sources = {}

@@ -12,6 +12,7 @@ from ingest.pool import pool_shards, rejected_rows
 from pipeline.steps.artifact import Inputs, read_json
 from pipeline.storage.root import StoredFile
 from pipeline.stores.labels import Label, LabelShard, explain_label_errors, is_applicable
+from pipeline.stores.naming import LABEL_INDEX, learned_labels
 from student.dataset import StudentHead
 
 MAX_IMAGES = 5000
@@ -24,8 +25,8 @@ RARE = 0.002
 
 def count_kept(heads: Mapping[str, StudentHead], inputs: Inputs) -> dict[str, dict[str, Any]]:
     """Count by teacher, for each class, the boxes, pixels or images `held` and `kept`, with a warning or None."""
-    labels = inputs["label"]
-    index = labels.load("labels.json", read_json)
+    labels = inputs[learned_labels(inputs.artifacts)]
+    index = labels.load(LABEL_INDEX, read_json)
     files = {(entry["set"], entry["shard"], entry["teacher"]): labels.external_file(entry["path"]) for entry in index}
     shards = list(pool_shards(inputs["pool"], inputs.of_kind("data")))
     rejected = rejected_rows(inputs.artifacts)

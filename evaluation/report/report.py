@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from markupsafe import Markup
 
-from evaluation.report import backbones, comparisons, labels, results, steps
+from evaluation.report import backbones, comparisons, labels, results, rounds, steps
 from evaluation.report.html import render, storable
 from evaluation.report.run_record import RunRecord
 from pipeline.steps.artifact import Artifact
@@ -17,6 +17,7 @@ SECTIONS: dict[str, Callable[[RunRecord], Markup]] = {
     "Results": results.results,
     "Comparisons": comparisons.comparisons,
     "Backbones": backbones.backbones,
+    "Rounds": rounds.rounds,
     "Labels learned from": labels.learned_labels,
     "Held-out images": labels.held_out,
     "Training": labels.curves,

@@ -29,6 +29,7 @@ from evaluation.report.run_record import RunRecord
 from pipeline.steps.artifact import Artifact, of_kind, read_json
 from pipeline.storage.parquet import read_parquet
 from pipeline.stores.labels import INAPPLICABLE
+from pipeline.stores.naming import LABEL_INDEX
 
 MAX_CLASSES = 200
 """Classes that a table shows at most, the weakest."""
@@ -78,7 +79,7 @@ def key_facts(run: RunRecord) -> Iterator[tuple[str, str, str]]:
     if "pool" in run.artifacts:
         yield "Pool", plural(run.artifacts["pool"].counts["images"], "image"), ""
     if "label" in run.artifacts:
-        entries = run.artifacts["label"].load("labels.json", read_json)
+        entries = run.artifacts["label"].load(LABEL_INDEX, read_json)
         yield "Pseudo labels", f"{sum(entry['rows'] - entry['failed'] for entry in entries):,}", ""
 
 
@@ -207,7 +208,7 @@ def _held_out(run: RunRecord) -> Iterator[str]:
 def _failed(run: RunRecord) -> Iterator[str]:
     labels = run.artifacts.get("label")
     failed: Counter[tuple[str, str]] = Counter()
-    for entry in labels.load("labels.json", read_json) if labels else ():
+    for entry in labels.load(LABEL_INDEX, read_json) if labels else ():
         failed[entry["teacher"], entry["set"]] += entry["failed"]
     for (teacher, name), number in failed.items():
         if number:

@@ -22,6 +22,7 @@ from pipeline.steps.artifact import Artifact
 from pipeline.storage.root import StoredFile
 from pipeline.stores.images import ImageRow, ImageShard
 from pipeline.stores.labels import Label, LabelShard, LabelSpace, Value
+from pipeline.stores.naming import LABEL_STEP, learned_labels
 from tasks.drawing import THUMBNAIL_SIDE, thumbnail
 
 REJECTED = "rejected by hand"
@@ -98,8 +99,9 @@ class RunSamples:
         """The labels of pool images as the student learned them, or would by default."""
         student = self.run.artifacts.get("student")
         config = student.manifest["config"]["student"] if student else {}
+        step = learned_labels(student.manifest["inputs"]) if student else LABEL_STEP
         return LabelPrecedence(
-            config.get("labels", "true_first"), config.get("truths", {}), self.sets, self.run.artifacts
+            config.get("labels", "true_first"), config.get("truths", {}), self.sets, self.run.artifacts, step
         )
 
     def read_label(self, file: StoredFile, head: SampleHead, row: int, *least: float) -> Value | None:

@@ -12,6 +12,7 @@ from pipeline.sources._splits import SPLITS
 from pipeline.steps.artifact import Artifact, of_kind, read_json
 from pipeline.storage.root import StoredFile
 from pipeline.stores.labels import Label, open_labels
+from pipeline.stores.naming import LABEL_INDEX
 from tasks.drawing import thumbnail
 from tasks.teacher import Teacher
 
@@ -87,7 +88,7 @@ def _stage_strips(samples: RunSamples, artifact: Artifact) -> Strips:
 def _labelled_strips(samples: RunSamples, artifact: Artifact) -> Strips:
     """Yield images of the pool with the labels of every teacher, or of every head of the student."""
     files: dict[str, dict[tuple[str, str], StoredFile]] = {}
-    for entry in artifact.load("labels.json", read_json):
+    for entry in artifact.load(LABEL_INDEX, read_json):
         of_maker = files.setdefault(entry["teacher"], {})
         of_maker[entry["set"], entry["shard"]] = artifact.external_file(entry["path"])
     heads = [_maker_head(maker, next(iter(of_maker.values()))) for maker, of_maker in files.items()]

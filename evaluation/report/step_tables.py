@@ -18,6 +18,7 @@ from ingest.dataset import IngestedSet
 from ingest.pool import read_pool
 from pipeline.sources._splits import SPLITS
 from pipeline.steps.artifact import Artifact, read_json
+from pipeline.stores.naming import LABEL_INDEX
 from tasks.teacher import Teacher
 
 
@@ -32,7 +33,7 @@ class MakerLabels(NamedTuple):
 
 def labels_by_maker(artifact: Artifact) -> Iterator[MakerLabels]:
     """Yield what each maker labelled in a step."""
-    entries = artifact.load("labels.json", read_json)
+    entries = artifact.load(LABEL_INDEX, read_json)
     for maker in dict.fromkeys(entry["teacher"] for entry in entries):
         shards = [entry for entry in entries if entry["teacher"] == maker]
         images, failed = (sum(shard[key] for shard in shards) for key in ("rows", "failed"))
@@ -94,6 +95,22 @@ def _labels(run: RunRecord, artifact: Artifact) -> ReportTable:
     return ReportTable(["teacher", "images", "failed"], rows, {1, 2})
 
 
+def _choice(run: RunRecord, artifact: Artifact) -> ReportTable:
+    """Return by head how the student compared with what labelled before it, and who labels the next round."""
+    student = artifact.manifest["config"]["student"]
+    rows = [
+        [
+            head,
+            each["metric"] or DASH,
+            f"{each['dataset']}/{each['split']}" if each["dataset"] else DASH,
+            *(_number(each[key]) for key in ("before", "student")),
+            student if each["by_student"] else f"as before: {each['why']}",
+        ]
+        for head, each in artifact.counts["rounds"].items()
+    ]
+    return ReportTable(["head", "metric", "measured on", "before", student, "labels by"], rows, {3, 4})
+
+
 def _student(run: RunRecord, artifact: Artifact) -> ReportTable:
     losses = TrainingLog.of(artifact).losses()
     rows = [
@@ -136,6 +153,7 @@ TABLES: dict[str, Callable[[RunRecord, Artifact], ReportTable]] = {
     "stage_pool": _pool,
     "teacher": _teacher,
     "label": _labels,
+    "label_choice": _choice,
     "student": _student,
     "stage": _stage,
     "evaluate": _evaluation,

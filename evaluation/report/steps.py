@@ -16,7 +16,7 @@ from ingest.pool import read_pool
 from pipeline.sources._splits import SPLITS
 from pipeline.steps.artifact import Artifact
 from pipeline.storage.parquet import read_parquet
-from pipeline.stores.naming import STUDENT_LABEL_STEP
+from pipeline.stores.naming import LABEL_STEP
 
 MAX_LISTED = 5
 """Files, or reasons, that are listed of each kind."""
@@ -64,7 +64,7 @@ def _labelling(step: FinishedStep) -> Iterator[str]:
     if labelled and seconds:
         rate = labelled / seconds
         worker = " per worker" if "worker_seconds" in counts else ""
-        if step.step == STUDENT_LABEL_STEP:
+        if step.step != LABEL_STEP:
             yield f"{rate:,.1f} images/s{worker}"
         else:
             labels = f"{rate * len(makers):,.0f} labels/s{worker}, by {plural(len(makers), 'teacher')}"

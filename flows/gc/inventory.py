@@ -21,7 +21,7 @@ from pipeline.storage.atomic import PART_SUFFIX
 from pipeline.storage.lock import LOCKS, hold_lock, lock_holders
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root, in_parallel
-from pipeline.stores.naming import DIGITS, LABELLING, NAME, version_of
+from pipeline.stores.naming import DIGITS, NAME, labels_pool, version_of
 from pipeline.stores.rejections import PATH as REJECTIONS
 
 Key = tuple[str, str]
@@ -259,7 +259,7 @@ def plan_gc(workspace: Workspace, keep: int = 1) -> list[Verdict]:
         if strays:
             verdicts.append(Verdict(artifact.name, strays, False, "left by a process that was killed", artifact.name))
     sealed = {artifact.key for artifact in kept if artifact.manifest}
-    labelling = bool(active) or any(key[0] in LABELLING and key not in sealed for key in reasons)
+    labelling = bool(active) or any(labels_pool(key[0]) and key not in sealed for key in reasons)
     return [*verdicts, *_verdicts_on_labels(sizes, kept, labelling), *_verdicts_on_leftovers(sizes, idle=not holders)]
 
 

@@ -25,9 +25,14 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
     recipe = resolved.recipe
     yield Step("pool", POOL, ("pool",), {"pool": recipe.pool}, resolved.image_steps)
     require = {name: teacher.require for name, teacher in recipe.teachers.items() if teacher.require}
-    labels = {name: sorted(sets) for name, each in recipe.teachers.items() if (sets := each.labelled_sets)}
-    config = {"require": require, **({"labels": labels} if labels else {})}
+    config = {"require": require, **labelled_sets(recipe)}
     yield label_step(LABEL_STEP, recipe, config, ("pool", *pooled_steps(recipe), *resolved.labelling_steps))
+
+
+def labelled_sets(recipe: Recipe) -> dict[str, Any]:
+    """Return the sets of teachers that label some of the pool, as an entry of a step's configuration; {} for none."""
+    labels = {name: sorted(sets) for name, each in recipe.teachers.items() if (sets := each.labelled_sets)}
+    return {"labels": labels} if labels else {}
 
 
 def pooled_steps(recipe: Recipe) -> tuple[str, ...]:

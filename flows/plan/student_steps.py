@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flows.plan.data_steps import learned_rejections
-from flows.plan.label_steps import label_step, pooled_steps
+from flows.plan.label_steps import label_step, labelled_sets, pooled_steps
 from flows.plan.resized_steps import resized_inputs
 from flows.plan.resolve import ResolvedRecipe
 from flows.plan.teacher_steps import weights_of
 from ingest.rejections import REJECTED_LABELS
 from pipeline.recipe.recipe import Recipe
 from pipeline.steps.artifact import LabelCheck, Step, StepKind
-from pipeline.stores.naming import STUDENT_LABEL_STEP
+from pipeline.stores.naming import STUDENT_LABEL_STEP, round_labels, round_student
 
 STUDENT = StepKind(
     "student",
@@ -23,6 +23,7 @@ STUDENT = StepKind(
     trains="student.batch",
     location_keys=("student.weights",),
 )
+CHOICE = StepKind("label_choice", "student.rounds:choose_labels")
 
 
 def label_needs(config: Mapping[str, Any]) -> list[Any]:
@@ -31,7 +32,21 @@ def label_needs(config: Mapping[str, Any]) -> list[Any]:
 
 
 def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
-    """Yield the step that trains the student and, if asked for, the one in which it labels the pool."""
+    """Yield the steps of all rounds: each trains a student, and lets it label the pool for the next one.
+
+    That of the last round labels it if the recipe asks for it.
+    """
+    rounds = resolved.recipe.rounds
+    for number in range(1, rounds + 1):
+        yield _student_step(resolved, round_student(number, rounds), round_labels(number))
+        if number < rounds:
+            yield from _next_labels(resolved, number)
+    if resolved.recipe.labelling.student:
+        yield _student_labels(resolved.recipe, STUDENT_LABEL_STEP, "student")
+
+
+def _student_step(resolved: ResolvedRecipe, name: str, labels: str) -> Step:
+    """Return the step that trains a student on the labels that a step lists."""
     recipe = resolved.recipe
     config = {
         "student": recipe.student.model_dump(mode="json"),
@@ -42,16 +57,30 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
     truths = tuple(name for name in _true_sets(recipe) if name not in pooled)
     rejected = (REJECTED_LABELS,) if len(learned_rejections(resolved)) else ()
     copies = resized_inputs(recipe, "student", recipe.pool, recipe.student.image_size)
-    inputs = ("pool", "label", *pooled, *truths, *resolved.teacher_steps, *rejected, *copies)
+    inputs = ("pool", labels, *pooled, *truths, *resolved.teacher_steps, *rejected, *copies)
     if recipe.student.validate:
         config["learned"] = {name: [data, task] for name, data, task in _learned(recipe)}
     if recipe.student.labels == "true_only":
         config |= {"true_sets": _true_sets(recipe), "pooled": list(pooled)}
     check = LabelCheck(label_needs, "student.train:check_labels")
     kind = dataclasses.replace(STUDENT, label_check=check if "learned" in config or "true_sets" in config else None)
-    yield Step("student", kind, ("student",), config, inputs)
-    if recipe.labelling.student:
-        yield label_step(STUDENT_LABEL_STEP, recipe, {"require": {}}, ("pool", *pooled, "student"))
+    return Step(name, kind, ("student",), config, inputs)
+
+
+def _student_labels(recipe: Recipe, name: str, student: str) -> Step:
+    """Return the step in which a student labels the pool."""
+    return label_step(name, recipe, {"require": {}}, ("pool", *pooled_steps(recipe), student))
+
+
+def _next_labels(resolved: ResolvedRecipe, number: int) -> Iterator[Step]:
+    """Yield the steps in which the student of a round labels the pool, and its labels are chosen where it may."""
+    recipe, before, student = resolved.recipe, round_labels(number), round_student(number, resolved.recipe.rounds)
+    after = f"{student}.labels"
+    yield _student_labels(recipe, after, student)
+    sets = dict.fromkeys(f"data.{each.training_set}" for each in recipe.teachers.values() if each.training_set)
+    inputs = (before, student, after, *sets, *resolved.labelling_steps)
+    config = {"student": student, "before": before, "after": after, **labelled_sets(recipe)}
+    yield Step(round_labels(number + 1), CHOICE, ("student",), config, inputs)
 
 
 def _learned(recipe: Recipe) -> Iterator[tuple[str, str, str]]:

@@ -36,6 +36,7 @@ def validate(resolved: ResolvedRecipe) -> None:
     for name in recipe.evaluate.sets:
         _check_evaluated(name, recipe, spaces)
     _check_evaluation(recipe, spaces)
+    _check_rounds(recipe)
     for name, config in recipe.compare.items():
         _check_comparison(f"{COMPARE}.{name}", config, spaces)
         for each in resolved.comparisons[name]:
@@ -63,6 +64,24 @@ def _check_teachers(recipe: Recipe, spaces: Spaces) -> None:
             _check_calibration(name, teacher, spaces)
         if teacher.is_live:
             _check_live(name, teacher.task, recipe)
+
+
+def _check_rounds(recipe: Recipe) -> None:
+    """Raise ConfigError for rounds that would change nothing, or could not be decided on."""
+    if recipe.rounds == 1:
+        return
+    if recipe.student.labels == "true_only":
+        raise ConfigError(
+            f"rounds is {recipe.rounds}, but student.labels is 'true_only': students that learn no pseudo labels are "
+            "the same in every round. Leave one of them out."
+        )
+    learned = [name for name in recipe.teachers if recipe.student.loss_weights.get(name) != 0]
+    if not any(recipe.teachers[name].training_set for name in learned):
+        raise ConfigError(
+            f"rounds is {recipe.rounds}, but the student labels only where it can be compared with a teacher on the "
+            f"held-out images of the set that this one learned from, and {', '.join(learned)} learn from none: add a "
+            "teacher of kind supervised, or leave rounds out."
+        )
 
 
 def _check_live(name: str, task: str, recipe: Recipe) -> None:

@@ -54,6 +54,9 @@ class Recipe(BaseConfig):
     """How the pool is labelled."""
     student: StudentConfig
     """The multi-task student."""
+    rounds: int = Field(default=1, ge=1, le=9)
+    """Rounds of self-training. After each but the last one, the student labels the pool in the place of every teacher
+    that it is not worse than, on held-out images, and a fresh student learns these labels."""
     stages: list[Annotated[StageConfig, KindOf(*CHOSEN["stages"])]] = []
     """Self-supervised pretraining from the student to your domain, one stage after the other."""
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -27,7 +27,7 @@ from pipeline.storage.root import in_parallel
 from pipeline.stores.images import ImageShard
 from pipeline.stores.label_writer import LabelWriter, store_metadata
 from pipeline.stores.labels import APPLICABILITY, Label, LabelSpace
-from pipeline.stores.naming import LABEL_STEP, STUDENT_LABEL_STEP, store_name, student_maker
+from pipeline.stores.naming import LABEL_INDEX, LABEL_STEP, STUDENT_LABEL_STEP, store_name, student_maker
 from tasks.applicability import Applicability
 from tasks.prediction import Predictor, load_network
 from tasks.teacher import Teacher, load_teacher
@@ -35,11 +35,10 @@ from teachers.labelling.gate import check_gate
 from teachers.labelling.inference import ShardInference, ShardRows, label_batches
 from teachers.labelling.label_folder import LabelFolder, ShardFacts
 
-INDEX = "labels.json"
 SETS = "labels"
 """Key of the step's configuration: the sets of the pool that a teacher labels, by teacher that does not label all."""
 STUDENT = "student"
-"""The step whose network has a head for every teacher."""
+"""The kind of step whose network has a head for every teacher."""
 
 
 @dataclasses.dataclass
@@ -57,7 +56,7 @@ class LabelMaker:
     @property
     def is_student(self) -> bool:
         """True for the student, whose labels go by other names than its teachers'."""
-        return self.artifact.manifest["step"] == STUDENT
+        return self.artifact.kind == STUDENT
 
     @functools.cached_property
     def labels(self) -> dict[str, Label]:
@@ -140,7 +139,7 @@ class ShardJob:
 @contextlib.contextmanager
 def exclusive(inputs: Inputs) -> Iterator[None]:
     """Hold the locks of all label folders: another run with these teachers would write the same label shards."""
-    runtime, step = inputs.runtime, STUDENT_LABEL_STEP if STUDENT in inputs.artifacts else LABEL_STEP
+    runtime, step = inputs.runtime, STUDENT_LABEL_STEP if inputs.of_kind(STUDENT) else LABEL_STEP
     with contextlib.ExitStack() as locks:
         for path in sorted(folder.path for maker in label_makers(inputs) for folder in maker.folders.values()):
             lock = runtime.root / LOCKS / path
@@ -155,7 +154,7 @@ def label_makers(inputs: Inputs, sets: Mapping[str, Collection[str]] | None = No
     They know the facts of the label shards of the previous artifact and of finished parts.
     """
     facts: dict[str, ShardFacts] = {}
-    for entry in inputs.previous.load(INDEX, read_json) if inputs.previous else []:
+    for entry in inputs.previous.load(LABEL_INDEX, read_json) if inputs.previous else []:
         facts[entry["path"]] = {
             "size": entry["size"],
             "sha256": entry["sha256"],
@@ -164,7 +163,7 @@ def label_makers(inputs: Inputs, sets: Mapping[str, Collection[str]] | None = No
         }
     for part in inputs.parts:
         facts |= part["facts"]
-    artifacts = {STUDENT: inputs[STUDENT]} if STUDENT in inputs.artifacts else inputs.of_kind("teacher")
+    artifacts = inputs.of_kind(STUDENT) or inputs.of_kind("teacher")
     own = sets or {}
     return [LabelMaker(name, artifact, inputs.runtime, facts, own.get(name)) for name, artifact in artifacts.items()]
 
@@ -189,7 +188,7 @@ def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[
         if maker.labels_set(name)
         for entry in _entries(name, shard, maker)
     ]
-    write_json(out / INDEX, entries)
+    write_json(out / LABEL_INDEX, entries)
     _check_failed(entries, config["max_failed"])
     done = [*inputs.parts, summarize(jobs)]
     return {
