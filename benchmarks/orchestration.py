@@ -26,7 +26,7 @@ from pipeline.training.device import find_device
 QUICKSTART = PROJECT / "recipes" / "quickstart.yaml"
 TRAINED = ("shapes", "things", "parts", "depth", "normals")
 SHORT = [change for name in TRAINED for change in (f"teachers.{name}.epochs=0.2", f"teachers.{name}.require=none")]
-SHORT += ["student.epochs=0.05"]
+SHORT += ["student.epochs=0.05", "runtime.side_by_side=1"]
 SHARD = 8
 SHARDS_RECIPE = """
 name: shards

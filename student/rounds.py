@@ -18,8 +18,8 @@ Entry = Mapping[str, Any]
 """A label shard in the index of a step that labels the pool."""
 
 
-class Verdict(NamedTuple):
-    """Whether a head of the student labels the next round, and why."""
+class HeadChoice(NamedTuple):
+    """The labeller of a head in the next round: the student or what labelled before, and why."""
 
     by_student: bool
     why: str
@@ -65,20 +65,20 @@ def choose_labels(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
     }
 
 
-def _judge(head: str, artifact: Artifact, before: Artifact, student: Predictor, inputs: Inputs) -> Verdict:
+def _judge(head: str, artifact: Artifact, before: Artifact, student: Predictor, inputs: Inputs) -> HeadChoice:
     """Compare the student's head with what labelled for it."""
     teacher, split = Teacher.load(artifact), artifact.counts.get("split")
     if head not in student.heads:
-        return Verdict(False, "the student learns nothing of it")
+        return HeadChoice(False, "the student learns nothing of it")
     if teacher.data is None or split is None or not teacher.scores:
-        return Verdict(False, "it can't be measured: its teacher learned from no set with held-out images")
+        return HeadChoice(False, "it can't be measured: its teacher learned from no set with held-out images")
     task, (metric, direction) = teacher.space.task, next(iter(student.heads[head].better.items()))
     images = true_label_dataset(IngestedSet(inputs[f"data.{teacher.data}"]), split, {head: task})
     found = score(student, images, head, inputs.runtime)[metric]
     known = before.counts.get("rounds", {}).get(head, {}).get("score", teacher.scores[metric])
     is_worse = found < known if direction == "higher" else found > known
     why = "it is worse than what labelled before" if is_worse else "it is not worse than what labelled before"
-    return Verdict(not is_worse, why, metric, teacher.data, split, known, found)
+    return HeadChoice(not is_worse, why, metric, teacher.data, split, known, found)
 
 
 def _merge(before: list[Entry], after: list[Entry], relabelled: set[str]) -> list[Entry]:

@@ -23,7 +23,7 @@ class ReadoutNetwork(Protocol):
 
 
 class TeacherFeatures(NamedTuple):
-    """What a teacher makes of B images."""
+    """The features that a teacher's model makes of B images."""
 
     vector: Tensor
     """(B, D) float32."""
@@ -42,7 +42,9 @@ class FrozenTeacher(nn.Module):
 
     def __init__(self, predictor: Predictor, with_map: bool = False) -> None:
         super().__init__()
-        self._network = (predictor.network.requires_grad_(False).eval(),)  # in a tuple, torch does not find it
+        self._network: tuple[Any, ...] = (
+            predictor.network.requires_grad_(False).eval(),
+        )  # in a tuple, torch does not find it
         self.size, self.with_map = predictor.preprocessing.size, with_map
         heads = ", ".join(predictor.heads)
         if with_map and not isinstance(predictor.network, ReadoutNetwork):
@@ -94,4 +96,4 @@ class FrozenTeacher(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._network[0]._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch has no types for it

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,11 +85,11 @@ class SupervisedObjective(Objective):
 
     def _live_targets(self, images: Tensor) -> dict[str, Any]:
         """Return what live teachers say of the images, as entries of `Batch.targets`."""
-        rows = torch.arange(len(images), device=images.device)
-        tasks = self.network.tasks
+        rows, teachers = torch.arange(len(images), device=images.device), cast(dict[str, FrozenTeacher], self.live)
+        said = {name: teacher.output(images) for name, teacher in teachers.items()}
         return {
-            name: {"rows": rows, "target": tasks[name].live_target(teacher.output(images))}
-            for name, teacher in self.live.items()
+            name: {"rows": rows, "target": self.network.tasks[name].live_target(output)}
+            for name, output in said.items()
         }
 
     def _labelled_share(self, name: str, batch: Batch, shares: Mapping[str, float]) -> Tensor | float:

@@ -96,8 +96,7 @@ def test_choose_labels_compares_with_what_labelled_before(
 
 def test_rounds_are_reused_and_shown_in_the_report(outcome: Outcome, recipe: Path) -> None:
     assert outcome.folder
-    root = outcome.artifacts["label"].root
-    again = must.run(recipe, root, TWICE)
+    again = must.run(recipe, str(outcome.artifacts["label"].root), TWICE)
     assert again.ran == 0
     page = outcome.folder.child("report.html").read().decode()
     assert "Labels of the last round by" in page

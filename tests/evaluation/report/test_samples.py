@@ -37,7 +37,8 @@ def samples(world: World, tmp_path: Path) -> RunSamples:
 def with_labels(world: World, tmp_path: Path, labels: str, **settings: Any) -> RunSamples:
     """Return the samples of a run whose student learned from these `labels`."""
     config = {"student": {"labels": labels, **settings}}
-    manifest = {"kind": "student", "section": ["student"], "config": config, "counts": {}, "files": {}}
+    made = {"config": config, "inputs": {"pool": {}, "label": {}}, "counts": {}, "files": {}}
+    manifest = {"kind": "student", "section": ["student"], **made}
     student = Artifact(world.runtime.root, "", manifest)
     return RunSamples(RunRecord(StoragePath.of(str(tmp_path)), {**world.artifacts, "student": student}))
 
