@@ -69,9 +69,9 @@ def _judge(head: str, artifact: Artifact, before: Artifact, student: Predictor, 
     """Compare the student's head with what labelled for it."""
     teacher, split = Teacher.load(artifact), artifact.counts.get("split")
     if head not in student.heads:
-        return HeadChoice(False, "the student learns nothing of it")
+        return HeadChoice(False, "the student learns nothing from it")
     if teacher.data is None or split is None or not teacher.scores:
-        return HeadChoice(False, "it can't be measured: its teacher learned from no set with held-out images")
+        return HeadChoice(False, "it learned from no set with held-out images")
     task, (metric, direction) = teacher.space.task, next(iter(student.heads[head].better.items()))
     images = true_label_dataset(IngestedSet(inputs[f"data.{teacher.data}"]), split, {head: task})
     found = score(student, images, head, inputs.runtime)[metric]
