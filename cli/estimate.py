@@ -18,6 +18,7 @@ from pipeline.models.timm_models import create_timm_model
 from pipeline.recipe.base import FitConfig, NamedBackbone
 from pipeline.recipe.recipe import Recipe
 from pipeline.recipe.stage import StageConfig
+from pipeline.stores.naming import round_student
 
 IMAGES = 4
 """Images of a timed step."""
@@ -85,12 +86,10 @@ def _trainings(recipe: Recipe, images: Mapping[str, int]) -> Iterator[tuple[str,
     for name, teacher in recipe.teachers.items():
         if isinstance(teacher, FitConfig) and teacher.training_set:
             yield f"teachers.{name}", teacher, teacher.named_backbones()[0], images.get(teacher.training_set, 0)
-    yield (
-        "student",
-        recipe.student,
-        recipe.student.named_backbones()[0],
-        sum(images.get(name, 0) for name in recipe.pool),
-    )
+    pooled = sum(images.get(name, 0) for name in recipe.pool)
+    for number in range(1, recipe.rounds + 1):
+        name = round_student(number, recipe.rounds)
+        yield name, recipe.student, recipe.student.named_backbones()[0], pooled
     for stage in recipe.chain():
         count = sum(images.get(name, 0) for name in stage.data)
         yield f"stages.{stage.name}", stage, stage.named_backbones()[0], count

@@ -72,6 +72,9 @@ def _by_stage(made: Artifact, artifacts: Mapping[str, Artifact]) -> Iterator[tup
     method = config_class(package, stage[key]) if key in stage else StageConfig
     if stage.get("labels") is not None or getattr(method, "learns_from_classes", False):
         yield from ((dataset, CLASSIFICATION) for dataset in stage["data"])
+    inputs = [artifacts[name] for name in made.manifest["inputs"] if name in artifacts]
+    for teacher in of_kind(inputs, "teacher").values():
+        yield from _by_teacher(teacher, artifacts)
 
 
 def _by_baseline(made: Artifact, artifacts: Mapping[str, Artifact]) -> Iterator[tuple[str, str]]:

@@ -68,7 +68,7 @@ class LabelPrecedence:
     ) -> None:
         self.labels, self.truths, self.sets, self.artifacts, self.step = labels, truths, sets, artifacts, step
         entries = artifacts[step].load(LABEL_INDEX, read_json) if step in artifacts else []
-        self._pseudo = {(entry["set"], entry["shard"], entry["teacher"]): entry["path"] for entry in entries}
+        self._pseudo = {(entry["set"], entry["shard"], entry["teacher"]): entry for entry in entries}
         self._rejected = rejected_rows(artifacts)
         self._true_labels: dict[str, TrueLabelIndex] = {}
 
@@ -89,9 +89,10 @@ class LabelPrecedence:
         ]
         place = (dataset, shard.name, head.teacher)
         if self.labels != "true_only" and place in self._pseudo:
-            file, without = self.artifacts[self.step].external_file(self._pseudo[place]), self._rejected.get(place)
+            entry, without = self._pseudo[place], self._rejected.get(place)
+            file = self.artifacts[self.step].external_file(entry["path"])
             label, excluded = tasks.label(head.space), without or frozenset()
-            made_by = LabelOrigin("pseudo", head.teacher)
+            made_by = LabelOrigin("pseudo", entry.get("maker", head.teacher))
             source = LabelSource(file, label, head.threshold, head.applicability, excluded=excluded, origin=made_by)
             found.append(RankedSource(source, None))
         return found

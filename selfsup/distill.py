@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.models.backbone import Backbone
@@ -34,11 +34,17 @@ class Config(MethodConfig):
     temperature: float = Field(default=0.07, gt=0)
     """Temperature of the softmaxes over cosines, both teacher's and student's."""
     queue: int | None = Field(default=None, ge=2)
-    """Images in the queue; null for a third of the set, from 16 to 8,192."""
+    """Images in the queue, at least `batch`; null for a third of the set, from 16, or the batch, to 8,192."""
     maps: float = Field(default=1.0, ge=0)
     """Weight of the loss between cells of the last maps; 0 for the vectors alone."""
     mixup: bool = True
     """True to show both a mean of two images each, with weights that are drawn for each step."""
+
+    @model_validator(mode="after")
+    def _queue_holds_a_batch(self) -> Config:
+        if self.queue is not None and self.queue < self.batch:
+            raise ValueError(f"queue ({self.queue}) is less than batch ({self.batch}), whose images it has to hold")
+        return self
 
     @property
     def taught_by(self) -> str | None:
@@ -68,7 +74,7 @@ class Distillation(Method):
         width = setting.teacher.width if setting.teacher else backbone.width
         self.head = _linear(backbone.width, width)
         self.map_head = _linear(backbone.channels[-1], width) if config.reads_maps else None
-        length = config.queue or min(max(setting.images // 3, MIN_QUEUE), MAX_QUEUE)
+        length = config.queue or max(min(setting.images // 3, MAX_QUEUE), MIN_QUEUE, setting.batch)
         self.register_buffer("queue", torch.zeros(length, width))
 
     def view_kinds(self) -> Sequence[ViewKind]:

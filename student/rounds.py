@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ingest.dataset import IngestedSet
 from ingest.true_labels import true_label_dataset
+from pipeline.errors import ConfigError
 from pipeline.steps.artifact import EXTERNAL_FILES, Artifact, Inputs, read_json, write_json
 from pipeline.stores.naming import LABEL_INDEX, teacher_of
 from tasks.prediction import Predictor, load_network
@@ -46,11 +47,12 @@ def choose_labels(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
 
     The counts have under `rounds`, by head, what was measured, and whether the student labels.
 
-    `config`: `student`, the step that trained it; `before`, the step whose labels it learned from; `after`, the step in
-    which it labelled the pool; `labels`, as of that of the teachers.
+    `config`: `labeller`, the step that trained the student; `before`, the step whose labels it learned from; `after`,
+    the step in which it labelled the pool; `judged`, by head, the set and the task of those that can be measured;
+    `labels`, as of the step `label`.
     """
     before, after = inputs[config["before"]], inputs[config["after"]]
-    network = load_network(inputs[config["student"]], inputs.runtime)
+    network = load_network(inputs[config["labeller"]], inputs.runtime)
     verdicts = {
         head: _judge(head, teacher, before, network, inputs) for head, teacher in inputs.of_kind("teacher").items()
     }
@@ -60,9 +62,21 @@ def choose_labels(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
     return {
         "shards": len(entries),
         "failed": sum(entry["failed"] for entry in entries),
+        "warnings": [] if relabelled else [f"no head of {config['labeller']} is as good as what labelled before it"],
         "rounds": {head: {**verdict._asdict(), "score": verdict.score} for head, verdict in verdicts.items()},
         EXTERNAL_FILES: {entry["path"]: {"size": entry["size"], "sha256": entry["sha256"]} for entry in entries},
     }
+
+
+def check_held_out(config: Mapping[str, Any], inputs: Inputs) -> None:
+    """Raise ConfigError if no head could be measured, so that the next student would learn the labels of this one."""
+    judged: Mapping[str, tuple[str, str]] = config["judged"]
+    if not any(IngestedSet(inputs[f"data.{data}"]).held_out_split("val", task) for data, task in judged.values()):
+        sets = ", ".join(dict.fromkeys(data for data, _ in judged.values()))
+        raise ConfigError(
+            f"the student may label only where it is measured on held-out images, and {sets} has none with labels: "
+            "hold some out with val, or leave rounds out."
+        )
 
 
 def _judge(head: str, artifact: Artifact, before: Artifact, student: Predictor, inputs: Inputs) -> HeadChoice:
@@ -81,11 +95,16 @@ def _judge(head: str, artifact: Artifact, before: Artifact, student: Predictor, 
     return HeadChoice(not is_worse, why, metric, teacher.data, split, known, found)
 
 
+def _as_label_of(teacher: str, entry: Entry) -> Entry:
+    """Return the student's entry as one of the teacher's labels, with its own maker."""
+    return {**entry, "teacher": teacher, "maker": entry["teacher"]}
+
+
 def _merge(before: list[Entry], after: list[Entry], relabelled: set[str]) -> list[Entry]:
     """Return the entries of the index before, with the student's shards in the place of those of these teachers."""
     by_student = {(entry["set"], entry["shard"], teacher_of(entry["teacher"])): entry for entry in after}
     return [
-        {**by_student[entry["set"], entry["shard"], entry["teacher"]], "teacher": entry["teacher"]}
+        _as_label_of(entry["teacher"], by_student[entry["set"], entry["shard"], entry["teacher"]])
         if entry["teacher"] in relabelled
         else entry
         for entry in before

@@ -38,7 +38,7 @@ def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
     live = {
         name: FrozenTeacher(open_teacher(inputs[f"teacher.{name}"])) for name, head in heads.items() if head.is_live
     }
-    plan = TrainingPlan("student", student, student.augment, config["seed"], out, validated, live)
+    plan = TrainingPlan(config.get("name", "student"), student, student.augment, config["seed"], out, validated, live)
     trained = train_network(network, weighting, dataset, plan, inputs.runtime)
     if not ranks.is_first():
         return {}

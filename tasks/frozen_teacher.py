@@ -37,11 +37,12 @@ class FrozenTeacher(nn.Module):
     It follows its parent module from device to device, and is otherwise no part of it: neither trained nor saved, and
     in eval mode always.
 
-    Raises ConfigError if the model tells no vectors, or with `with_map` no maps.
+    Raises ConfigError if the model tells no vectors, or with `with_map` no maps; DataError if weights are not finite.
     """
 
     def __init__(self, predictor: Predictor, with_map: bool = False) -> None:
         super().__init__()
+        predictor.check_weights()
         self._network: tuple[Any, ...] = (
             predictor.network.requires_grad_(False).eval(),
         )  # in a tuple, torch does not find it
@@ -93,6 +94,10 @@ class FrozenTeacher(nn.Module):
     def _look(self) -> TeacherFeatures | None:
         """Return what it makes of a gray image."""
         return self._read(torch.full((1, 3, self.size, self.size), 0.5))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return itself: copies of a module that learns share the teacher, which never changes."""
+        return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._network[0]._apply(fn, recurse)

@@ -121,7 +121,7 @@ class Predictor:
         The measurement is cached under `model_id`: JSON that identifies the model, such as its `model.json`. Raises
         DataError if weights are not finite: detectors drop boxes without a finite score, and would find nothing.
         """
-        self._check_weights()
+        self.check_weights()
         size = self.preprocessing.size
         count = autotune.timed_images(find_device(runtime.device), AUTOTUNE_IMAGES, GPU_AUTOTUNE_IMAGES)
         images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
@@ -129,7 +129,8 @@ class Predictor:
         self.compute.place(self.network)
         return self
 
-    def _check_weights(self) -> None:
+    def check_weights(self) -> None:
+        """Raise DataError if a weight is not finite."""
         damaged = non_finite_weights(self.network.named_parameters())
         if damaged:
             raise DataError(

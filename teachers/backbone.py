@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -31,6 +31,7 @@ MIN_COMPONENTS = 10
 class Config(TeacherConfig):
     """A timm backbone, its weights, and images of the kind that the student is to know."""
 
+    readout: ClassVar[Literal["maps", "vector", "nothing"] | None] = "maps"
     kind: Literal["backbone"] = "backbone"
     task: Literal["features"] = "features"
     model: str

@@ -27,7 +27,7 @@ def learned_labels(run: RunRecord) -> Markup:
     """Render pool images with the labels that the student learned from."""
     samples = RunSamples(run)
     strips = list(pool_strips(samples))
-    student = run.artifacts.get("student")
+    student = run.student
     heads = [head for head in samples.heads.values() if head.is_learned]
     return render(
         "learned_labels.html",
@@ -53,7 +53,7 @@ def _class_keys(samples: RunSamples) -> list[tuple[str, list[tuple[str, str]]]]:
 
 def curves(run: RunRecord) -> Markup:
     """Render the losses of the student, of every trained teacher and of the stages, over the steps."""
-    student = run.artifacts.get("student")
+    student = run.student
     log = TrainingLog.of(student) if student else TrainingLog([])
     teachers, stages = (
         {name: TrainingLog.of(artifact) for name, artifact in run.of_kind(kind).items()}

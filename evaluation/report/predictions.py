@@ -61,7 +61,7 @@ def held_out_strips(samples: RunSamples) -> Iterator[tuple[EvaluationTarget, lis
     lines, _ = read_lines(samples.run.metrics())
     targets = [line.target for line in leading_lines(lines) if line.target.head in samples.heads]
     images = max(1, min(4, MAX_PICTURES // (8 * max(len(targets), 1)) * 2))  # even: two strips fit side by side
-    made = samples.run.artifacts.get("student") if targets else None
+    made = samples.run.student if targets else None
     student = CachedPredictor(network_predictor(made.load_all(Network.load))) if made else None
     for name, group in itertools.groupby(targets, key=lambda target: target.head):
         if time.monotonic() > deadline:

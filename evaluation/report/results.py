@@ -124,6 +124,7 @@ def warnings(run: RunRecord) -> list[ReportWarning]:
         *not_measured(run.metrics(), run.artifacts),
         *weak_models(lines),
         *_foreign(run),
+        *_unchanged(run),
         *_skewed(run),
         *_collapsed(run),
     ]
@@ -154,8 +155,15 @@ def _foreign(run: RunRecord) -> Iterator[str]:
         )
 
 
+def _unchanged(run: RunRecord) -> Iterator[str]:
+    for step, artifact in run.artifacts.items():
+        if artifact.kind == "label_choice":
+            for warning in artifact.counts["warnings"]:
+                yield f"{step}: {warning}, so that the next student learns the same labels: leave the round out."
+
+
 def _skewed(run: RunRecord) -> list[str]:
-    student = run.artifacts.get("student")
+    student = run.student
     return [f"Kept labels: {warning}." for warning in student.counts.get("warnings", ())] if student else []
 
 

@@ -21,7 +21,7 @@ def rounds(run: RunRecord) -> Markup:
     choices = [made for made in run.artifacts.values() if made.kind == KIND]
     if not choices:
         return Markup()
-    students = [made.manifest["config"]["student"] for made in choices]
+    students = [made.manifest["config"]["labeller"] for made in choices]
     last, labellers = _measured(run), ["its teacher", *students]
     by_head = {head: [made.counts["rounds"][head] for made in choices] for head in choices[0].counts["rounds"]}
     rows = [_row(head, found, labellers, last) for head, found in by_head.items()]

@@ -115,9 +115,15 @@ class RunRecord:
         """Return by teacher the set that it was trained on, None for one trained elsewhere."""
         return {name: teacher.data for name, teacher in self.teachers().items()}
 
+    @property
+    def student(self) -> Artifact | None:
+        """The student, of several rounds the last one; None if there is none yet."""
+        students = [made for made in self.artifacts.values() if made.kind == "student"]
+        return students[-1] if students else None
+
     def kept(self) -> dict[str, dict[str, Any]]:
         """Return by head of the student how much of the pseudo labels the threshold keeps; {} if that is not known."""
-        made = self.artifacts.get("student")
+        made = self.student
         return made.load("kept.json", read_json) if made and made.has("kept.json") else {}
 
     def choices(self) -> dict[str, dict[str, Any]]:

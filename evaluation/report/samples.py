@@ -22,7 +22,7 @@ from pipeline.steps.artifact import Artifact
 from pipeline.storage.root import StoredFile
 from pipeline.stores.images import ImageRow, ImageShard
 from pipeline.stores.labels import Label, LabelShard, LabelSpace, Value
-from pipeline.stores.naming import LABEL_STEP, learned_labels
+from pipeline.stores.naming import LABEL_STEP, is_student, learned_labels
 from tasks.drawing import THUMBNAIL_SIDE, thumbnail
 
 REJECTED = "rejected by hand"
@@ -87,17 +87,19 @@ class RunSamples:
         self._opened: dict[str, LabelShard] = {}
 
     def _heads(self) -> Iterator[SampleHead]:
-        kept = self.run.kept()
+        kept, student = self.run.kept(), self.run.student
+        labelling = self.run.artifacts.get(learned_labels(student.manifest["inputs"]) if student else LABEL_STEP)
         for name, teacher in self.run.teachers().items():
             label = teacher.label
             read = kept.get(name, {"threshold": label.default_threshold, "applicability": 0.0})
-            is_learned = name in kept or not kept
+            is_live = labelling is not None and f"teacher.{name}" not in labelling.manifest["inputs"]
+            is_learned = (name in kept or not kept) and not is_live
             yield SampleHead(name, label, read["threshold"], teacher.data, is_learned, read["applicability"])
 
     @functools.cached_property
     def precedence(self) -> LabelPrecedence:
         """The labels of pool images as the student learned them, or would by default."""
-        student = self.run.artifacts.get("student")
+        student = self.run.student
         config = student.manifest["config"]["student"] if student else {}
         step = learned_labels(student.manifest["inputs"]) if student else LABEL_STEP
         return LabelPrecedence(
@@ -172,5 +174,7 @@ def learned_label(samples: RunSamples, head: SampleHead, image: StoredImage) -> 
         elif truth is not None:
             return value, "true label" if truth == head.data else f"true label in {truth}", head.uncalibrated()
         else:
-            return value, f"pseudo label, {head.least}" if head.threshold else "pseudo label", head
+            by_student = source.origin is not None and is_student(source.origin.origin_name)
+            drawn_as, kind = (head.uncalibrated(), "label of a student") if by_student else (head, "pseudo label")
+            return value, f"{kind}, {drawn_as.least}" if head.threshold else kind, drawn_as
     return None, reason, head

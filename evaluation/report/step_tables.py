@@ -97,7 +97,7 @@ def _labels(run: RunRecord, artifact: Artifact) -> ReportTable:
 
 def _choice(run: RunRecord, artifact: Artifact) -> ReportTable:
     """Return by head how the student compared with what labelled before it, and who labels the next round."""
-    student = artifact.manifest["config"]["student"]
+    student = artifact.manifest["config"]["labeller"]
     rows = [
         [
             head,

@@ -101,6 +101,6 @@ def find_inputs(recipe: Recipe, root: Root, name: str) -> tuple[Step, Inputs]:
     if missing:
         raise DataError(
             f"{root}: there is nothing for {', '.join(missing)} as the recipe {recipe.name!r} has it now: "
-            "`must label` with this recipe and root makes it; `must plan` says what differs."
+            f"`must run --to {missing[-1]}` with this recipe and root makes it; `must plan` says what differs."
         )
     return step, Inputs({each: artifact for each, artifact in inputs.items() if artifact}, runtime)

@@ -14,7 +14,7 @@ from flows.plan.teacher_steps import weights_of
 from ingest.rejections import REJECTED_LABELS
 from pipeline.recipe.recipe import Recipe
 from pipeline.steps.artifact import LabelCheck, Step, StepKind
-from pipeline.stores.naming import STUDENT_LABEL_STEP, round_labels, round_student
+from pipeline.stores.naming import STUDENT_LABEL_STEP, round_labels, round_student, student_labels
 
 STUDENT = StepKind(
     "student",
@@ -23,7 +23,18 @@ STUDENT = StepKind(
     trains="student.batch",
     location_keys=("student.weights",),
 )
-CHOICE = StepKind("label_choice", "student.rounds:choose_labels")
+
+
+def judged_sets(config: Mapping[str, Any]) -> Any:
+    """Return what the choice of labels asks of its sets, as `LabelCheck.needs`."""
+    return config["judged"]
+
+
+CHOICE = StepKind(
+    "label_choice",
+    "student.rounds:choose_labels",
+    label_check=LabelCheck(judged_sets, "student.rounds:check_held_out"),
+)
 
 
 def label_needs(config: Mapping[str, Any]) -> list[Any]:
@@ -64,7 +75,9 @@ def _student_step(resolved: ResolvedRecipe, name: str, labels: str) -> Step:
         config |= {"true_sets": _true_sets(recipe), "pooled": list(pooled)}
     check = LabelCheck(label_needs, "student.train:check_labels")
     kind = dataclasses.replace(STUDENT, label_check=check if "learned" in config or "true_sets" in config else None)
-    return Step(name, kind, ("student",), config, inputs)
+    if name == "student":
+        return Step(name, kind, ("student",), config, inputs)
+    return Step(name, kind, ("rounds", "student"), {**config, "name": name}, inputs)  # no goal of a run
 
 
 def _student_labels(recipe: Recipe, name: str, student: str) -> Step:
@@ -75,12 +88,13 @@ def _student_labels(recipe: Recipe, name: str, student: str) -> Step:
 def _next_labels(resolved: ResolvedRecipe, number: int) -> Iterator[Step]:
     """Yield the steps in which the student of a round labels the pool, and its labels are chosen where it may."""
     recipe, before, student = resolved.recipe, round_labels(number), round_student(number, resolved.recipe.rounds)
-    after = f"{student}.labels"
+    after = student_labels(student)
     yield _student_labels(recipe, after, student)
     sets = dict.fromkeys(f"data.{each.training_set}" for each in recipe.teachers.values() if each.training_set)
     inputs = (before, student, after, *sets, *resolved.labelling_steps)
-    config = {"student": student, "before": before, "after": after, **labelled_sets(recipe)}
-    yield Step(round_labels(number + 1), CHOICE, ("student",), config, inputs)
+    judged = {name: [data, task] for name, data, task in _learned(recipe)}
+    config = {"labeller": student, "before": before, "after": after, "judged": judged, **labelled_sets(recipe)}
+    yield Step(round_labels(number + 1), CHOICE, ("rounds",), config, inputs)
 
 
 def _learned(recipe: Recipe) -> Iterator[tuple[str, str, str]]:

@@ -85,7 +85,7 @@ def _check_rounds(recipe: Recipe) -> None:
 
 
 def _check_live(name: str, task: str, recipe: Recipe) -> None:
-    """Raise ConfigError if a live teacher's answers are no labels as they come, or nothing would be left to store."""
+    """Raise ConfigError if a live teacher's answers are no labels as they come, or its labels are asked for."""
     place = f"teachers.{name}.labels is 'live'"
     if not tasks.label(LabelSpace(task)).can_be_live:
         raise ConfigError(f"{place}, which is for task 'features', and its task is {task!r}: leave it out.")
@@ -93,11 +93,6 @@ def _check_live(name: str, task: str, recipe: Recipe) -> None:
         raise ConfigError(f"{place}, so that student.applicability.{name} has no labels to leave out: leave one out.")
     if recipe.student.labels == "true_only":
         raise ConfigError(f"{place}, but student.labels is 'true_only', which leaves pseudo labels out: leave one out.")
-    if all(teacher.is_live for teacher in recipe.teachers.values()):
-        raise ConfigError(
-            f"{place}, and no other teacher labels the pool: leave it out, add a teacher that labels, or take a stage "
-            f"{{method: distill, teacher: {name}}} instead of a student."
-        )
 
 
 def _check_calibration(name: str, teacher: TeacherConfig, spaces: Spaces) -> None:
@@ -129,7 +124,7 @@ def _check_truths(name: str, sets: Sequence[str], recipe: Recipe, spaces: Spaces
 def _check_stage(stage: StageConfig, recipe: Recipe, spaces: Spaces) -> None:
     """Raise ConfigError if a stage asks for a teacher that is not there, or for classes that its sets don't have."""
     if stage.taught_by is not None:
-        require_one_of(stage.taught_by, recipe.teachers, "teacher")
+        _check_readout(stage, recipe.teachers[require_one_of(stage.taught_by, recipe.teachers, "teacher")])
     if stage.labels is not None:
         with error_context("labels"):
             labelled_images(stage, class_names(stage.data, spaces))
@@ -139,6 +134,16 @@ def _check_stage(stage: StageConfig, recipe: Recipe, spaces: Spaces) -> None:
     if stage.learns_from_classes:
         with error_context(f"method {stage.method!r} learns from classes, and"):
             class_names(stage.data, spaces)
+
+
+def _check_readout(stage: StageConfig, teacher: TeacherConfig) -> None:
+    """Raise ConfigError if it is known that a stage's teacher tells no vector of an image, or no map that it reads."""
+    if teacher.readout == "nothing" or (teacher.readout == "vector" and stage.reads_maps):
+        missing, way_out = ("map", "set maps to 0, or take") if teacher.readout == "vector" else ("vector", "take")
+        raise ConfigError(
+            f"teacher {stage.taught_by!r} is of kind {teacher.kind!r}, whose models tell no {missing} of an image: "
+            f"{way_out} a teacher of kind backbone, supervised or checkpoint."
+        )
 
 
 def _check_evaluated(name: str, recipe: Recipe, spaces: Spaces) -> None:

@@ -131,6 +131,11 @@ class StageConfig(FitConfig):
         return None
 
     @property
+    def reads_maps(self) -> bool:
+        """True if it learns from this teacher's maps as well as from its vectors."""
+        return False
+
+    @property
     def from_weights(self) -> bool:
         """True if it starts from published weights, or from those in a file."""
         return self.start is not None and names_weights(self.start)

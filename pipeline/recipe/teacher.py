@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -55,6 +55,9 @@ class TeacherConfig(BaseConfig):
             kind: Literal["luma"] = "luma"
     """
 
+    readout: ClassVar[Literal["maps", "vector", "nothing"] | None] = None
+    """What its model tells of an image beside its labels: maps and a vector, a vector, or nothing; None if that is not
+    known before it is made. Stages that learn from a teacher ask for it."""
     kind: str
     """Kind of teacher: the name of a file in `teachers/`."""
     task: str

@@ -94,7 +94,7 @@ class LabelOrigin(NamedTuple):
 
     origin: Literal["true", "pseudo"]
     origin_name: str
-    """Name of the set or the teacher."""
+    """Name of the set, of the teacher, or of a student's head as in `student-things`."""
 
 
 class ClassAmounts(NamedTuple):

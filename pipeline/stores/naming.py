@@ -28,6 +28,11 @@ def round_labels(number: int) -> str:
     return LABEL_STEP if number == 1 else f"{LABEL_STEP}.{number}"
 
 
+def student_labels(student: str) -> str:
+    """Return the step in which the student that a step trained labels the pool: `student.1.labels`."""
+    return f"{student}.labels"
+
+
 def labels_pool(step: str) -> bool:
     """Return True if a step of this name labels the pool, with its teachers or with the student of a round."""
     return step == LABEL_STEP or re.fullmatch(r"student(\.\d+)?\.labels", step) is not None

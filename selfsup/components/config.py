@@ -63,11 +63,6 @@ class MethodConfig(StageConfig, ABC):
             )
         return self
 
-    @property
-    def reads_maps(self) -> bool:
-        """True if the method learns from the maps of its teacher as well as from its vectors."""
-        return False
-
     @abstractmethod
     def build(self, backbone: Backbone, setting: StageSetting) -> Method:
         """Build the method with fresh heads: `return SimCLR(self, backbone, setting)`.

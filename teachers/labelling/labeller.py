@@ -27,7 +27,7 @@ from pipeline.storage.root import in_parallel
 from pipeline.stores.images import ImageShard
 from pipeline.stores.label_writer import LabelWriter, store_metadata
 from pipeline.stores.labels import APPLICABILITY, Label, LabelSpace
-from pipeline.stores.naming import LABEL_INDEX, LABEL_STEP, STUDENT_LABEL_STEP, store_name, student_maker
+from pipeline.stores.naming import LABEL_INDEX, LABEL_STEP, store_name, student_labels, student_maker
 from tasks.applicability import Applicability
 from tasks.prediction import Predictor, load_network
 from tasks.teacher import Teacher, load_teacher
@@ -57,6 +57,11 @@ class LabelMaker:
     def is_student(self) -> bool:
         """True for the student, whose labels go by other names than its teachers'."""
         return self.artifact.kind == STUDENT
+
+    @property
+    def step(self) -> str:
+        """The step in which it labels the pool."""
+        return student_labels(self.artifact.manifest["step"]) if self.is_student else LABEL_STEP
 
     @functools.cached_property
     def labels(self) -> dict[str, Label]:
@@ -139,9 +144,10 @@ class ShardJob:
 @contextlib.contextmanager
 def exclusive(inputs: Inputs) -> Iterator[None]:
     """Hold the locks of all label folders: another run with these teachers would write the same label shards."""
-    runtime, step = inputs.runtime, STUDENT_LABEL_STEP if inputs.of_kind(STUDENT) else LABEL_STEP
+    runtime, makers = inputs.runtime, label_makers(inputs)
+    step = next((maker.step for maker in makers), LABEL_STEP)
     with contextlib.ExitStack() as locks:
-        for path in sorted(folder.path for maker in label_makers(inputs) for folder in maker.folders.values()):
+        for path in sorted(folder.path for maker in makers for folder in maker.folders.values()):
             lock = runtime.root / LOCKS / path
             locks.enter_context(hold_lock(lock, waiting(step, runtime), on_lost=runtime.stop.set))
         yield
@@ -245,8 +251,7 @@ def summarize(jobs: Sequence[ShardJob]) -> dict[str, Any]:
 
 def label_shards(jobs: Sequence[ShardJob], batch: int, runtime: Runtime) -> None:
     """Label image shards one after the other, each by all its makers at once."""
-    by_student = any(maker.is_student for job in jobs for maker in job.makers)
-    step = STUDENT_LABEL_STEP if by_student else LABEL_STEP
+    step = next((maker.step for job in jobs for maker in job.makers), LABEL_STEP)
     total, done, began = sum(len(job.shard) for job in jobs), 0, time.perf_counter()
     with contextlib.closing(label_batches((job.inference() for job in jobs), batch, runtime)) as batches:
         for job in jobs:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 import must
+from cli.export import LabelExport, export_labels
 from flows.run.run import Outcome
 from pipeline.errors import ConfigError
+from pipeline.recipe.reader import read_recipe
 from pipeline.steps.artifact import Inputs, read_json
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.naming import labels_pool, learned_labels, round_labels, round_student
@@ -56,7 +58,9 @@ def test_choose_labels_takes_those_of_heads_that_are_not_worse(outcome: Outcome)
 
 def test_second_student_differs_where_labels_do(outcome: Outcome) -> None:
     first, second = (outcome.artifacts[name] for name in ("student.1", "student"))
-    assert first.manifest["config"] == second.manifest["config"], "a fresh student, trained alike"
+    assert first.manifest["config"] == {**second.manifest["config"], "name": "student.1"}, (
+        "a fresh student, trained alike"
+    )
     is_relabelled = outcome.artifacts["label.2"].counts["rounds"]["masks"]["by_student"]
     assert (first.digest != second.digest) == is_relabelled
 
@@ -103,6 +107,22 @@ def test_rounds_are_reused_and_shown_in_the_report(outcome: Outcome, recipe: Pat
     assert "could not be shown" not in page
 
 
+def test_three_rounds_are_measured_and_exported(recipe: Path, tmp_path: Path) -> None:
+    """With a head that its student labels in each round, probes, and the costs that they are shown with."""
+    asked = ["rounds=3", "teachers.masks.steps=1", "evaluate.probes=[linear_dense]", "evaluate.splits=test"]
+    made = must.run(recipe, tmp_path / "root", asked)
+    added = ["student.1", "student.1.labels", "label.2", "student.2", "student.2.labels", "label.3"]
+    assert [name for name in made.artifacts if name in added] == added
+    second, third = (made.artifacts[name].counts["rounds"]["masks"] for name in ("label.2", "label.3"))
+    assert third["before"] == second["score"]
+    assert made.folder
+    page = made.folder.child("report.html").read().decode()
+    assert "could not be shown" not in page
+    assert "student.2" in page
+    found = export_labels(read_recipe(recipe, asked), made.artifacts["label"].root, LabelExport("hf", tmp_path / "out"))
+    assert found["made_from"].keys() == {"pool", "label.3"}
+
+
 def test_one_round_has_the_steps_and_fingerprints_of_a_recipe_without_rounds(finished_root: Path, recipe: Path) -> None:
     planned = must.plan(recipe, finished_root, ["rounds=1"])
     assert [each.step.name for each in planned] == STEPS
@@ -123,6 +143,12 @@ def test_one_round_has_the_steps_and_fingerprints_of_a_recipe_without_rounds(fin
 def test_rounds_refuse(recipe: Path, tmp_path: Path, overrides: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         must.plan(recipe, tmp_path, [*TWICE, *overrides])
+
+
+def test_rounds_without_held_out_images_are_refused_before_any_training(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"student may label only where it is measured .*, and world has none"):
+        must.run(recipe, tmp_path, [*TWICE, "data.world.test=0"])
+    assert not (tmp_path / "artifacts" / "teacher.masks").exists()
 
 
 def test_names_of_rounds() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -11,8 +12,12 @@ import torch
 from torch import Tensor
 
 import tasks
+from evaluation.learned_labels import LearnedLabels
+from flows.plan.steps import build_steps
 from pipeline.errors import ConfigError
 from pipeline.models.backbone import Classifier
+from pipeline.recipe.reader import parse_recipe
+from pipeline.steps.artifact import Artifact
 from pipeline.steps.workspace import Workspace
 from pipeline.stores.labels import LabelSpace
 from selfsup.components.losses import map_distillation, queue_distillation
@@ -20,7 +25,7 @@ from selfsup.distill import mix_pairs
 from selfsup.stages.step import stage_config
 from tasks.frozen_teacher import FrozenTeacher
 from tasks.prediction import Predictor, Preprocessing
-from tests.conftest import World
+from tests.conftest import WORLD, World
 from tests.selfsup.formulas import double, softmax, unit, vectors
 from tests.selfsup.sandbox import SMALL, StageSandbox, log, weights
 from tests.selfsup.small_methods import IMAGENET, SETTING, frozen_teacher, initialized, make, views
@@ -82,9 +87,9 @@ def test_distillation_of_a_student_equal_to_its_teacher_is_0_without_gradient() 
 
 
 def test_map_distillation_resizes_the_student_to_the_teacher() -> None:
-    teacher = grid(8)
-    assert map_distillation(grid(8), teacher, 0.07) == map_distillation(teacher, grid(8), 0.07)
-    assert map_distillation(grid(4), teacher, 0.07) > 0
+    student, teacher = vectors(4 * 16, 8).view(4, 8, 4, 4), vectors(4 * 64, 8, seed=1).view(4, 8, 8, 8)
+    resized = torch.nn.functional.interpolate(student, (8, 8), mode="bilinear")
+    assert map_distillation(student, teacher, 0.07) == map_distillation(resized, teacher, 0.07)
 
 
 def test_distillation_queue_holds_the_newest_vectors_first() -> None:
@@ -97,14 +102,17 @@ def test_distillation_queue_holds_the_newest_vectors_first() -> None:
         method.losses(batch)
         expected = torch.cat([*seen[::-1], torch.zeros(12, method.queue.shape[1])])[:12]
         torch.testing.assert_close(method.queue, expected)
-    method = make("distill", queue=3)
-    method.losses(views(method))
-    assert method.queue.any(dim=1).all(), "a part of the batch"
 
 
-@pytest.mark.parametrize(("images", "length"), [(10, 16), (900, 300), (10**6, 8192)])
+@pytest.mark.parametrize(("images", "length"), [(10, 16), (60, 20), (900, 300), (10**6, 8192)])
 def test_distillation_queue_is_a_third_of_the_set(images: int, length: int) -> None:
     assert len(make("distill", SETTING._replace(images=images)).get_buffer("queue")) == length
+
+
+def test_distillation_queue_holds_a_batch() -> None:
+    with pytest.raises(ValueError, match=r"queue \(7\) is less than batch \(8\)"):
+        make("distill", queue=7)
+    assert len(make("distill", SETTING._replace(images=60, batch=32)).get_buffer("queue")) == 32
 
 
 def test_distillation_without_maps_has_no_head_for_them() -> None:
@@ -137,6 +145,7 @@ def test_frozen_teacher_is_no_part_of_its_method() -> None:
     assert not any(name.startswith("teacher") for name in method.state_dict())
     assert not network.training
     assert not any(one.requires_grad for one in network.parameters())
+    assert copy.deepcopy(method).teacher is method.teacher, "an average of the method has no teacher of its own"
     method.to(torch.float64)
     assert {one.dtype for one in network.parameters()} == {torch.float64}, "it follows the method"
 
@@ -182,6 +191,30 @@ def test_run_stage_distills_from_a_teacher_of_the_recipe(sandbox: StageSandbox, 
     assert made.counts["family"] == "distillation"
     assert weights(made)
     assert all({"distill", "maps"} <= line["losses"].keys() for line in log(made))
+
+
+def test_learned_labels_of_a_distilled_stage_are_its_teachers(world: World) -> None:
+    teacher = world.artifacts["teacher.kinds"]
+    config = {"stage": {**DISTILL, "teacher": "kinds"}, "start": None}
+    made = Artifact(world.runtime.root, "", {"config": config, "inputs": {"teacher.kinds": {}}})
+    assert LearnedLabels({"teacher.kinds": teacher, "stage.one": made}).of("stage.one") == {("truth", "classification")}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "maps", "says"),
+    [
+        ("gabor", 0, r"teacher 'gabor' is of kind 'analytic', whose models tell no vector of an image: take a teacher"),
+        ("world", 0, r"teacher 'world' is unknown\. .*Known: boxes, depth, gabor, kinds, masks, things"),
+        ("things", 1, r"teacher 'things' is of kind 'pretrained', whose models tell no map of an image: set maps to 0"),
+    ],
+)
+def test_distillation_refuses_teachers_that_tell_too_little(teacher: str, maps: float, says: str) -> None:
+    stage = f"{{name: one, method: distill, teacher: {teacher}, maps: {maps}, data: [pool]}}"
+    pretrained = "teachers:\n  things: {kind: pretrained, model: test_resnet, weights: timm, classes: [a, b]}"
+    weights = "loss_weights: {gabor: 1, things: 1}"
+    text = WORLD.replace("teachers:", pretrained).replace("loss_weights: {gabor: 1}", weights)
+    with pytest.raises(ConfigError, match=says):
+        build_steps(parse_recipe(f"{text}stages: [{stage}]\n", "world"))
 
 
 def test_stage_config_of_distillation_needs_a_teacher() -> None:

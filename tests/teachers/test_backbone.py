@@ -123,13 +123,54 @@ def test_live_teacher_labels_no_image(artifacts: Mapping[str, Artifact], live: M
 
 
 def test_student_learns_from_a_live_teacher(artifacts: Mapping[str, Artifact], live: Mapping[str, Artifact]) -> None:
-    """As from the stored labels: what a teacher says of a crop is near to what it says of the image."""
+    """From other targets than those stored: what it says of crops."""
     losses: dict[str, list[float]] = {}
     for name, made in {"stored": artifacts["student"], "live": live["student"]}.items():
         lines = made.load("log/train.jsonl", lambda file: file.read_text("utf-8").splitlines())
         losses[name] = [json.loads(line)["losses"]["resnet"] for line in lines]
     assert np.mean(losses["live"][-10:]) < 0.75 * np.mean(losses["live"][:10])
     assert losses["live"] != losses["stored"]
+
+
+def test_student_learns_from_live_teachers_alone(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(weights=weights), "utf-8")
+    overrides = [f"teachers.{name}.labels=live" for name in ("resnet", "all")]
+    made = must.run(
+        tmp_path / "recipe.yaml", root=tmp_path, overrides=[*overrides, "student.steps=2"], steps=Selection("student")
+    ).artifacts
+    assert made["label"].counts["shards"] == 0
+    assert made["student"].counts["images"] == 36, "all of the pool"
+
+
+def test_supervised_objective_adds_what_live_teachers_say_to_stored_labels(live: Mapping[str, Artifact]) -> None:
+    """A batch of two passes has the gradient of one; a head's labels count by the images that have one."""
+    network = Network.load(folder_of(live["student"])).eval()
+    teacher, combine = FrozenTeacher(open_teacher(live["teacher.resnet"])), WeightedSum({"resnet": 1.0, "all": 1.0})
+    objective = SupervisedObjective(network, combine, torch.contiguous_format, {"resnet": teacher})
+    objective.eval()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (4, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
+    truth = torch.randn(3, len(network.tasks["all"].space.classes), generator=generator)
+
+    def part(rows: slice, labelled: list[int]) -> Batch:
+        inside = [row for row in labelled if rows.start <= row < rows.stop]
+        target = {"vector": truth[[labelled.index(row) for row in inside]]}
+        entry = {"rows": torch.tensor(inside, dtype=torch.long) - rows.start, "target": target}
+        return Batch(images[rows], list("abcd")[rows], {"all": entry} if inside else {})
+
+    def gradient(parts: list[Batch]) -> torch.Tensor:
+        amounts = [objective.amounts(each) for each in parts]
+        total = {name: sum(each.get(name, 0) for each in amounts) for each in amounts for name in each}
+        network.zero_grad()
+        for batch, own in zip(parts, amounts, strict=True):
+            objective(batch, {name: own.get(name, 0) / total[name] for name in total})[0].backward()
+        found = next(network.backbone.parameters()).grad
+        assert found is not None
+        return found.clone()
+
+    labelled = [0, 1, 3]
+    whole = gradient([part(slice(0, 4), labelled)])
+    torch.testing.assert_close(gradient([part(slice(0, 3), labelled), part(slice(3, 4), labelled)]), whole)
 
 
 def test_supervised_objective_asks_live_teachers_about_augmented_images(live: Mapping[str, Artifact]) -> None:
@@ -153,7 +194,6 @@ def test_supervised_objective_asks_live_teachers_about_augmented_images(live: Ma
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["teachers.all.labels=live"], r"teachers\.resnet\.labels is 'live', and no other teacher labels the pool"),
         (["student.labels=true_only"], r"teachers\.resnet\.labels is 'live', but student\.labels is 'true_only'"),
         (["student.applicability={resnet: 0.1}"], r"so that student\.applicability\.resnet has no labels to leave out"),
         (["teachers.gabor={kind: analytic, labels: live}"], r"teachers\.gabor\.labels is 'live', which is for task 'f"),
