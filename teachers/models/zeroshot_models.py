@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,15 +93,14 @@ class BestOfClass(nn.Module):
         return best.scatter_reduce(-1, self.class_of.expand(counted.shape), counted, "amax")
 
 
-class PromptedAdapter(Adapter):
-    """A model that compares images with embeddings of phrases, (P, D)."""
+class EmbeddedPrompts(BestOfClass):
+    """Embeddings of the phrases that images are compared with, (P, D): scores of phrases -> those of classes."""
 
     embeddings: Tensor
 
-    def __init__(self, model: Any, about: Mapping[str, Any], prompts: Mapping[str, Tensor]) -> None:
-        super().__init__(model, about["head"], (about["mean"], about["std"]))
+    def __init__(self, about: Mapping[str, Any], prompts: Mapping[str, Tensor]) -> None:
+        super().__init__(about["class_of_phrase"], count_classes(about))
         self.register_buffer("embeddings", prompts["embeddings"])
-        self.best_of_class = BestOfClass(about["class_of_phrase"], count_classes(about))
 
 
 def count_classes(about: Mapping[str, Any]) -> int:
@@ -114,7 +113,7 @@ def in_float32(inputs: Tensor) -> torch.autocast:
     return torch.autocast(inputs.device.type, enabled=False)
 
 
-class PhraseClassifier(PromptedAdapter):
+class PhraseClassifier(Adapter):
     """CLIP or SigLIP: logits (B, K) float32.
 
     CLIP compares classes with each other. SigLIP says yes or no to each, so that a class of several is in proportion to
@@ -122,24 +121,26 @@ class PhraseClassifier(PromptedAdapter):
     """
 
     def __init__(self, model: Any, about: Mapping[str, Any], prompts: Mapping[str, Tensor]) -> None:
-        super().__init__(model, about, prompts)
+        super().__init__(model, about["head"], (about["mean"], about["std"]))
+        self.prompts = EmbeddedPrompts(about, prompts)
         self.compares_yes = hasattr(model, "logit_bias") and about["task"] == "classification"
 
     def run(self, inputs: Tensor) -> Tensor:
         model: Any = self.model
         features = pooled(model.get_image_features(pixel_values=inputs, interpolate_pos_encoding=True))
         with in_float32(inputs):
-            similarity = F.normalize(features.float(), dim=-1) @ self.embeddings.T
+            similarity = F.normalize(features.float(), dim=-1) @ self.prompts.embeddings.T
             logits = similarity * model.logit_scale.exp() + getattr(model, "logit_bias", 0.0)
-            best: Tensor = self.best_of_class(logits)
+            best: Tensor = self.prompts(logits)
         return F.logsigmoid(best) if self.compares_yes else best
 
 
-class MaskPrompter(PromptedAdapter):
+class MaskPrompter(Adapter):
     """CLIPSeg: a yes or no for each class in logits (B, K, S/4, S/4) float32, after that of the background if any."""
 
     def __init__(self, model: Any, about: Mapping[str, Any], prompts: Mapping[str, Tensor]) -> None:
-        super().__init__(model, about, prompts)
+        super().__init__(model, about["head"], (about["mean"], about["std"]))
+        self.prompts = EmbeddedPrompts(about, prompts)
         self.has_background = bool(about["background"])
         tap_trunk(model.clip)
 
@@ -148,10 +149,10 @@ class MaskPrompter(PromptedAdapter):
         seen = model.clip.vision_model(pixel_values=inputs, output_hidden_states=True, interpolate_pos_encoding=True)
         layers = [seen.hidden_states[number + 1] for number in model.extract_layers]
         maps = []
-        for embedding in self.embeddings:
+        for embedding in self.prompts.embeddings:
             logits = model.decoder(layers, embedding.expand(len(inputs), -1)).logits
             maps.append(resize_to_stride(logits.float()[:, None], inputs.shape[-1]))
-        best: Tensor = self.best_of_class(torch.stack(maps, dim=-1)).movedim(-1, 1).squeeze(2)
+        best: Tensor = self.prompts(torch.stack(maps, dim=-1)).movedim(-1, 1).squeeze(2)
         return torch.cat([-best.amax(1, keepdim=True), best], 1) if self.has_background else best
 
 
@@ -192,14 +193,11 @@ class PromptedDetector(Detector):
 
 
 class PatchDetector(PromptedDetector):
-    """OWLv2: a box for each patch of the image, compared with embeddings of the phrases (P, D)."""
-
-    embeddings: Tensor
+    """OWLv2: a box for each patch of the image."""
 
     def __init__(self, model: Any, about: Mapping[str, Any], prompts: Mapping[str, Tensor]) -> None:
         super().__init__(model, about)
-        self.register_buffer("embeddings", prompts["embeddings"])
-        self.best_of_class = BestOfClass(about["class_of_phrase"], count_classes(about))
+        self.prompts = EmbeddedPrompts(about, prompts)
         tap_trunk(model.owlv2)
 
     def locate(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,8 +208,8 @@ class PatchDetector(PromptedDetector):
             maps = maps.float()
             cells = maps.flatten(1, 2)
             boxes = model.box_predictor(cells, maps, resampled)
-            logits, _ = model.class_predictor(cells, self.embeddings.expand(len(inputs), -1, -1))
-            return boxes, self.best_of_class(logits)
+            logits, _ = model.class_predictor(cells, self.prompts.embeddings.expand(len(inputs), -1, -1))
+            return boxes, self.prompts(logits)
 
 
 class GroundedDetector(PromptedDetector):
@@ -219,12 +217,12 @@ class GroundedDetector(PromptedDetector):
 
     def __init__(self, model: Any, about: Mapping[str, Any], prompts: Mapping[str, Tensor]) -> None:
         super().__init__(model, about)
-        self.texts = len(prompts) // 2
-        classes = count_classes(about)
-        for number in range(self.texts):
+        numbers, classes = range(len(prompts) // 2), count_classes(about)
+        for number in numbers:
             self.register_buffer(f"ids_{number}", prompts[f"ids.{number}"])
-        found = [BestOfClass(prompts[f"classes.{number}"].tolist(), classes) for number in range(self.texts)]
-        self.best_of_class = nn.ModuleList(found)
+        self.best_of_class = nn.ModuleList(
+            BestOfClass(prompts[f"classes.{number}"].tolist(), classes) for number in numbers
+        )
 
     def locate(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         boxes, logits = [], []
@@ -236,7 +234,7 @@ class GroundedDetector(PromptedDetector):
         return torch.cat(boxes, 1), torch.cat(logits, 1)
 
 
-ADAPTERS: dict[str, type[Adapter]] = {
+ADAPTERS: dict[str, Callable[[Any, Mapping[str, Any], Mapping[str, Tensor]], Adapter]] = {
     "clip": PhraseClassifier,
     "siglip": PhraseClassifier,
     "clipseg": MaskPrompter,
@@ -249,8 +247,10 @@ def build_predictor(folder: Path, about: Mapping[str, Any]) -> Predictor:
     """Build the predictor of the model in `folder`."""
     here = {**about, "weights": str(folder)}
     config = load_config(here)
-    model = load_network(str(folder), find_type(config, here).part, about["task"])
-    network: Any = ADAPTERS[config.model_type]
+    reads, network = find_type(config, here), ADAPTERS[config.model_type]
+    model = load_network(str(folder), reads.part, about["task"])
+    if not reads.joined:
+        model.base_model.text_model = None  # its work is done, and it may be half of the model
     space = LabelSpace(about["task"], tuple(about["classes"]))
     kinds = {"detection": DetectedBoxes, "segmentation": PromptedMasks}
     task = kinds[about["task"]](space) if about["task"] in kinds else tasks.model(space)

@@ -117,7 +117,7 @@ def test_embed_gives_a_phrase_the_mean_of_its_templates(tmp_path: Path) -> None:
             features = model.get_text_features(**tokenizer(texts, padding=True, return_tensors="pt")).pooler_output
             unit.append(torch.nn.functional.normalize(features, dim=1))
     expected = torch.nn.functional.normalize(unit[0] + unit[1], dim=1)
-    torch.testing.assert_close(predictor.network.embeddings, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(predictor.network.prompts.embeddings, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("task", ["classification", "multilabel"])
