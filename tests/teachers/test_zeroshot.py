@@ -11,6 +11,7 @@ import pytest
 
 import must
 import tasks
+from evaluation.report.formatting import teacher_scores
 from flows.plan.selection import Selection
 from flows.plan.steps import build_steps
 from pipeline.errors import ConfigError, DataError
@@ -175,3 +176,14 @@ def test_gate_measures_a_calibrated_published_teacher(tmp_path: Path) -> None:
     assert made.counts["scores"] == teacher.scores
     lenient = ["runtime.runner=inline", "teachers.things.require=none"]
     assert must.run(recipe, tmp_path / "root", lenient, Selection(last="label")).artifacts["label"]
+
+
+@pytest.mark.slow
+def test_published_teacher_has_no_baseline_on_a_set_without_training_images(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "owlv2", "task: detection, calibrate: {data: world}")
+    overrides = ["runtime.runner=inline", "data.world.count=0"]
+    made = must.run(recipe, tmp_path / "root", overrides, Selection(last="label")).artifacts["teacher.things"]
+    teacher = Teacher.load(made)
+    assert teacher.scores.keys() == {"ap", "ap50"}
+    assert teacher.baseline == {}
+    assert teacher_scores(made.counts) == f"ap {teacher.scores['ap']:.3f}, 3 held-out images"
