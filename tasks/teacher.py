@@ -51,9 +51,10 @@ class Teacher:
     """The set it was trained on, if any."""
     schedule: TeacherSchedule | None = None
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Metrics on held-out images of that set, the leading one first; empty if there are none."""
+    """Metrics on held-out images of that set, or else of the one it is calibrated on, the leading one first; empty if
+    there are none."""
     baseline: dict[str, float] = dataclasses.field(default_factory=dict)
-    """The same metrics of the trivial baseline, on the same images."""
+    """The same metrics of the trivial baseline, on the same images; empty if the set has no images to train on."""
     held_out: int = 0
     """How many images these are."""
     calibration: Calibration | None = None

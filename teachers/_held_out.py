@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import ConfigError, first_line
 from pipeline.steps.artifact import Inputs, read_json
 from pipeline.stores.calibration import Calibration
+from pipeline.stores.labels import LabelSpace
+from tasks.teacher import Teacher
 from teachers._applicability import DOMAIN, fit_applicability
 from teachers._label_checks import training_images
 
@@ -27,16 +29,17 @@ CALIBRATE = "calibrate"
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutResult:
-    """Measurements of a teacher on held-out images; `split` is that of the set it was trained on."""
+    """Measurements of a teacher on held-out images: of the set it was trained on, or else calibrated on."""
 
     split: str | None = None
+    """That of these images."""
     images: int = 0
     """Held-out images of that set with a label."""
     metric: str | None = None
     """The task's leading metric."""
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
     baseline: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Metrics of the constant label that suits the training labels best."""
+    """Metrics of the constant label that suits the set's training labels best; empty if it has none."""
     calibration: Calibration | None = None
     shortage: str | None = None
     """Why there is no calibration, although one was asked for."""
@@ -46,11 +49,17 @@ class HeldOutResult:
     def counts(self) -> dict[str, Any]:
         """Return what the manifest says of a teacher that was trained here."""
         measured = {"split": self.split, "held_out": self.images, "metric": self.metric}
-        return {**measured, "scores": self.scores, "baseline": self.baseline, **self.published_counts()}
+        scores = {"scores": self.scores, "baseline": self.baseline}
+        return {**measured, **scores, "applicability": self.applicability, **self.calibration_counts()}
 
     def published_counts(self) -> dict[str, Any]:
-        """Return what the manifest says of published weights."""
-        return {"applicability": self.applicability, **self.calibration_counts()}
+        """Return what the manifest says of published weights: no metrics if nothing told which images to measure on."""
+        return self.counts() if self.split else {"applicability": self.applicability, **self.calibration_counts()}
+
+    def published_teacher(self, kind: str, space: LabelSpace) -> Teacher:
+        """Return the teacher of this kind that published weights make."""
+        measured = self.scores, self.baseline, self.images
+        return Teacher(kind, space, None, None, *measured, self.calibration)
 
     def calibration_counts(self) -> dict[str, Any]:
         """Return what the manifest says of the calibration; {} if none was asked for."""
@@ -64,9 +73,9 @@ class HeldOutResult:
 
 
 def measure(
-    config: Mapping[str, Any], inputs: Inputs, out: Path, predictor: Predictor, trained_on: str | None = None
+    config: Mapping[str, Any], inputs: Inputs, out: Path, predictor: Predictor, measured_on: str | None
 ) -> HeldOutResult:
-    """Score a teacher on the held-out images of the set `trained_on`, and calibrate it on those of `config[CALIBRATE]`.
+    """Score a teacher on the held-out images of the set `measured_on`; calibrate it on those of `config[CALIBRATE]`.
 
     If these are one set, its images are predicted once. The teacher's `model.json` is in `out`, and its applicability,
     by the images of `config[DOMAIN]`, is written there. Raises ConfigError if the labels of the set for calibration do
@@ -79,7 +88,7 @@ def measure(
     task = predictor.heads[config["name"]]
     metric, calibrator = task.metrics(), Calibrator(task.scored_examples)
     accumulators: dict[str, list[Accumulator]] = {}
-    for data, accumulator in ((trained_on, metric), (calibrated_on, calibrator)):
+    for data, accumulator in ((measured_on, metric), (calibrated_on, calibrator)):
         if data is not None:
             accumulators.setdefault(data, []).append(accumulator)
     predictor.setup(inputs.runtime, read_json(out / "model.json"))
@@ -91,10 +100,10 @@ def measure(
         shortage=shortage,
         applicability=fit_applicability(config.get(DOMAIN), inputs, out, predictor),
     )
-    split = splits.get(trained_on)
-    if trained_on is None or split is None:
+    split = splits.get(measured_on)
+    if measured_on is None or split is None:
         return found
-    images, baseline = _measure_baseline(config["name"], task, IngestedSet(inputs[f"data.{trained_on}"]), split)
+    images, baseline = _measure_baseline(config["name"], task, IngestedSet(inputs[f"data.{measured_on}"]), split)
     leading = next(iter(task.better))
     return dataclasses.replace(
         found, split=split, images=images, metric=leading, scores=metric.compute(), baseline=baseline
@@ -102,12 +111,17 @@ def measure(
 
 
 def _measure_baseline(name: str, task: Task, ingested: IngestedSet, split: str) -> tuple[int, dict[str, float]]:
-    """Return how many held-out images there are with a label, and the metrics of the trivial baseline on them."""
+    """Return how many held-out images there are with a label, and the metrics of the trivial baseline on them.
+
+    Without training labels that tell anything there is no baseline: {}.
+    """
     from ingest.true_labels import true_label_dataset
-    from tasks.scoring import measure_constant
+    from tasks.scoring import is_measurable, measure_constant
 
     held_out = true_label_dataset(ingested, split, {name: task.space.task})
     train = training_images(name, task.space.task, ingested)
+    if not is_measurable(task, (train.values(index)[name] for index in range(len(train)))):
+        return len(held_out), {}
     return len(held_out), measure_constant(task, name, train, held_out).compute()
 
 
@@ -137,9 +151,9 @@ def _predict_held_out(
 def measure_published(
     config: Mapping[str, Any], inputs: Inputs, out: Path, load: Callable[[Path], Predictor]
 ) -> HeldOutResult:
-    """Calibrate a teacher of published weights, whose files are in `out`, and fit its applicability.
+    """Score and calibrate a teacher of published weights, whose files are in `out`, and fit its applicability.
 
-    Both only if the recipe names a set for it.
+    Each only if the recipe names a set for it.
 
     Raises ConfigError if the model can't take images of the size that it is to get.
     """
@@ -147,7 +161,7 @@ def measure_published(
     _check_image_size(config["name"], predictor)
     if config.get(CALIBRATE) is None and config.get(DOMAIN) is None:
         return HeldOutResult(applicability=fit_applicability(None, inputs, out, predictor))
-    return measure(config, inputs, out, predictor)
+    return measure(config, inputs, out, predictor, config.get(CALIBRATE))
 
 
 def _check_image_size(name: str, predictor: Predictor) -> None:

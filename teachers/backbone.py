@@ -15,7 +15,6 @@ from pipeline.errors import ConfigError, error_context
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Inputs
 from pipeline.stores.labels import LabelSpace
-from tasks.teacher import Teacher
 from teachers._applicability import DOMAIN, sample_vectors
 from teachers._held_out import measure_published
 
@@ -82,7 +81,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
             raise ConfigError(f"domain: of the set {data!r} {error}: name another set.") from error
     save_model(out, network.state_dict(), about)
     found = measure_published(config, inputs, out, load)
-    Teacher("backbone", _space(about)).write(out)
+    found.published_teacher("backbone", _space(about)).write(out)
     fitted = {"images": len(vectors), "variance": round(float(network.components.share), 4)}
     return {"components": about["components"], **fitted, **found.published_counts()}
 

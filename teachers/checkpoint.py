@@ -12,7 +12,6 @@ from pipeline.models.weights import find_weights, network_settings_file, read_ne
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Inputs, read_json, write_json
 from pipeline.stores.labels import LabelSpace
-from tasks.teacher import Teacher
 from teachers._held_out import measure_published
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     shutil.copyfile(network_settings_file(weights), out / "model.json")
     write_json(out / "head.json", {"head": head, "name": config["name"]})
     found = measure_published(config, inputs, out, load)
-    Teacher("checkpoint", space, calibration=found.calibration).write(out)
+    found.published_teacher("checkpoint", space).write(out)
     return {"classes": len(space.classes), **found.published_counts()}
 
 

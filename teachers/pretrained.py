@@ -15,7 +15,6 @@ from pydantic import Field
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Inputs
 from pipeline.stores.labels import LabelSpace
-from tasks.teacher import Teacher
 from teachers._held_out import measure_published
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     }
     save_model(out, model.state_dict(), about)
     found = measure_published(config, inputs, out, load)
-    Teacher("pretrained", LabelSpace("classification", tuple(names)), calibration=found.calibration).write(out)
+    found.published_teacher("pretrained", LabelSpace("classification", tuple(names))).write(out)
     return {"classes": len(names), **found.published_counts()}
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from pipeline.errors import require_one_of
 from pipeline.recipe.base import NamedBackbone
 from pipeline.recipe.teacher import CalibrateConfig, TeacherConfig, TrainingConfig
 from pipeline.steps import ranks
@@ -46,12 +44,6 @@ class Config(TeacherConfig, TrainingConfig):
 
     def named_backbones(self) -> Sequence[NamedBackbone]:
         return [each._replace(frozen=self.trainable == "heads") for each in super().named_backbones()]
-
-    def check(self) -> None:
-        """Raise ConfigError if `require` names a metric that the task does not have."""
-        better = importlib.import_module(f"tasks.{self.task}.model").TaskModel.better
-        for metric in {} if self.require == "none" else self.require:
-            require_one_of(metric, better, "require: metric")
 
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:

@@ -49,7 +49,6 @@ class Config(TeacherConfig):
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """Copy the weights into the artifact, so that a run never depends on where they came from."""
     from pipeline.models.checkpoint import save_model
-    from tasks.teacher import Teacher
     from teachers.models.torchvision_models import build, fetch_weights, space_of
 
     teacher = Config.model_validate(config["teacher"])
@@ -59,7 +58,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     space, _ = space_of(teacher.task, outputs)
     save_model(out, model.state_dict(), {**about, "classes": outputs})
     found = measure_published(config, inputs, out, load)
-    Teacher("torchvision", space, calibration=found.calibration).write(out)
+    found.published_teacher("torchvision", space).write(out)
     return {"classes": len(space.classes), **found.published_counts()}
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.errors import install_command
 from pipeline.recipe.augment import Resize
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.recipe.weight_names import HUB
 from pipeline.steps.artifact import Inputs, read_json, write_json
 from pipeline.stores.labels import LabelSpace
 from teachers._held_out import measure_published
+from teachers._hugging_face import check_installed
 
 if TYPE_CHECKING:
     from tasks.prediction import Predictor
@@ -46,14 +45,12 @@ class Config(TeacherConfig):
     @field_validator("kind")
     @classmethod
     def _check_installed(cls, kind: str) -> str:
-        if importlib.util.find_spec(kind) is None:
-            raise ValueError(f"the package transformers is not installed: {install_command('transformers')}")
+        check_installed()
         return kind
 
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """Copy model and weights into the artifact, so that a run never depends on where they came from."""
-    from tasks.teacher import Teacher
     from teachers.models.transformers_models import describe, fetch, space_of
 
     teacher = Config.model_validate(config["teacher"])
@@ -64,7 +61,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     processor.save_pretrained(out)
     write_json(out / "model.json", about)
     found = measure_published(config, inputs, out, load)
-    Teacher("transformers", space, calibration=found.calibration).write(out)
+    found.published_teacher("transformers", space).write(out)
     return {"classes": len(space.classes), **found.published_counts()}
 
 

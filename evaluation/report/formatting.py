@@ -45,7 +45,8 @@ def teacher_scores(counts: Mapping[str, Any]) -> str:
     name = counts.get("metric")
     if name is None:
         return ""
-    if name not in counts["scores"] or name not in counts["baseline"]:
+    if name not in counts["scores"]:
         return "its held-out labels define no metric"
-    value, constant = counts["scores"][name], counts["baseline"][name]
-    return f"{name} {value:.3f}, trivial baseline {constant:.3f}, {plural(counts['held_out'], 'held-out image')}"
+    constant = counts["baseline"].get(name)
+    beside = "" if constant is None else f", trivial baseline {constant:.3f}"
+    return f"{name} {counts['scores'][name]:.3f}{beside}, {plural(counts['held_out'], 'held-out image')}"

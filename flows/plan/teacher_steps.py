@@ -16,7 +16,7 @@ from pipeline.recipe.teacher import TeacherConfig, TrainingConfig
 from pipeline.steps.artifact import LabelCheck, Step, StepKind
 from pipeline.stores.labels import LabelSpace
 
-TEACHER = StepKind("teacher", "teachers.supervised:make", version=6, location_keys=("teacher.weights",))
+TEACHER = StepKind("teacher", "teachers.supervised:make", version=7, location_keys=("teacher.weights",))
 """The kind of all teachers. Plans replace `run` by the `make` of the teacher's own file; `trains` if it is trained."""
 
 

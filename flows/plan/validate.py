@@ -55,11 +55,8 @@ def _check_teachers(recipe: Recipe, spaces: Spaces) -> None:
                 f"student.applicability names {name!r}, but nothing says which images it knows: name a set of such "
                 f"images as teachers.{name}.domain."
             )
-        if teacher.require and teacher.require != "none" and not isinstance(teacher, FitConfig):
-            raise ConfigError(
-                f"teachers.{name}.require is {teacher.require!r}, but only teachers that are trained here are measured "
-                f"before they label; leave it out for kind {teacher.kind!r}."
-            )
+        if teacher.require and teacher.require != "none":
+            _check_required(name, teacher)
         if teacher.calibrate is not None:
             _check_calibration(name, teacher, spaces)
         if teacher.is_live:
@@ -82,6 +79,18 @@ def _check_rounds(recipe: Recipe) -> None:
             f"held-out images of the set that this one learned from, and {', '.join(learned)} learn from none: add a "
             "teacher of kind supervised, or leave rounds out."
         )
+
+
+def _check_required(name: str, teacher: TeacherConfig) -> None:
+    """Raise ConfigError if a metric is required of a teacher that is measured on no images before it labels."""
+    if isinstance(teacher, FitConfig) or teacher.calibration_set is not None:
+        return
+    can_be_measured = tasks.label(LabelSpace(teacher.task)).can_be_calibrated
+    remedy = f"write teachers.{name}.calibrate: {{data: SET}}, or leave it out" if can_be_measured else "leave it out"
+    raise ConfigError(
+        f"teachers.{name}.require is {teacher.require!r}, but only teachers that are trained here, or calibrated on a "
+        f"named set, are measured before they label; {remedy} for kind {teacher.kind!r}, task {teacher.task!r}."
+    )
 
 
 def _check_live(name: str, task: str, recipe: Recipe) -> None:

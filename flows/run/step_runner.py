@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
+import tasks
 from flows.plan.plan import Planned, independent_steps
 from flows.run.devices import VISIBLE_GPUS, Artifacts, DevicePool, Devices, Environ
 from flows.run.processes import LAST_OUTPUT, Call, run_in_process, warm_up
 from flows.run.run import Run
-from pipeline.errors import Interrupted, OutOfMemory, error_context
+from pipeline.errors import Interrupted, OutOfMemory, error_context, require_one_of
 from pipeline.recipe.base import BaseConfig
 from pipeline.recipe.runtime import RuntimeConfig
 from pipeline.recipe.teacher import TeacherConfig
@@ -25,6 +26,7 @@ from pipeline.steps import ranks
 from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.runtime import Runtime, usable_cores
 from pipeline.steps.workspace import Busy, Workspace
+from pipeline.stores.labels import LabelSpace
 
 RETRY_S = 2.0
 """Between attempts at a step that another run is making."""
@@ -245,11 +247,17 @@ def find_devices(settings: RuntimeConfig, device: str) -> Devices:
 
 
 def check_models(section: BaseConfig) -> None:
-    """Raise ConfigError if a backbone that a section names is unknown, or its weights are of another model."""
+    """Raise ConfigError if a backbone that a section names is unknown, or its weights are of another model.
+
+    So does a teacher of which a metric is required that its task does not have.
+    """
     from pipeline.models.weight_loading import check_backbone  # noqa: PLC0415 - a plan does without torch
 
     for name, image_size, weights, *_ in section.named_backbones():
         check_backbone(name, image_size, weights)
+    if isinstance(section, TeacherConfig) and section.require != "none":
+        for metric in section.require:
+            require_one_of(metric, tasks.model(LabelSpace(section.task)).better, "require: metric")
     section.check()
 
 

@@ -65,7 +65,7 @@ class TeacherConfig(BaseConfig):
     require: Literal["none"] | dict[str, float] = {}
     """Metrics to reach on its held-out images (`val`, or else `test`) before it may label, as {miou: 0.3}, besides that
     it has to be better than the trivial baseline; `none` lets it label in any case. For teachers that are trained
-    here."""
+    here, and those that are calibrated on a named set."""
     labels: Annotated[list[str], UniqueItems, Field(min_length=1)] | Literal["live"] | None = None
     """Sets of the pool that it labels; null for all. With `live` it labels none: it is asked about each augmented image
     while the student is trained, and nothing is stored. For task `features`."""

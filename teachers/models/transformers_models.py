@@ -30,6 +30,8 @@ MODELS = {
     "segmentation": "AutoModelForSemanticSegmentation",
     "depth": "AutoModelForDepthEstimation",
 }
+IMAGES = "AutoImageProcessor"
+"""The library's class of what prepares images."""
 MULTILABEL = "multi_label_classification"
 """The `problem_type` of classifiers whose outputs are a yes or no each."""
 BICUBIC = 3
@@ -43,10 +45,35 @@ MIN_DEPTH_M = 1e-3
 
 
 def fetch(where: str, task: str) -> tuple[Any, Any]:
-    """Load the model for a task, in float32, and its image processor, from a folder or the hub.
+    """Load the model for a task and its image processor, from a folder or the hub.
 
-    Only safetensors are read, and no code that comes with a model is run. Raises ConfigError if there is no such model,
-    it is not for the task, or its weights are not finite; DataError if its weights lack a part of it.
+    Raises ConfigError as `load_network` and `load_part` do, or if the model is not for the task.
+    """
+    model = load_network(where, MODELS[task], task)
+    processor = load_part(where, IMAGES, task)
+    _check_problem_type(where, task, model.config.problem_type)
+    return model, processor
+
+
+def load_network(where: str, part: str, task: str) -> Any:
+    """Load a model by the library's class `part`, in float32 and eval mode, from a folder or the hub.
+
+    Only safetensors are read. Raises ConfigError as `load_part` does, or if weights are not finite; DataError if they
+    lack a part of the model.
+    """
+    options = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
+    model, info = load_part(where, part, task, **options)
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise DataError(f"{where!r} has no weights for {missing}: it was not trained for {task}.")
+    check_finite_weights(dict(model.named_parameters()), where)
+    return model
+
+
+def load_part(where: str, part: str, task: str, **options: Any) -> Any:
+    """Load what belongs to a model for a task by the library's class `part`, from a folder or the hub.
+
+    No code that comes with a model is run. Raises ConfigError if there is no such thing.
     """
     library: Any = transformers
     library.logging.set_verbosity_error()
@@ -54,22 +81,16 @@ def fetch(where: str, task: str) -> tuple[Any, Any]:
     local = not where.startswith(HUB)
     source = expand_home(where) if local else where.removeprefix(HUB)
     try:
-        model, info = getattr(library, MODELS[task]).from_pretrained(
-            source, local_files_only=local, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        return getattr(library, part).from_pretrained(
+            source, local_files_only=local, trust_remote_code=False, **options
         )
-        processor = library.AutoImageProcessor.from_pretrained(source, local_files_only=local)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"{where!r} can't be loaded as a {task} model: {reason} Give a folder that save_pretrained wrote, "
-            f"with config.json, model.safetensors and preprocessor_config.json, or hub:<owner>/<model>."
+            f"{where!r} can't be loaded as a {task} model: {reason} Give a folder that save_pretrained wrote, with "
+            "config.json, model.safetensors, preprocessor_config.json and, for prompts, the files of the tokenizer, or "
+            "hub:<owner>/<model>."
         ) from error
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise DataError(f"{where!r} has no weights for {missing}: it was not trained for {task}.")
-    check_finite_weights(dict(model.named_parameters()), where)
-    _check_problem_type(where, task, model.config.problem_type)
-    return model, processor
 
 
 def _check_problem_type(where: str, task: str, problem_type: str | None) -> None:
@@ -84,19 +105,31 @@ def _check_problem_type(where: str, task: str, problem_type: str | None) -> None
 
 def describe(model: Any, processor: Any, about: Mapping[str, Any]) -> dict[str, Any]:
     """Return the teacher's `model.json`: its preprocessing, and the names of its outputs."""
-    size, center = _input(processor, about["image_size"])
-    if getattr(processor, "do_flip_channel_order", False):
-        raise ConfigError(f"{about['weights']!r} was trained on images with blue first; only red first is supported.")
     return {
         "format": "transformers",
         **{key: about[key] for key in ("weights", "task", "head", "scale", "resize")},
         "classes": _output_names(model.config, about["task"]),
+        **describe_input(processor, about),
+    }
+
+
+def describe_input(processor: Any, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a teacher's `model.json` that says how images become its input."""
+    size, center = _input(processor, about["image_size"])
+    if getattr(processor, "do_flip_channel_order", False):
+        raise ConfigError(f"{about['weights']!r} was trained on images with blue first; only red first is supported.")
+    return {
         "size": size,
         # maps and boxes have to be of the whole image
         "centre": center if MODELS[about["task"]] == MODELS["classification"] else None,
         "bicubic": int(getattr(processor, "resample", None) or 0) == BICUBIC,
         **_statistics(processor),
     }
+
+
+def preprocessing_of(about: Mapping[str, Any]) -> Preprocessing:
+    """Return the preprocessing that a teacher's `model.json` states."""
+    return Preprocessing(about["size"], about["resize"], about["centre"], about["bicubic"])
 
 
 def folder_space(folder: str, task: str, scale: str) -> LabelSpace:
@@ -211,7 +244,7 @@ def build_predictor(folder: Path, about: Mapping[str, Any]) -> Predictor:
     model, processor = fetch(str(folder), about["task"])
     space, class_of_output = space_of(about)
     head, statistics = about["head"], (about["mean"], about["std"])
-    preprocessing = Preprocessing(about["size"], about["resize"], about["centre"], about["bicubic"])
+    preprocessing = preprocessing_of(about)
     if about["task"] == "detection":
         detector = DetectionAdapter(model, head, statistics, class_of_output, processor)
         return Predictor(detector, {head: DetectedBoxes(space)}, preprocessing)

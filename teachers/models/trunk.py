@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-TRUNKS = ("backbone", "base_model")
+TRUNKS = ("backbone", "base_model", "vision_model")
 """Where torchvision and transformers keep the trunk: attributes of a model."""
 MAPS = ("feature_maps", "encoder_last_hidden_state", "last_hidden_state")
 """Fields of what a trunk of transformers returns that hold features, the first one there counts."""

@@ -71,3 +71,23 @@ def test_check_gate_refuses_a_teacher_below_a_required_metric(
 def test_check_gate_lets_a_teacher_label_that_just_reaches_a_required_metric(tmp_path: Path) -> None:
     teachers = depth_teacher(tmp_path, SCORES, {"abs_rel": 0.5, "delta_1.25": 0.4})
     check_gate({"depth": SCORES}, teachers)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (
+            {"ap": 0.1},
+            r"'words' may not label: ap is 0\.100 .* required 0\.3\. Take other weights or prompts, or lower",
+        ),
+        ({}, r"measured by: none, as no held-out image of the set under teachers\.words\.calibrate has a label for"),
+    ],
+)
+def test_check_gate_refuses_a_published_teacher_below_a_required_metric(
+    tmp_path: Path, scores: dict[str, float], message: str
+) -> None:
+    Teacher("zeroshot", LabelSpace("detection", ("car",)), scores=scores, held_out=24).write(tmp_path)
+    teachers = {"words": made_in(tmp_path, "teacher.words")}
+    check_gate({}, teachers)
+    with pytest.raises(DataError, match=message):
+        check_gate({"words": {"ap": 0.3}}, teachers)
