@@ -1,7 +1,7 @@
 """Draw the labels of several stores in one picture.
 
 One label tints the image: the first of the masks. Boxes are outlined on top, and classes written in the upper left
-corner. What can't lie over the image with others, further masks, depth, normals and texture, stands below it in small.
+corner. What can't lie over the image with others, further masks and maps of other kinds, stands below it in small.
 True labels are dashed, and true masks only have their contours drawn.
 """
 

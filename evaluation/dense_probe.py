@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import tasks
 from evaluation.comparison.cost import Cost
-from pipeline.data.augment import DENSE_STRIDE, AugmentParams, Placement, seeded_generator, transform_label
+from pipeline.data.augment import AugmentParams, Placement, seeded_generator, transform_label
 from pipeline.data.stream import split_evenly
 from pipeline.recipe.base import FitConfig
 from pipeline.steps.runtime import Runtime
@@ -110,7 +110,7 @@ class _MapStream:
 
     def __init__(self, data: DenseProbeData, batch: int) -> None:
         train, label = data.train, tasks.label(data.task.space)
-        side = train.side if label.uses_pixels else train.side // DENSE_STRIDE
+        side = label.target_side(train.side)
         self.values = [transform_label(label, value, AugmentParams(), side) for value in train.values]
         self.data, self.batch = data, batch
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import tasks
 from ingest.true_labels import CLASSIFICATION
-from pipeline.data.augment import DENSE_STRIDE
 from pipeline.data.loader import Batch
 from pipeline.errors import ConfigError
 from pipeline.models.backbone import Backbone
@@ -55,7 +55,7 @@ class DenseLinear(nn.Module):
         head = task.head(FeatureInfo(1, 1, size))
         if not isinstance(head, DenseHead):
             raise ConfigError(f"task {task.space.task!r} has no dense head, which a linear layer on maps stands for.")
-        self.side = size // DENSE_STRIDE
+        self.side = tasks.label(task.space).target_side(size)
         self.layers = nn.ModuleList(nn.Conv2d(level.shape[1], head.outputs, 1) for level in train)
         for parameter in self.layers.parameters():
             nn.init.zeros_(parameter)

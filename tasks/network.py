@@ -19,7 +19,6 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import tasks
-from pipeline.data.augment import DENSE_STRIDE
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.backbone import Backbone
 from pipeline.models.checkpoint import load_model, read_tensors, save_model
@@ -30,6 +29,7 @@ from pipeline.models.weights import NETWORK, network_settings_file
 from pipeline.recipe.augment import Resize
 from pipeline.recipe.teacher import TrainingConfig
 from pipeline.stores.labels import LabelSpace
+from pipeline.stores.rasters import DENSE_STRIDE
 from tasks.task import PYRAMID_STRIDES, FeatureInfo, Features, Task
 
 

@@ -1,6 +1,6 @@
 """Base class of what a task's `model.py` holds, `Task`: head, loss, prediction, metric and trivial baseline.
 
-Shapes here and in the tasks: B images of S x S pixels; a dense map is (B, ., S/4, S/4).
+Shapes here and in the tasks: B images of S x S pixels; a dense map is (B, ., S/4, S/4) unless its task says otherwise.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.data.augment import DENSE_STRIDE, Placement, ValidSizes
+from pipeline.data.augment import Placement, ValidSizes
 from pipeline.stores.labels import LabelSpace, Value
+from pipeline.stores.rasters import DENSE_STRIDE
 from tasks.calibration import Examples
 
 Target = dict[str, Any]
@@ -124,8 +126,8 @@ class Task(ABC):
     def collate(self, values: Sequence[Value], valid: ValidSizes = None) -> Target:
         """Stack the labels of the batch's labelled images into tensors, on the CPU.
 
-        Labels arrive augmented and cropped to the view: rasters of S/4 x S/4 cells, boxes in pixels of S x S. What is
-        outside of the images' `valid` regions is padding, where rasters are unknown.
+        Labels arrive augmented and cropped to the view: rasters of `Label.target_side(S)` cells, boxes in pixels of
+        S x S. What is outside of the images' `valid` regions is padding, where rasters are unknown.
         """
 
     @abstractmethod
@@ -135,8 +137,11 @@ class Task(ABC):
         `output` is the head's on the images of `target`, in the same order.
         """
 
-    def live_target(self, output: Any) -> Target:
-        """Return the target that a teacher's raw output on the images of a batch is, if its label `can_be_live`."""
+    def live_target(self, output: Any, side: int) -> Target:
+        """Return the target that a teacher's raw output on a batch is, if its label `can_be_live`.
+
+        The network that learns it takes images of `side` x `side` pixels.
+        """
         raise NotImplementedError(f"{self.space.task}: a teacher's output is no target")
 
     @abstractmethod
@@ -193,23 +198,30 @@ class LinearHead(nn.Linear):
 class DenseHead(nn.Module):
     """Three 3x3 convolutions and a linear one on the fused map (B, W, S/4, S/4) -> float32 (B, outputs, S/4, S/4).
 
-    The head of MuST's dense tasks (Ghiasi et al., ICCV 2021).
+    The head of MuST's dense tasks (Ghiasi et al., ICCV 2021). For another `stride` than 4 the map is pooled before.
     """
 
-    def __init__(self, info: FeatureInfo, outputs: int) -> None:
+    def __init__(self, info: FeatureInfo, outputs: int, stride: int = DENSE_STRIDE) -> None:
         super().__init__()
-        self.outputs = outputs
+        self.outputs, self.pooled = outputs, stride // DENSE_STRIDE
         width, layers = info.pyramid_channels, list[nn.Module]()
         for _ in range(3):
             layers += [nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, outputs, 1))
 
     def forward(self, features: Features) -> Tensor:
-        return self.layers(features.fused).float()
+        fused = features.fused
+        assert fused is not None
+        if self.pooled > 1:
+            fused = F.avg_pool2d(fused, self.pooled, ceil_mode=True)
+        return self.layers(fused).float()
 
 
 class DenseTask(Task):
     """A task whose outputs and labels are maps: a `DenseHead`, and predictions of rasters (B, S/4, S/4, ...)."""
+
+    stride: ClassVar[int] = DENSE_STRIDE
+    """Pixels of the input per cell of the maps: `stride` of the task's label."""
 
     @property
     @abstractmethod
@@ -217,16 +229,17 @@ class DenseTask(Task):
         """Channels of the raw output."""
 
     def head(self, info: FeatureInfo) -> nn.Module:
-        return DenseHead(info, self.channels)
+        return DenseHead(info, self.channels, self.stride)
 
     def value(self, prediction: Prediction, index: int, placement: Placement) -> Value:
         width, height = placement.valid
-        return {name: array[index][: cells(height), : cells(width)] for name, array in prediction.items()}
+        rows, columns = cells(height, self.stride), cells(width, self.stride)
+        return {name: array[index][:rows, :columns] for name, array in prediction.items()}
 
 
-def cells(length: int) -> int:
+def cells(length: int, stride: int = DENSE_STRIDE) -> int:
     """Return how many cells of a dense map a length in pixels of the input covers."""
-    return -(-length // DENSE_STRIDE)
+    return -(-length // stride)
 
 
 def masked_mean(losses: Tensor, known: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ class SupervisedObjective(Objective):
         rows, teachers = torch.arange(len(images), device=images.device), cast(dict[str, FrozenTeacher], self.live)
         said = {name: teacher.output(images) for name, teacher in teachers.items()}
         return {
-            name: {"rows": rows, "target": self.network.tasks[name].live_target(output)}
+            name: {"rows": rows, "target": self.network.tasks[name].live_target(output, images.shape[-1])}
             for name, output in said.items()
         }
 

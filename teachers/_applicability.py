@@ -47,7 +47,7 @@ def fit_applicability(data: str | None, inputs: Inputs, out: Path, predictor: Pr
 
 
 def sample_vectors(data: str, inputs: Inputs, predictor: Predictor, most: int) -> NDArray[np.float32]:
-    """Return the vectors (N, D) of up to `most` images to train on of a set, labelled or not, drawn at random."""
+    """Return what the model tells as vectors, (N, D), of up to `most` images to train on of a set, drawn at random."""
     from ingest.dataset import IngestedSet
 
     vectors = _vectors(predictor, _images(IngestedSet(inputs[f"data.{data}"]), "train"), most, inputs.runtime)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -26,7 +26,7 @@ RADIUS = 1.4
 class Config(TeacherConfig):
     """A bank of Gabor filters (Albuquerque et al., arXiv 2003.13525): texture and direction at several scales."""
 
-    readout: ClassVar[Literal["maps", "vector", "nothing"] | None] = "nothing"
+    readout = "nothing"
     kind: Literal["analytic"] = "analytic"
     task: Literal["texture"] = "texture"
     function: Literal["gabor"] = "gabor"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import ConfigError, error_context, require_one_of
 from pipeline.models.weights import find_weights, network_settings_file, read_network_settings
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Config(TeacherConfig):
     """A trained network of this project, and one of its heads."""
 
-    readout: ClassVar[Literal["maps", "vector", "nothing"] | None] = "maps"
+    readout = "maps"
     kind: Literal["checkpoint"] = "checkpoint"
     weights: str
     """The `model.safetensors` of an artifact of a supervised teacher or a student; `model.json` lies beside it."""

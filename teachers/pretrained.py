@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Config(TeacherConfig):
     """A timm classifier and its weights."""
 
-    readout: ClassVar[Literal["maps", "vector", "nothing"] | None] = "vector"
+    readout = "vector"
     kind: Literal["pretrained"] = "pretrained"
     task: Literal["classification"] = "classification"
     model: str

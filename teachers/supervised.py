@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Config(TeacherConfig, TrainingConfig):
     """A task, the labelled set to train on, and how to train."""
 
-    readout: ClassVar[Literal["maps", "vector", "nothing"] | None] = "maps"
+    readout = "maps"
     kind: Literal["supervised"] = "supervised"
     data: str
     """The set it is trained on, by its name under `data`."""

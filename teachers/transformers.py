@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Config(TeacherConfig):
     """A model for one task. Needs the extra `transformers`."""
 
-    readout: ClassVar[Literal["maps", "vector", "nothing"] | None] = "nothing"
+    readout = "nothing"
     kind: Literal["transformers"] = "transformers"
     task: Literal["classification", "multilabel", "detection", "segmentation", "depth"]
     weights: str

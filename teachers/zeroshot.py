@@ -54,6 +54,7 @@ def _check_prompts(prompts: Any) -> Any:
 class Config(TeacherConfig):
     """A model that compares images with text, and the text. Needs the extra `transformers`."""
 
+    readout = "vector"
     kind: Literal["zeroshot"] = "zeroshot"
     task: Literal["classification", "multilabel", "detection", "segmentation"]
     weights: str

@@ -17,7 +17,7 @@ from torch import nn
 import tasks
 from pipeline.data.augment import Placement
 from pipeline.stores.labels import COMMON, Label, LabelSpace, Row, Value
-from pipeline.stores.rasters import Box
+from pipeline.stores.rasters import DENSE_STRIDE, Box
 from tasks.prediction import to_numpy
 from tasks.task import FeatureInfo, Features, Task
 
@@ -58,7 +58,7 @@ def head_of(space: LabelSpace) -> tuple[Task, nn.Module]:
 
 
 def features(seed: int, shape: tuple[int, int] = (16, 16), count: int = 1, loud: float = 20.0) -> Features:
-    """Return random features of `count` images; the fused map, and so a dense label, is of `shape`."""
+    """Return random features of `count` images; the fused map is of `shape`."""
     rng = torch.Generator().manual_seed(seed)
     levels = [loud * torch.randn(count, 8, side, side, generator=rng) for side in (8, 4, 2, 1, 1)]
     vector, fused = torch.randn(count, 8, generator=rng), torch.randn(count, 8, *shape, generator=rng)
@@ -70,10 +70,15 @@ def features(seed: int, shape: tuple[int, int] = (16, 16), count: int = 1, loud:
 def value_of(
     space: LabelSpace, seed: int, shape: tuple[int, int] = (16, 16), size: tuple[int, int] = (SIDE, SIDE)
 ) -> Value:
-    """Return a label of the space, as its task predicts it for an image of `size` = (width, height)."""
+    """Return a label of the space, as its task predicts it for an image of `size` = (width, height).
+
+    A dense label is of `shape`.
+    """
     task, head = head_of(space)
-    placement = Placement(size, (max(SIDE, 4 * shape[1]), max(SIDE, 4 * shape[0])))
-    value = task.value(to_numpy(task.predict(head(features(seed, shape)))), 0, placement)
+    stride = tasks.label(space).stride
+    placement = Placement(size, (max(SIDE, stride * shape[1]), max(SIDE, stride * shape[0])))
+    fused = (shape[0] * stride // DENSE_STRIDE, shape[1] * stride // DENSE_STRIDE)
+    value = task.value(to_numpy(task.predict(head(features(seed, fused)))), 0, placement)
     return {name: array.copy() for name, array in value.items()}
 
 

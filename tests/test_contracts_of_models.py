@@ -39,8 +39,9 @@ from tests.waiting_for_device import no_values
 
 def target_of(task: Task, values: list[Value]) -> Any:
     """Return targets as the loader makes them: rasters at the heads' size, boxes in pixels of the input."""
-    side = SIDE if "boxes" in values[0] else SIDE // 4
-    return task.collate([tasks.label(task.space).crop(value, WHOLE, (side, side)) for value in values])
+    label = tasks.label(task.space)
+    side = label.target_side(SIDE)
+    return task.collate([label.crop(value, WHOLE, (side, side)) for value in values])
 
 
 def tiny_network(space: LabelSpace, backbone: str) -> Network:
@@ -171,10 +172,12 @@ def test_task_loss_smooths_labels(space: LabelSpace) -> None:
 @dense
 def test_task_loss_ignores_unknown_pixels(space: LabelSpace) -> None:
     task, output = output_of(space, 1)
-    shifted = tasks.label(space).crop(value_of(space, 7), (-0.5, 0.0, 0.5, 1.0), (16, 16))  # left half: unknown
+    side = output.shape[-1]
+    half = side // 2
+    shifted = tasks.label(space).crop(value_of(space, 7), (-0.5, 0.0, 0.5, 1.0), (side, side))  # left half: unknown
     target = task.collate([shifted])
     elsewhere = output.detach().clone()
-    elsewhere[..., :8] = 5 * torch.randn(elsewhere[..., :8].shape, generator=torch.Generator().manual_seed(2))
+    elsewhere[..., :half] = 5 * torch.randn(elsewhere[..., :half].shape, generator=torch.Generator().manual_seed(2))
     elsewhere.requires_grad_()
     one, other = task.loss(output, target), task.loss(elsewhere, target)
     one.backward()
@@ -182,8 +185,8 @@ def test_task_loss_ignores_unknown_pixels(space: LabelSpace) -> None:
     assert output.grad is not None
     torch.testing.assert_close(one, other)
     torch.testing.assert_close(output.grad, elsewhere.grad)
-    assert not output.grad[..., :8].any()
-    assert output.grad[..., 8:].any()
+    assert not output.grad[..., :half].any()
+    assert output.grad[..., half:].any()
 
 
 @every_space

@@ -97,7 +97,8 @@ def _check_live(name: str, task: str, recipe: Recipe) -> None:
     """Raise ConfigError if a live teacher's answers are no labels as they come, or its labels are asked for."""
     place = f"teachers.{name}.labels is 'live'"
     if not tasks.label(LabelSpace(task)).can_be_live:
-        raise ConfigError(f"{place}, which is for task 'features', and its task is {task!r}: leave it out.")
+        able = " and ".join(repr(name) for name in tasks.names() if tasks.label(LabelSpace(name)).can_be_live)
+        raise ConfigError(f"{place}, which is for the tasks {able}, and its task is {task!r}: leave it out.")
     if name in recipe.student.applicability:
         raise ConfigError(f"{place}, so that student.applicability.{name} has no labels to leave out: leave one out.")
     if recipe.student.labels == "true_only":

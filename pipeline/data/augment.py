@@ -18,13 +18,11 @@ from PIL import Image
 
 from pipeline.recipe.augment import AugmentConfig, Resize
 from pipeline.stores.labels import Label, Value
-from pipeline.stores.rasters import FULL_IMAGE, Box
+from pipeline.stores.rasters import DENSE_STRIDE, FULL_IMAGE, Box
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 PAD_COLOR = (124, 116, 104)
 """ImageNet's mean color, which networks see as nearly 0."""
-DENSE_STRIDE = 4
-"""Pixels of the input per cell of dense outputs and targets. Padding begins between cells."""
 ValidSizes = Sequence[tuple[int, int]] | None
 """(width, height) of the valid region of each image of a batch, in pixels of the input; None if nothing is padded."""
 

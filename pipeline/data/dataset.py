@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.augment import (
-    DENSE_STRIDE,
     relative_square,
     sample_params,
     seeded_generator,
@@ -190,7 +189,7 @@ class ImageDataset:
     ) -> ImageSample:
         """Return an image of side `size` with its labels, by an augmentation that `seed` draws.
 
-        Labels in pixels are for that size; rasters have a quarter of it.
+        Labels in pixels are for that size; rasters have a cell for every `stride` pixels of their label.
         """
         params = sample_params(augment, seeded_generator(*seed), relative_square(resize, self.size(index)), size)
         x0, y0, x1, y1 = params.box
@@ -201,7 +200,7 @@ class ImageDataset:
         values = self.values(index)
         for head, value in values.items():
             label = label_sources[head][0].label
-            values[head] = transform_label(label, value, params, size if label.uses_pixels else size // DENSE_STRIDE)
+            values[head] = transform_label(label, value, params, label.target_side(size))
         return ImageSample(key, image, valid_size(params.box, size), values)
 
     @functools.cached_property

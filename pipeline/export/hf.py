@@ -10,7 +10,7 @@ Every head has `<head>_origin` and `<head>_origin_name`, who made the label. Hel
 | multilabel | `<head>_classes`, those of a probability of 0.5 or more, and `<head>_probs`, NaN where unknown |
 | detection | `<head>_objects`: lists of one length, `bbox` (x, y, width, height in pixels), `category`, `score` |
 | segmentation | `<head>_classes`, PNG of class ids (the largest is unknown), `<head>_confidence`, PNG (255 = 1) |
-| depth, normals, texture, features | `<head>_<array>`: nested lists of float32, as the task's `label.py` states them |
+| all others | `<head>_<array>`: nested lists of float32, as the task's `label.py` states them |
 
 Columns of a head are null for an image without its label.
 """
@@ -38,7 +38,13 @@ FILE_BYTES = 500_000_000
 """Size of a file at which the next one begins."""
 SPLIT_NAMES = {TRAIN: "train", VAL: "validation"}
 """Names of the splits, as `datasets` calls them."""
-ARRAYS = {"depth": ("depth", 2), "normals": ("normals", 3), "texture": ("responses", 3), "features": ("vector", 1)}
+ARRAYS = {
+    "depth": ("depth", 2),
+    "normals": ("normals", 3),
+    "texture": ("responses", 3),
+    "features": ("vector", 1),
+    "feature_maps": ("map", 3),
+}
 """Name and number of dimensions of the float32 array that is the label of a task."""
 Feature = dict[str, Any]
 """A column's type as `datasets` states it in the schema's metadata."""

@@ -68,7 +68,8 @@ class TeacherConfig(BaseConfig):
     here, and those that are calibrated on a named set."""
     labels: Annotated[list[str], UniqueItems, Field(min_length=1)] | Literal["live"] | None = None
     """Sets of the pool that it labels; null for all. With `live` it labels none: it is asked about each augmented image
-    while the student is trained, and nothing is stored. For task `features`."""
+    while the student is trained, and nothing is stored. For the tasks `features` and
+    `feature_maps`."""
     domain: str | None = None
     """A set of images of the kind that it knows, labelled or not, by which the applicability of its labels is told: the
     one that it is trained on, or else calibrated on, if not given."""

@@ -24,7 +24,7 @@ from pipeline.storage.json_text import load_json
 from pipeline.storage.parquet import explain_parquet_errors
 from pipeline.storage.root import PathOrFile, StoredFile
 from pipeline.stores.calibration import Calibration
-from pipeline.stores.rasters import Box
+from pipeline.stores.rasters import DENSE_STRIDE, Box
 
 SCHEMA_VERSION = 2
 ROW_GROUP = 256
@@ -138,6 +138,8 @@ class Label(ABC):
     """The part of the label in a picture that several labels share; `describe` has the words."""
     unit: ClassVar[str] = "pixels"
     """Unit of `count`, in the plural; pixels are those of the label."""
+    stride: ClassVar[int] = DENSE_STRIDE
+    """Pixels of a network's input per cell of the rasters that it learns: 4, 8, 16 or 32."""
     uses_pixels: ClassVar[bool] = False
     """True if values are coordinates in pixels, False if they are rasters, which may be coarser than the image."""
     amount_columns: ClassVar[tuple[str, ...]] = ()
@@ -150,6 +152,10 @@ class Label(ABC):
 
     def __init__(self, space: LabelSpace, calibration: Calibration | None = None) -> None:
         self.space, self.calibration = space, calibration
+
+    def target_side(self, side: int) -> int:
+        """Return the `size` to crop to for a network's square input of `side` pixels: pixels, or cells of a raster."""
+        return side if self.uses_pixels else side // self.stride
 
     @property
     def clear_classes(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from PIL.Image import Image
 
 from pipeline.stores import codecs
 from pipeline.stores.labels import Label, Row, Value
-from pipeline.stores.rasters import Box
+from pipeline.stores.rasters import Box, cosines
 from tasks.drawing import caption
 
 SHOWN = 3
@@ -83,8 +83,7 @@ class TaskLabel(Label):
         left, right = one["vector"].astype(np.float64), other["vector"].astype(np.float64)
         if not left.any() or not right.any():
             return float(left.any() != right.any())
-        cosine = left @ right / (np.linalg.norm(left) * np.linalg.norm(right))
-        return float(np.clip((1 - cosine) / 2, 0, 1))
+        return float(np.clip((1 - cosines(left, right)) / 2, 0, 1))
 
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         held = np.full(len(self.space.classes), float(row["length"] > 0))

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.data.augment import DENSE_STRIDE, ValidSizes
+from pipeline.data.augment import ValidSizes
 from pipeline.stores.labels import Value
+from pipeline.stores.rasters import DENSE_STRIDE
 from tasks.task import ClassScore, DenseTask, Metric, Prediction, Target, masked_mean, resample, stack
 
 

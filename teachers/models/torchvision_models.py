@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 import tasks
-from pipeline.data.augment import DENSE_STRIDE, ValidSizes
+from pipeline.data.augment import ValidSizes
 from pipeline.errors import ConfigError, require_one_of
 from pipeline.models.backbone import register_statistics
 from pipeline.models.timm_models import Statistics
 from pipeline.models.weight_loading import match_weights, read_matching_weights
 from pipeline.stores.labels import LabelSpace
+from pipeline.stores.rasters import DENSE_STRIDE
 from tasks.detection.model import MAX_BOXES, MIN_SCORE
 from tasks.detection.model import TaskModel as Detection
 from tasks.prediction import Predictor, Preprocessing

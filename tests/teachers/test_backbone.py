@@ -196,7 +196,10 @@ def test_supervised_objective_asks_live_teachers_about_augmented_images(live: Ma
     [
         (["student.labels=true_only"], r"teachers\.resnet\.labels is 'live', but student\.labels is 'true_only'"),
         (["student.applicability={resnet: 0.1}"], r"so that student\.applicability\.resnet has no labels to leave out"),
-        (["teachers.gabor={kind: analytic, labels: live}"], r"teachers\.gabor\.labels is 'live', which is for task 'f"),
+        (
+            ["teachers.gabor={kind: analytic, labels: live}"],
+            r"teachers\.gabor\.labels is 'live', which is for the tasks 'feature_maps' and 'features', and",
+        ),
     ],
 )
 def test_live_teacher_refuses(weights: Path, tmp_path: Path, overrides: list[str], says: str) -> None:

@@ -32,6 +32,8 @@ DENSE = {
     "near": LabelSpace("depth", (), "relative"),
     "normals": LabelSpace("normals"),
     "gabor": LabelSpace("texture", ("4@45", "4@135")),
+    "dino": LabelSpace("features", ("1", "2")),
+    "dino_map": LabelSpace("feature_maps", ("1", "2", "3")),
 }
 ONE_OF_EACH = {name: DENSE[name] for name in ("kinds", "masks")}
 """A head on the pooled features, and one on the maps."""
