@@ -110,6 +110,16 @@ MEASURES = {
     ),
 }
 """Ways of measuring a backbone, with the recipe's keys."""
+
+
+def features_of_imagenet(weights: str) -> tuple[str, ...]:
+    """Return the changes with which the student learns features of the published network, by their loss weights."""
+    published = f"kind: backbone, model: tf_efficientnet_lite0, weights: '{WEIGHTS}', domain: world"
+    teachers = {"features": f"{{{published}, components: 256}}", "maps": f"{{{published}, task: feature_maps}}"}
+    added = (f"teachers.{name}={teacher}" for name, teacher in teachers.items() if f"{name}:" in weights)
+    return (*added, f"student.loss_weights={{imagenet: 0.1, {weights}}}")
+
+
 ABLATIONS: dict[str, tuple[str, ...]] = {
     "the ImageNet teacher at full weight": ("student.loss_weights={imagenet: 1}",),
     "without the ImageNet teacher": ("student.loss_weights={imagenet: 0}",),
@@ -120,6 +130,8 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
         *(f"teachers.{name}.labels=[world, shapes, things, parts, rooms]" for name in TRAINED_TEACHERS),
         "teachers.imagenet.labels=[photos]",
     ),
+    "and features of the ImageNet network": features_of_imagenet("features: 1"),
+    "and its feature maps": features_of_imagenet("features: 1, maps: 1"),
     "labels of an applicability of 0.05": (
         f"student.applicability={{{', '.join(f'{name}: 0.05' for name in TRAINED_TEACHERS)}}}",
     ),

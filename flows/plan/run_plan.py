@@ -19,6 +19,7 @@ from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
+from pipeline.stores.naming import LABEL_STEP
 from pipeline.stores.rejections import read_rejections
 
 
@@ -99,8 +100,10 @@ def find_inputs(recipe: Recipe, root: Root, name: str) -> tuple[Step, Inputs]:
         inputs[REJECTED_LABELS], _ = plan.workspace.get_or_make(planned[REJECTED_LABELS].step, Inputs({}, runtime))
     missing = [each for each, artifact in inputs.items() if artifact is None]
     if missing:
+        of_rounds = [each for each in missing if each.startswith(f"{LABEL_STEP}.")]
+        command = f"must run --to {of_rounds[0]}" if of_rounds else "must label"
         raise DataError(
             f"{root}: there is nothing for {', '.join(missing)} as the recipe {recipe.name!r} has it now: "
-            f"`must run --to {missing[-1]}` with this recipe and root makes it; `must plan` says what differs."
+            f"`{command}` with this recipe and root makes it; `must plan` says what differs."
         )
     return step, Inputs({each: artifact for each, artifact in inputs.items() if artifact}, runtime)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,9 @@ from pipeline.models.backbone import Backbone
 from pipeline.recipe.stage import LabelledConfig
 from pipeline.training.collectives import Collectives
 from selfsup.components.losses import suncet, supcon
-from tasks.frozen_teacher import FrozenTeacher
+
+if TYPE_CHECKING:
+    from tasks.frozen_teacher import FrozenTeacher  # a recipe with stages is read without timm
 
 Family = Literal["contrastive", "self-distillation", "clustering", "masked", "distillation"]
 
