@@ -107,6 +107,7 @@ def test_rounds_are_reused_and_shown_in_the_report(outcome: Outcome, recipe: Pat
     assert "could not be shown" not in page
 
 
+@pytest.mark.slow
 def test_three_rounds_are_measured_and_exported(recipe: Path, tmp_path: Path) -> None:
     """With a head that its student labels in each round, probes, and the costs that they are shown with."""
     asked = ["rounds=3", "teachers.masks.steps=1", "evaluate.probes=[linear_dense]", "evaluate.splits=test"]
