@@ -10,6 +10,7 @@ import pytest
 
 import must
 from cli.export import LabelExport, export_labels
+from evaluation.comparison.cost import artifact_cost, backbone_cost
 from flows.run.run import Outcome
 from pipeline.errors import ConfigError
 from pipeline.recipe.reader import read_recipe
@@ -17,7 +18,7 @@ from pipeline.steps.artifact import Inputs, read_json
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.naming import labels_pool, learned_labels, round_labels, round_student
 from student import rounds
-from tests.flows.tiny import STEPS
+from tests.flows.tiny import STEPS, TRAIN_STEPS
 
 TWICE = ["rounds=2"]
 ADDED = ["student.1", "student.1.labels", "label.2"]
@@ -105,6 +106,12 @@ def test_rounds_are_reused_and_shown_in_the_report(outcome: Outcome, recipe: Pat
     page = outcome.folder.child("report.html").read().decode()
     assert "Labels of the last round by" in page
     assert "could not be shown" not in page
+
+
+def test_backbone_cost_of_the_last_student_has_the_steps_of_earlier_ones(outcome: Outcome) -> None:
+    assert artifact_cost(outcome.artifacts["label.2"]).steps == 0
+    trained = backbone_cost(outcome.artifacts["student"], outcome.artifacts)
+    assert (trained.own.steps, trained.base.steps) == (TRAIN_STEPS, 2 * TRAIN_STEPS), "of the teacher, and student.1"
 
 
 @pytest.mark.slow
