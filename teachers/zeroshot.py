@@ -1,4 +1,4 @@
-"""zeroshot teacher: a published model that is told its classes in words, and needs no training."""
+"""Zero-shot teacher: a published model that is told its classes in words, and needs no training."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from evaluation.metric_table import (
 from evaluation.report.charts import standing
 from evaluation.report.formatting import DASH, duration, percent, plural
 from evaluation.report.html import ReportTable, StyledText, render
+from evaluation.report.rounds import KIND
 from evaluation.report.run_record import RunRecord
 from pipeline.steps.artifact import Artifact, of_kind, read_json
 from pipeline.storage.parquet import read_parquet
@@ -157,7 +158,7 @@ def _foreign(run: RunRecord) -> Iterator[str]:
 
 def _unchanged(run: RunRecord) -> Iterator[str]:
     for step, artifact in run.artifacts.items():
-        if artifact.kind == "label_choice":
+        if artifact.kind == KIND:
             for warning in artifact.counts["warnings"]:
                 yield f"{step}: {warning}, so that the next student learns the same labels: leave the round out."
 

@@ -13,6 +13,7 @@ import yaml
 from pipeline.steps.artifact import LOG, Artifact, of_kind, parse_json, parse_lines, read_json
 from pipeline.steps.events import parse_events
 from pipeline.storage.path import StoragePath
+from pipeline.stores.naming import LABEL_STEP, learned_labels
 from tasks.teacher import Teacher
 
 TOTAL = ""
@@ -120,6 +121,11 @@ class RunRecord:
         """The student, of several rounds the last one; None if there is none yet."""
         students = [made for made in self.artifacts.values() if made.kind == "student"]
         return students[-1] if students else None
+
+    @property
+    def label_step(self) -> str:
+        """The step that says which labels the student learned, or would learn."""
+        return learned_labels(self.student.manifest["inputs"]) if self.student else LABEL_STEP
 
     def kept(self) -> dict[str, dict[str, Any]]:
         """Return by head of the student how much of the pseudo labels the threshold keeps; {} if that is not known."""

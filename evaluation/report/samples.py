@@ -22,7 +22,7 @@ from pipeline.steps.artifact import Artifact
 from pipeline.storage.root import StoredFile
 from pipeline.stores.images import ImageRow, ImageShard
 from pipeline.stores.labels import Label, LabelShard, LabelSpace, Value
-from pipeline.stores.naming import LABEL_STEP, is_student, learned_labels
+from pipeline.stores.naming import is_student
 from tasks.drawing import THUMBNAIL_SIDE, thumbnail
 
 REJECTED = "rejected by hand"
@@ -87,8 +87,7 @@ class RunSamples:
         self._opened: dict[str, LabelShard] = {}
 
     def _heads(self) -> Iterator[SampleHead]:
-        kept, student = self.run.kept(), self.run.student
-        labelling = self.run.artifacts.get(learned_labels(student.manifest["inputs"]) if student else LABEL_STEP)
+        kept, labelling = self.run.kept(), self.run.artifacts.get(self.run.label_step)
         for name, teacher in self.run.teachers().items():
             label = teacher.label
             read = kept.get(name, {"threshold": label.default_threshold, "applicability": 0.0})
@@ -101,10 +100,8 @@ class RunSamples:
         """The labels of pool images as the student learned them, or would by default."""
         student = self.run.student
         config = student.manifest["config"]["student"] if student else {}
-        step = learned_labels(student.manifest["inputs"]) if student else LABEL_STEP
-        return LabelPrecedence(
-            config.get("labels", "true_first"), config.get("truths", {}), self.sets, self.run.artifacts, step
-        )
+        labels, truths = config.get("labels", "true_first"), config.get("truths", {})
+        return LabelPrecedence(labels, truths, self.sets, self.run.artifacts, self.run.label_step)
 
     def read_label(self, file: StoredFile, head: SampleHead, row: int, *least: float) -> Value | None:
         """Return the label in a row of a label shard, None if it has none; `least` is as for `LabelShard.value`."""

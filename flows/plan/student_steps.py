@@ -90,9 +90,9 @@ def _next_labels(resolved: ResolvedRecipe, number: int) -> Iterator[Step]:
     recipe, before, student = resolved.recipe, round_labels(number), round_student(number, resolved.recipe.rounds)
     after = student_labels(student)
     yield _student_labels(recipe, after, student)
-    sets = dict.fromkeys(f"data.{each.training_set}" for each in recipe.teachers.values() if each.training_set)
-    inputs = (before, student, after, *sets, *resolved.labelling_steps)
     judged = {name: [data, task] for name, data, task in _learned(recipe)}
+    sets = dict.fromkeys(f"data.{data}" for data, _ in judged.values())
+    inputs = (before, student, after, *sets, *resolved.labelling_steps)
     config = {"labeller": student, "before": before, "after": after, "judged": judged, **labelled_sets(recipe)}
     yield Step(round_labels(number + 1), CHOICE, ("rounds",), config, inputs)
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 
 import must
 from flows.plan.selection import Selection
@@ -24,6 +23,7 @@ from tasks.network import Network
 from tasks.teacher import Teacher, open_teacher
 from tasks.training import SupervisedObjective, WeightedSum
 from tests.disk import folder_of
+from tests.teachers.random_weights import save_random_backbone
 
 SIDE, WIDTH = 32, 96
 RECIPE = """
@@ -42,10 +42,7 @@ student: {{backbone: test_resnet, image_size: 32, steps: 80, batch: 12, lr: 0.00
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    file = tmp_path_factory.mktemp("weights") / "backbone.safetensors"
-    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), file)
-    return file
+    return save_random_backbone("test_resnet", tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")
