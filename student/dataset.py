@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,25 +19,9 @@ from pipeline.steps.artifact import Inputs
 from pipeline.storage.root import in_parallel
 from pipeline.stores.labels import LabelSpace
 from pipeline.stores.naming import learned_labels
-from tasks.teacher import APPLICABILITY_FILE, Teacher, TeacherSchedule
-
-
-@dataclasses.dataclass(frozen=True)
-class StudentHead:
-    """A head of the student: the teacher that it learns from, and how that teacher's labels are read."""
-
-    teacher: str
-    space: LabelSpace
-    data: str | None
-    """The set that the teacher was trained on, whose true labels have the same label space; None if it was none."""
-    schedule: TeacherSchedule | None
-    """Batch and learning rate of the teacher's training; None if it was not trained here."""
-    threshold: float
-    """Smallest probability of a pseudo label that is kept, in [0, 1]; without a calibration, smallest score."""
-    applicability: float = 0.0
-    """Smallest applicability of a pseudo label that is kept, in [0, 1]."""
-    is_live: bool = False
-    """The teacher is asked while the student is trained, and has no labels on disk."""
+from student.disagreement import ComparedLabels
+from student.head import StudentHead
+from tasks.teacher import APPLICABILITY_FILE, Teacher
 
 
 def heads_of(config: StudentConfig, inputs: Inputs) -> dict[str, StudentHead]:
@@ -87,6 +70,7 @@ def student_shards(config: StudentConfig, heads: Mapping[str, StudentHead], inpu
     sets = {name: IngestedSet(artifact) for name, artifact in inputs.of_kind("data").items()}
     step = learned_labels(inputs.artifacts)
     precedence = LabelPrecedence(config.labels, config.truths, sets, inputs.artifacts, step)
+    compared = ComparedLabels(config, heads, inputs)
     stored = [head for head in heads.values() if not head.is_live]
     for name, shard, rows in pool_shards(inputs["pool"], inputs.of_kind("data")):
         label_sources = {}
@@ -98,7 +82,10 @@ def student_shards(config: StudentConfig, heads: Mapping[str, StudentHead], inpu
                     "makes them again."
                 )
             if sources:
-                label_sources[head.teacher] = tuple(ranked.source for ranked in sources)
+                label_sources[head.teacher] = tuple(
+                    ranked.source if ranked.truth else compared.add_to(ranked.source, head.teacher, name, shard)
+                    for ranked in sources
+                )
         if label_sources or len(stored) < len(heads):
             yield DatasetShard(shard, rows, label_sources, name)
 

@@ -16,6 +16,7 @@ from pipeline.recipe.student import StudentConfig
 from pipeline.steps import ranks
 from pipeline.steps.artifact import Inputs, write_json
 from student.dataset import count_rejected, heads_of, student_dataset
+from student.disagreement import mean_weights
 from student.loss_weights import build_loss_weighting
 from student.threshold_report import count_kept
 from tasks.frozen_teacher import FrozenTeacher
@@ -47,6 +48,8 @@ def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
     kept = count_kept(heads, inputs)
     if student.labels == "true_only":  # then thresholds skew nothing
         kept = {name: {**share, "warning": None} for name, share in kept.items()}
+    for name, weight in mean_weights(dataset).items() if student.disagreement else ():
+        kept[name]["weight"] = weight
     write_json(out / "kept.json", kept)
     warnings = [f"{name}: {share['warning']}" for name, share in kept.items() if share["warning"]]
     untrained = network.untrained_parameters()

@@ -108,16 +108,16 @@ class FittedVectors(nn.Module):
         return self.network.fitted_vectors(images)
 
 
-def component_loss(output: Tensor, truth: Tensor, known: Tensor) -> Tensor:
+def component_loss(output: Tensor, truth: Tensor, known: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return the mean over known vectors of (1 - cosine) / 2 + (mean smooth L1 distance of spread components) / 2.
 
     The sum is UNIC's (Sariyildiz et al., ECCV 2024). Centered, divided by one number and spread, all coordinates have
     the variance 1, so that no teacher outweighs others, and distances are its own: PHI-S (Ranzinger et al., ICLR 2025).
-    Of the sum only the smooth L1 distance depends on the axes. `output` and `truth`: (N, K), `known`: (N,).
+    Of the sum only the smooth L1 distance depends on the axes. `output`, `truth`: (N, K); `known`, `weights`: (N,).
     """
     angles = 1 - F.cosine_similarity(output, truth)
     distances = F.smooth_l1_loss(spread(output), spread(truth), reduction="none").mean(dim=1)
-    return masked_mean((angles + distances) / 2, known)
+    return masked_mean((angles + distances) / 2, known, weights)
 
 
 def spread(components: Tensor) -> Tensor:

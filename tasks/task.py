@@ -134,6 +134,7 @@ class Task(ABC):
     def loss(self, output: Any, target: Target) -> Tensor:
         """Return a float32 scalar: the mean over all that is known, or 0, with a graph, if nothing is.
 
+        With WEIGHTS in the target the mean is weighted by image, if the task's label `can_be_weighted`.
         `output` is the head's on the images of `target`, in the same order.
         """
 
@@ -242,12 +243,21 @@ def cells(length: int, stride: int = DENSE_STRIDE) -> int:
     return -(-length // stride)
 
 
-def masked_mean(losses: Tensor, known: Tensor) -> Tensor:
+def masked_mean(losses: Tensor, known: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return the mean of `losses` where the mask `known`, of the same shape, is true; 0, with a graph, if nowhere.
 
-    Losses where it is false don't count, whatever they are: NaN too.
+    Losses where it is false don't count, whatever they are: NaN too. With `weights` w >= 0 of the images, (n,), it is
+    sum(w L) / sum(w).
     """
-    return losses.where(known, 0).sum() / known.sum().clamp(min=1)
+    if weights is None:
+        return losses.where(known, 0).sum() / known.sum().clamp(min=1)
+    counted = known * per_image(weights, known)
+    return (losses.where(known, 0) * counted).sum() / counted.sum().clamp(min=torch.finfo(counted.dtype).tiny)
+
+
+def per_image(weights: Tensor, like: Tensor) -> Tensor:
+    """Return weights of images (n,) in the dimensions of `like` (n, ...)."""
+    return weights.view(-1, *(1 for _ in like.shape[1:]))
 
 
 def stack(values: Sequence[Value], name: str) -> Tensor:

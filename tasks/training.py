@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.dataset import ImageDataset
-from pipeline.data.loader import Batch, BatchLoader, LoaderConfig
+from pipeline.data.loader import WEIGHTS, Batch, BatchLoader, LoaderConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.augment import AugmentConfig
 from pipeline.recipe.base import FitConfig, ValidateConfig
@@ -32,6 +32,7 @@ from tasks.frozen_teacher import FrozenTeacher
 from tasks.network import Network
 from tasks.prediction import network_predictor
 from tasks.scoring import score
+from tasks.task import per_image
 
 MEAN = "mean"
 """Name of the mean over heads in a validation."""
@@ -67,8 +68,9 @@ class SupervisedObjective(Objective):
     def amounts(self, batch: Batch) -> dict[str, float]:
         amounts: dict[str, float] = {IMAGES: len(batch.keys)}
         for name, entry in batch.targets.items():
-            known = self.network.tasks[name].known(entry["target"])
-            amounts |= {name: float(known.sum()), _images_of(name): float(_any_known(known).sum())}
+            known, weights = self.network.tasks[name].known(entry["target"]), entry["target"].get(WEIGHTS)
+            counted = known if weights is None else known * per_image(weights, known)
+            amounts |= {name: float(counted.sum()), _images_of(name): float(_any_known(known).sum())}
         return amounts | {part: amounts[IMAGES] for name in self.live for part in (name, _images_of(name))}
 
     def forward(self, batch: Batch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import tasks
 from pipeline.data.augment import Placement
-from pipeline.data.loader import Batch
+from pipeline.data.loader import WEIGHTS, Batch
 from pipeline.stores.labels import LabelSpace, Value
 from pipeline.training.device import move_to_device
 from tasks.network import Network, NetworkConfig
@@ -303,3 +303,19 @@ def test_task_constant_label_is_a_label(space: LabelSpace) -> None:
     for value in values:
         metric.update(guess, value)
     assert all(math.isfinite(score) for score in metric.compute().values())
+
+
+@pytest.mark.parametrize("space", [space for space in SPACES if tasks.label(space).can_be_weighted], ids=name_of)
+def test_task_loss_weights_images(space: LabelSpace) -> None:
+    """The loss of two images is sum(w n L) / sum(w n), of n known labels each."""
+    task, output = output_of(space, 2)
+    values = [value_of(space, seed) for seed in (3, 4)]
+    both = target_of(task, values)
+    alone = [task.loss(output[n : n + 1], target_of(task, [value])).item() for n, value in enumerate(values)]
+    known = [float(part.sum()) for part in task.known(both)]
+    for weights in ([1.0, 1.0], [1.0, 0.0], [0.25, 0.5], [0.0, 1e-3]):
+        found = task.loss(output, {**both, WEIGHTS: torch.tensor(weights)}).item()
+        shares = np.array(weights) * known
+        assert found == pytest.approx(np.average(alone, weights=shares), rel=1e-4)
+    assert task.loss(output, {**both, WEIGHTS: torch.zeros(2)}).item() == 0
+    assert task.loss(output, {**both, WEIGHTS: torch.ones(2)}).item() == pytest.approx(task.loss(output, both).item())

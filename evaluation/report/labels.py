@@ -148,6 +148,7 @@ def kept_labels(run: RunRecord) -> Markup:
         "kept.html",
         reports=[_kept_by_class(name, report) for name, report in reports.items() if report["threshold"] > 0],
         unfiltered=[name for name, report in reports.items() if report["threshold"] <= 0],
+        weights={name: report["weight"] for name, report in reports.items() if "weight" in report},
         nothing=DASH,
     )
 

@@ -13,6 +13,7 @@ from flows.plan.resolve import ResolvedRecipe
 from flows.plan.teacher_steps import weights_of
 from ingest.rejections import REJECTED_LABELS
 from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.student import PREVIOUS_STUDENT
 from pipeline.steps.artifact import LabelCheck, Step, StepKind
 from pipeline.stores.naming import STUDENT_LABEL_STEP, round_labels, round_student, student_labels
 
@@ -68,7 +69,8 @@ def _student_step(resolved: ResolvedRecipe, name: str, labels: str) -> Step:
     truths = tuple(name for name in _true_sets(recipe) if name not in pooled)
     rejected = (REJECTED_LABELS,) if len(learned_rejections(resolved)) else ()
     copies = resized_inputs(recipe, "student", recipe.pool, recipe.student.image_size)
-    inputs = ("pool", labels, *pooled, *truths, *resolved.teacher_steps, *rejected, *copies)
+    before = _compared_students(recipe, labels)
+    inputs = ("pool", labels, *before, *pooled, *truths, *resolved.teacher_steps, *rejected, *copies)
     if recipe.student.validate:
         config["learned"] = {name: [data, task] for name, data, task in _learned(recipe)}
     if recipe.student.labels == "true_only":
@@ -78,6 +80,17 @@ def _student_step(resolved: ResolvedRecipe, name: str, labels: str) -> Step:
     if name == "student":
         return Step(name, kind, ("student",), config, inputs)
     return Step(name, kind, ("rounds", "student"), {**config, "name": name}, inputs)  # no goal of a run
+
+
+def _compared_students(recipe: Recipe, labels: str) -> list[str]:
+    """Return the step of the student's labels that a student, which learns those of `labels`, compares them with."""
+    wanted = any(compared.against == PREVIOUS_STUDENT for compared in recipe.student.disagreement.values())
+    rounds = range(1, recipe.rounds)
+    return [
+        student_labels(round_student(number, recipe.rounds))
+        for number in rounds
+        if wanted and round_labels(number + 1) == labels
+    ]
 
 
 def _student_labels(recipe: Recipe, name: str, student: str) -> Step:

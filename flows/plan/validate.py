@@ -14,6 +14,7 @@ from pipeline.recipe.base import FitConfig
 from pipeline.recipe.comparison import COMPARE, CompareConfig
 from pipeline.recipe.recipe import Recipe
 from pipeline.recipe.stage import StageConfig, labelled_images
+from pipeline.recipe.student import PREVIOUS_STUDENT
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.stores.labels import LabelSpace
 
@@ -37,6 +38,8 @@ def validate(resolved: ResolvedRecipe) -> None:
         _check_evaluated(name, recipe, spaces)
     _check_evaluation(recipe, spaces)
     _check_rounds(recipe)
+    for name in recipe.student.disagreement:
+        _check_disagreement(name, recipe)
     for name, config in recipe.compare.items():
         _check_comparison(f"{COMPARE}.{name}", config, spaces)
         for each in resolved.comparisons[name]:
@@ -103,6 +106,34 @@ def _check_live(name: str, task: str, recipe: Recipe) -> None:
         raise ConfigError(f"{place}, so that student.applicability.{name} has no labels to leave out: leave one out.")
     if recipe.student.labels == "true_only":
         raise ConfigError(f"{place}, but student.labels is 'true_only', which leaves pseudo labels out: leave one out.")
+
+
+def _check_disagreement(name: str, recipe: Recipe) -> None:
+    """Raise ConfigError if a teacher's labels can't be weighted, or there are no others to compare them with."""
+    place, teacher = f"student.disagreement.{name}", recipe.teachers[name]
+    against = recipe.student.disagreement[name].against
+    if teacher.is_live or not tasks.label(LabelSpace(teacher.task)).can_be_weighted:
+        why = "is asked while the student learns" if teacher.is_live else f"is of task {teacher.task!r}"
+        raise ConfigError(f"{place}: teacher {name!r} {why}, and its labels can't be weighted: leave it out.")
+    if recipe.student.labels == "true_only":
+        raise ConfigError(f"{place} weights pseudo labels, and student.labels is 'true_only': leave one of them out.")
+    if against == PREVIOUS_STUDENT:
+        if recipe.rounds == 1:
+            raise ConfigError(f"{place}.against is 'student', the one of the round before: write rounds: 2 or more.")
+        return
+    others = [
+        other
+        for other, each in recipe.teachers.items()
+        if other != name and each.task == teacher.task and not each.is_live
+    ]
+    if against not in others:
+        offered = (
+            f"the teachers of task {teacher.task!r} are {', '.join(others)}" if others else "there is no other one"
+        )
+        raise ConfigError(
+            f"{place}.against is {against!r}, no other teacher of task {teacher.task!r} with stored labels: {offered}; "
+            f"`student` with rounds: 2 would work as well."
+        )
 
 
 def _check_calibration(name: str, teacher: TeacherConfig, spaces: Spaces) -> None:

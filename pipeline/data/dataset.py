@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from pipeline.data.augment import (
 from pipeline.data.decode import decode_image
 from pipeline.errors import DataError
 from pipeline.recipe.augment import AugmentConfig, Resize
+from pipeline.recipe.student import DisagreementMode
 from pipeline.storage.root import StoredFile
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import APPLICABILITY, Label, LabelOrigin, LabelShard, Value, read_labels
@@ -32,6 +33,21 @@ CACHE_SHARE = 1 / (2 * SHUFFLE_WINDOW)
 """Remote shards up to this share of the cache are downloaded whole, so that a window's fill half of it."""
 REMEDY = "If its file has changed since it was made, `must artifacts verify --repair` deletes it."
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Disagreement:
+    """Other labels of the images of a shard, by whose distance from them labels are weighted."""
+
+    other: LabelSource
+    mode: DisagreementMode
+
+    def weight(self, distance: float) -> float:
+        """Return the weight in [0, 1] of a label at this distance in [0, 1] from the other one.
+
+        `focus`: tanh(distance), as Self-MM weights its tasks (Yu et al., AAAI 2021); `trust`: 1 - distance.
+        """
+        return math.tanh(distance) if self.mode == "focus" else 1 - distance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +65,8 @@ class LabelSource:
     """Rows of the image shard whose labels are not used."""
     origin: LabelOrigin | None = None
     """Who made the labels, where that is asked for."""
+    disagreement: Disagreement | None = None
+    """What the labels are weighted by; None for a weight of 1."""
 
     def label_row(self, image_row: int) -> int:
         """Return the row in the file for a row of the image shard, -1 if the image has no label to use."""
@@ -107,6 +125,45 @@ class ImageSample:
     image: NDArray[np.uint8]
     valid: tuple[int, int]
     values: dict[str, Value]
+    weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    """By head, what its label counts, in [0, 1]; 1 if it is not there."""
+
+
+class OpenSource(NamedTuple):
+    """A label source with its label file, and that of the labels that these are compared with."""
+
+    source: LabelSource
+    labels: LabelShard
+    other: LabelShard | None
+
+    @classmethod
+    def of(cls, source: LabelSource, images: ImageShard) -> OpenSource:
+        """Open the files. Raises DataError, naming shard and key, unless they fit the image shard."""
+        return cls(
+            source, _open(source, images), _open(compared.other, images) if (compared := source.disagreement) else None
+        )
+
+    def value(self, row: int) -> Value | None:
+        """Return the label of a row of the image shard, as stored; None without one."""
+        return _value(self.source, self.labels, row)
+
+    def weight(self, row: int, value: Value) -> float:
+        """Return what the label `value` of a row counts: 1 if it is compared with none."""
+        compared = self.source.disagreement
+        if compared is None or self.other is None or (other := _value(compared.other, self.other, row)) is None:
+            return 1.0
+        return compared.weight(self.labels.label.distance(value, other))
+
+
+def _open(source: LabelSource, images: ImageShard) -> LabelShard:
+    labels = LabelShard(source.file, source.label)
+    source.check(images, labels.keys)
+    return labels
+
+
+def _value(source: LabelSource, labels: LabelShard, row: int) -> Value | None:
+    label_row = source.label_row(row)
+    return None if label_row < 0 else labels.value(label_row, source.threshold, source.applicability)
 
 
 class ImageDataset:
@@ -120,14 +177,12 @@ class ImageDataset:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def _open_labels(self, number: int) -> dict[str, list[tuple[LabelShard, LabelSource]]]:
+    def _open_labels(self, number: int) -> dict[str, list[OpenSource]]:
         shard = self.shards[number]
-        opened = {}
-        for head, label_sources in shard.label_sources.items():
-            opened[head] = [(LabelShard(source.file, source.label), source) for source in label_sources]
-            for labels, source in opened[head]:
-                source.check(shard.images, labels.keys)
-        return opened
+        return {
+            head: [OpenSource.of(source, shard.images) for source in sources]
+            for head, sources in shard.label_sources.items()
+        }
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (number of the shard, row in its image shard)."""
@@ -140,14 +195,25 @@ class ImageDataset:
 
     def labels(self, index: int) -> dict[str, tuple[Value, LabelSource]]:
         """Return the labels of an image as stored, each with its source, by head; heads without one are left out."""
+        return {head: (value, opened.source) for head, (value, opened) in self._labels(index).items()}
+
+    def weights(self, index: int) -> dict[str, float]:
+        """Return what the labels of an image that are compared with others count, in [0, 1], by head."""
+        return self._weights(index, self._labels(index))
+
+    def _weights(self, index: int, found: Mapping[str, tuple[Value, OpenSource]]) -> dict[str, float]:
+        _, row = self.locate(index)
+        return {
+            head: opened.weight(row, value) for head, (value, opened) in found.items() if opened.source.disagreement
+        }
+
+    def _labels(self, index: int) -> dict[str, tuple[Value, OpenSource]]:
         number, row = self.locate(index)
-        found: dict[str, tuple[Value, LabelSource]] = {}
-        for head, label_sources in self._open(number).items():
-            for labels, source in label_sources:
-                label_row = source.label_row(row)
-                value = None if label_row < 0 else labels.value(label_row, source.threshold, source.applicability)
-                if value is not None:
-                    found[head] = value, source
+        found: dict[str, tuple[Value, OpenSource]] = {}
+        for head, sources in self._open(number).items():
+            for opened in sources:
+                if (value := opened.value(row)) is not None:
+                    found[head] = value, opened
                     break
         return found
 
@@ -196,12 +262,11 @@ class ImageDataset:
         needed = math.ceil(size / (x1 - x0)), math.ceil(size / (y1 - y0))
         key, decoded = self.decode(index, functools.partial(decode_image, at_least=needed))
         image = transform_image(decoded, params, size)
-        label_sources = self.shards[self.locate(index)[0]].label_sources
-        values = self.values(index)
-        for head, value in values.items():
-            label = label_sources[head][0].label
+        values, found = {}, self._labels(index)
+        for head, (value, opened) in found.items():
+            label = opened.source.label
             values[head] = transform_label(label, value, params, label.target_side(size))
-        return ImageSample(key, image, valid_size(params.box, size), values)
+        return ImageSample(key, image, valid_size(params.box, size), values, self._weights(index, found))
 
     @functools.cached_property
     def _by_key(self) -> NDArray[np.int64]:

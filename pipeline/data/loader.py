@@ -23,6 +23,8 @@ from pipeline.data.stream import split_evenly
 from pipeline.recipe.augment import AugmentConfig, Resize
 from pipeline.stores.labels import Value
 
+WEIGHTS = "weights"
+"""The entry of a target with what each image's label counts in the loss, float32 (n,) in [0, 1]; all 1 without it."""
 Collate = Callable[[Sequence[Value], ValidSizes], Any]
 """Turns the labels of a head, and the valid regions of their images, into its target."""
 
@@ -105,5 +107,8 @@ def collate_samples(samples: Sequence[ImageSample], collate: Mapping[str, Collat
         rows = [row for row, sample in enumerate(samples) if head in sample.values]
         if rows:
             values, valid = [samples[row].values[head] for row in rows], [samples[row].valid for row in rows]
-            targets[head] = {"rows": torch.tensor(rows), "target": function(values, valid)}
+            target = function(values, valid)
+            if any(head in samples[row].weights for row in rows):
+                target[WEIGHTS] = torch.tensor([samples[row].weights.get(head, 1.0) for row in rows])
+            targets[head] = {"rows": torch.tensor(rows), "target": target}
     return Batch(images, [sample.key for sample in samples], targets)

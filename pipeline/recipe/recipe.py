@@ -90,7 +90,7 @@ class Recipe(BaseConfig):
             _require_known(f"teachers.{name}.labels", teacher.labelled_sets or (), "pool", self.pool)
         for key in ("sets", "probe_sets", "finetune"):
             _require_known(f"evaluate.{key}", getattr(self.evaluate, key) or (), "data", self.data)
-        for key in ("loss_weights", "applicability"):
+        for key in ("loss_weights", "applicability", "disagreement"):
             _require_known(f"student.{key}", getattr(self.student, key), "teachers", self.teachers)
         _require_known("student.truths", self.student.truths, "teachers", self.teachers)
         for name, names in self.student.truths.items():

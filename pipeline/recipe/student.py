@@ -11,6 +11,21 @@ from pipeline.errors import ConfigError
 from pipeline.recipe.base import BaseConfig, UniqueItems
 from pipeline.recipe.teacher import TrainingConfig
 
+PREVIOUS_STUDENT = "student"
+"""Stands for the student of the round before, in `disagreement`."""
+DisagreementMode = Literal["focus", "trust"]
+
+
+class DisagreementConfig(BaseConfig):
+    """Weights of a teacher's labels by how far they are from other labels of the same images."""
+
+    against: str
+    """The other labels: a teacher of the same task and classes, or `student`, the student of the round before, whose
+    labels there are from the second of `rounds` on."""
+    mode: DisagreementMode
+    """With a distance d in [0, 1], `focus` weights a label by tanh(d), so that images count where the two disagree;
+    `trust` by 1 - d, so that they count where the two agree."""
+
 
 class StudentConfig(TrainingConfig):
     """The multi-task student."""
@@ -28,6 +43,9 @@ class StudentConfig(TrainingConfig):
     applicability: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
     """By teacher, the applicability below which its labels are not used, as in {things: 0.05}: the share of the
     teacher's held-out images that are at least as unlike its training images as this image is."""
+    disagreement: dict[str, DisagreementConfig] = {}
+    """By teacher, as in {parts: {against: student, mode: trust}}: weights of its pseudo labels in the mean that its
+    head's loss is. True labels count 1, as do labels of images that the other one says nothing of."""
     labels: Literal["true_first", "pseudo_only", "true_only"] = "true_first"
     """Prefer true labels to pseudo labels, or use only one kind."""
     truths: dict[str, Annotated[list[str], UniqueItems]] = {}

@@ -128,6 +128,8 @@ class Label(ABC):
 
     can_be_live: ClassVar[bool] = False
     """A teacher's raw output is a label as it comes: `Task.live_target` makes a target of it on the device."""
+    can_be_weighted: ClassVar[bool] = True
+    """The loss can count some images' labels more than others'."""
     task: ClassVar[str]
     """Name of the task: the name of its folder."""
     default_threshold: ClassVar[float] = 0.0

@@ -38,6 +38,11 @@ def labels_pool(step: str) -> bool:
     return step == LABEL_STEP or re.fullmatch(r"student(\.\d+)?\.labels", step) is not None
 
 
+def is_student_labels(step: str) -> bool:
+    """Return True if a student labels the pool in a step of this name: `student.labels`, `student.1.labels`."""
+    return labels_pool(step) and step != LABEL_STEP
+
+
 def learned_labels(inputs: Iterable[str]) -> str:
     """Return the one of a student's inputs, names of steps, that says which labels it learns."""
     return next(name for name in inputs if re.fullmatch(rf"{LABEL_STEP}(\.\d+)?", name))

@@ -143,7 +143,7 @@ class MicrobatchRunner:
         return [(buffer, buffer.clone()) for buffer in self.job.objective.restored_buffers()]
 
     def _pass(self, microbatch: Any, own: Mapping[str, float], amounts: Mapping[str, float]) -> PassResult:
-        shares = {name: amount / max(amounts[name], 1) for name, amount in own.items()}
+        shares = {name: amount / (amounts[name] or 1) for name, amount in own.items()}
         with self.compute.autocast(), self._explain_batch_norm(len(microbatch.keys)):
             total, losses = self.job.objective(move_to_device(microbatch, self.compute.device), shares)
         self.scaler.scale(total).backward()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.augment import ValidSizes
+from pipeline.data.loader import WEIGHTS
 from pipeline.stores.labels import Value
 from tasks.calibration import ClassifiedExamples
 from tasks.task import ClassScore, FeatureInfo, LinearHead, Metric, Prediction, Target, Task, masked_mean, stack
@@ -59,7 +60,7 @@ class TaskModel(Task):
         probs = target["probs"]
         smooth = torch.lerp(probs, torch.full_like(probs, 1 / probs.shape[1]), self.label_smoothing)
         losses = -(smooth * output.log_softmax(dim=1)).sum(dim=1)
-        return masked_mean(losses, self.known(target))
+        return masked_mean(losses, self.known(target), target.get(WEIGHTS))
 
     def known(self, target: Target) -> Tensor:
         known: Tensor = target["probs"].any(dim=1)

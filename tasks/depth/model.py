@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.augment import ValidSizes
+from pipeline.data.loader import WEIGHTS
 from pipeline.stores.labels import Value
 from tasks.depth.label import align
 from tasks.task import DenseTask, Metric, Prediction, Target, cells, masked_mean, resample, stack
@@ -70,11 +71,11 @@ class TaskModel(DenseTask):
         Relative: |n(d') - n(d)|, where n subtracts the median over known pixels and divides by their mean absolute
         deviation from it: the scale- and shift-invariant loss of MiDaS (Ranftl et al., TPAMI 2022, eq. 5-7).
         """
-        depth, known = target["depth"], self.known(target)
+        depth, known, weights = target["depth"], self.known(target), target.get(WEIGHTS)
         if self._relative:
-            return masked_mean((_standardize(output[:, 0], known) - _standardize(depth, known)).abs(), known)
+            return masked_mean((_standardize(output[:, 0], known) - _standardize(depth, known)).abs(), known, weights)
         log_depth = depth.clamp(min=1e-3).log()
-        return masked_mean((output[:, 0].clamp(*LOG_RANGE) - log_depth).abs(), known)
+        return masked_mean((output[:, 0].clamp(*LOG_RANGE) - log_depth).abs(), known, weights)
 
     def known(self, target: Target) -> Tensor:
         known: Tensor = target["depth"] > 0

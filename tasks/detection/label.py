@@ -32,6 +32,7 @@ class TaskLabel(Label):
     layer = "outlines"
     uses_pixels = True
     default_threshold = 0.5  # as in MuST
+    can_be_weighted = False  # its loss is a mean over anchors and proposals that are drawn from each image
 
     def columns(self) -> pa.Schema:
         return pa.schema(

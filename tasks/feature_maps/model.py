@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.data.augment import Placement, ValidSizes
+from pipeline.data.loader import WEIGHTS
 from pipeline.models.backbone import Backbone
 from pipeline.models.timm_models import Statistics
 from pipeline.stores.labels import Value
 from pipeline.stores.rasters import FULL_IMAGE, resample_linear
 from tasks.components import ComponentNetwork, ComponentSimilarity, component_loss
 from tasks.feature_maps.label import TaskLabel
-from tasks.task import DenseTask, Prediction, Target, cells, stack
+from tasks.task import DenseTask, Prediction, Target, cells, per_image, stack
 
 DRAWN = 16
 """Cells of a map that components are fitted to."""
@@ -72,7 +73,9 @@ class TaskModel(DenseTask):
     def loss(self, output: Tensor, target: Target) -> Tensor:
         """Return the `component_loss` over known cells."""
         guess, truth = (maps.movedim(1, -1).flatten(0, 2) for maps in (output, target["map"]))
-        return component_loss(guess, truth, self.known(target).flatten())
+        known, weights = self.known(target), target.get(WEIGHTS)
+        each = None if weights is None else per_image(weights, known).expand_as(known).flatten()
+        return component_loss(guess, truth, known.flatten(), each)
 
     def live_target(self, output: Tensor, side: int) -> Target:
         """Interpolate the teacher's maps as a crop of stored ones is. Padding is known: the teacher sees it as well."""

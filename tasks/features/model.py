@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.augment import ValidSizes
+from pipeline.data.loader import WEIGHTS
 from pipeline.models.backbone import Backbone
 from pipeline.models.timm_models import Statistics
 from pipeline.stores.labels import Value
@@ -67,7 +68,7 @@ class TaskModel(Task):
 
     def loss(self, output: Tensor, target: Target) -> Tensor:
         """Return the `component_loss` over known labels."""
-        return component_loss(output, target["vector"], self.known(target))
+        return component_loss(output, target["vector"], self.known(target), target.get(WEIGHTS))
 
     def live_target(self, output: Tensor, side: int) -> Target:
         return {"vector": output}

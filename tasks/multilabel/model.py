@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor, nn
 
 from pipeline.data.augment import ValidSizes
+from pipeline.data.loader import WEIGHTS
 from pipeline.stores.labels import PRESENT, Value
 from tasks.task import ClassScore, FeatureInfo, LinearHead, Metric, Prediction, Target, Task, masked_mean, stack
 
@@ -71,7 +72,7 @@ class TaskModel(Task):
         probs = target["probs"].nan_to_num()
         smooth = torch.lerp(probs, torch.full_like(probs, 0.5), self.label_smoothing)
         losses = F.binary_cross_entropy_with_logits(output, smooth, reduction="none")
-        return masked_mean(losses, self.known(target))
+        return masked_mean(losses, self.known(target), target.get(WEIGHTS))
 
     def known(self, target: Target) -> Tensor:
         known: Tensor = ~target["probs"].isnan()

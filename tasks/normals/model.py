@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.augment import ValidSizes
+from pipeline.data.loader import WEIGHTS
 from pipeline.stores.labels import Value
 from tasks.task import DenseTask, Metric, Prediction, Target, masked_mean, resample, stack
 
@@ -69,7 +70,7 @@ class TaskModel(DenseTask):
     def loss(self, output: Tensor, target: Target) -> Tensor:
         """Return the mean of 1 - cos(n', n) over known pixels. The choice is ours: MuST does not state its loss."""
         normals = target["normals"]
-        return masked_mean(1 - F.cosine_similarity(output, normals, dim=1), self.known(target))
+        return masked_mean(1 - F.cosine_similarity(output, normals, dim=1), self.known(target), target.get(WEIGHTS))
 
     def known(self, target: Target) -> Tensor:
         known: Tensor = target["normals"].any(dim=1)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.data.augment import Placement, ValidSizes
+from pipeline.data.loader import WEIGHTS
 from pipeline.stores import codecs
 from pipeline.stores.labels import IGNORE, Value
 from tasks.calibration import ScoredExamples
@@ -69,7 +70,7 @@ class TaskModel(DenseTask):
         losses = F.cross_entropy(
             output, classes, ignore_index=IGNORE, reduction="none", label_smoothing=self.label_smoothing
         )
-        return masked_mean(losses, self.known(target))
+        return masked_mean(losses, self.known(target), target.get(WEIGHTS))
 
     def known(self, target: Target) -> Tensor:
         known: Tensor = target["classes"] != IGNORE

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.data.augment import ValidSizes
+from pipeline.data.loader import WEIGHTS
 from pipeline.stores.labels import Value
 from pipeline.stores.rasters import DENSE_STRIDE
 from tasks.task import ClassScore, DenseTask, Metric, Prediction, Target, masked_mean, resample, stack
@@ -68,7 +69,7 @@ class TaskModel(DenseTask):
     def loss(self, output: Tensor, target: Target) -> Tensor:
         """Return the mean of |sigmoid(output) - response| over known cells and filters; L1 is our choice."""
         responses = target["responses"]
-        return masked_mean((output.sigmoid() - responses).abs(), self.known(target))
+        return masked_mean((output.sigmoid() - responses).abs(), self.known(target), target.get(WEIGHTS))
 
     def known(self, target: Target) -> Tensor:
         known: Tensor = target["responses"] >= 0

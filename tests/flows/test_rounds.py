@@ -11,6 +11,7 @@ import pytest
 import must
 from cli.export import LabelExport, export_labels
 from evaluation.comparison.cost import artifact_cost, backbone_cost
+from flows.plan.selection import Selection
 from flows.run.run import Outcome
 from pipeline.errors import ConfigError
 from pipeline.recipe.reader import read_recipe
@@ -112,6 +113,31 @@ def test_backbone_cost_of_the_last_student_has_the_steps_of_earlier_ones(outcome
     assert artifact_cost(outcome.artifacts["label.2"]).steps == 0
     trained = backbone_cost(outcome.artifacts["student"], outcome.artifacts)
     assert (trained.own.steps, trained.base.steps) == (TRAIN_STEPS, 2 * TRAIN_STEPS), "of the teacher, and student.1"
+
+
+def test_second_student_weights_labels_by_their_disagreement_with_the_first(recipe: Path, outcome: Outcome) -> None:
+    weighted = "student.disagreement={gabor: {against: student, mode: trust}}"
+    made = must.run(
+        recipe, str(outcome.artifacts["student"].root), [*TWICE, weighted], Selection(last="student")
+    ).artifacts
+    assert "student.1.labels" in made["student"].manifest["inputs"]
+    assert 0 < made["student"].load("kept.json", read_json)["gabor"]["weight"] < 1
+    assert "weight" not in made["student"].load("kept.json", read_json)["masks"]
+    assert "weight" not in made["student.1"].load("kept.json", read_json)["gabor"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["student.disagreement={gabor: {against: student, mode: trust}}"], r"gabor\.against is 'student'.* rounds: 2"),
+        (["student.disagreement={gabor: {against: masks, mode: trust}}"], r"'masks', no other teacher .* no other one"),
+        (["student.disagreement={boxes: {against: masks, mode: trust}}"], r"student\.disagreement names 'boxes'"),
+        (["student.disagreement={gabor: {against: student, mode: hope}}"], r"gabor\.mode.*focus"),
+    ],
+)
+def test_disagreement_refuses(recipe: Path, tmp_path: Path, overrides: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        must.plan(recipe, tmp_path, overrides)
 
 
 @pytest.mark.slow
