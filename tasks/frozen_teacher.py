@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.models.readout import Readout
+from pipeline.stores.labels import LabelSpace
 from tasks.prediction import Predictor, VectorNetwork
 
 
@@ -47,7 +48,7 @@ class FrozenTeacher(nn.Module):
             predictor.network.requires_grad_(False).eval(),
         )  # in a tuple, torch does not find it
         self.size, self.with_map = predictor.preprocessing.size, with_map
-        heads = ", ".join(predictor.heads)
+        heads, [self._task] = ", ".join(predictor.heads), predictor.heads.values()
         if with_map and not isinstance(predictor.network, ReadoutNetwork):
             raise ConfigError(
                 f"the model of teacher {heads!r} tells no map of an image: set maps to 0, or take a teacher of kind "
@@ -72,6 +73,16 @@ class FrozenTeacher(nn.Module):
         [network] = self._network
         [output] = network(self._resize(images)).values()
         return output
+
+    @property
+    def space(self) -> LabelSpace:
+        """The label space of its head."""
+        return self._task.space
+
+    def probs(self, images: Tensor) -> Tensor:
+        """Return the probabilities (B, K) of the classes of the images, if its task is classification."""
+        probs: Tensor = self._task.predict(self.output(images))["probs"]
+        return probs
 
     def _resize(self, images: Tensor) -> Tensor:
         """Return the images as uint8 of the side that the model takes."""

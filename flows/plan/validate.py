@@ -165,7 +165,13 @@ def _check_truths(name: str, sets: Sequence[str], recipe: Recipe, spaces: Spaces
 def _check_stage(stage: StageConfig, recipe: Recipe, spaces: Spaces) -> None:
     """Raise ConfigError if a stage asks for a teacher that is not there, or for classes that its sets don't have."""
     if stage.taught_by is not None:
-        _check_readout(stage, recipe.teachers[require_one_of(stage.taught_by, recipe.teachers, "teacher")])
+        teacher = recipe.teachers[require_one_of(stage.taught_by, recipe.teachers, "teacher")]
+        if stage.taught_task not in (None, teacher.task):
+            raise ConfigError(
+                f"teacher {stage.taught_by!r} is of task {teacher.task!r}, and {stage.method!r} learns from one of "
+                f"task {stage.taught_task!r}."
+            )
+        _check_readout(stage, teacher)
     if stage.labels is not None:
         with error_context("labels"):
             labelled_images(stage, class_names(stage.data, spaces))

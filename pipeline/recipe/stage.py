@@ -18,6 +18,8 @@ STUDENT, SCRATCH, PUBLISHED = "student", "scratch", "timm"
 """Starts of a stage, beside other stages and weights."""
 RESERVED_STARTS = (STUDENT, SCRATCH, PUBLISHED)
 """Starts that no stage may be named after."""
+CROSS_ENTROPY = "cross_entropy"
+"""A loss of labelled images that some methods have instead of `labels.method`."""
 COMPARED = "compare_"
 """The beginning of the names of stages in a comparison."""
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -76,6 +78,11 @@ class LabelledConfig(BaseConfig):
     until: float = Field(default=1.0, gt=0, le=1)
     """Share of the steps after which labelled images are switched off."""
 
+    def loss_keys(self) -> list[str]:
+        """Return the keys of the loss that have another value than the default."""
+        fields = type(self).model_fields
+        return [key for key in ("method", "temperature", "smoothing") if getattr(self, key) != fields[key].default]
+
     @model_validator(mode="after")
     def _check_amounts(self) -> LabelledConfig:
         if self.per_class and self.per_class < self.images:
@@ -91,6 +98,10 @@ class LabelledConfig(BaseConfig):
 class StageConfig(FitConfig):
     """A self-supervised pretraining run: its start, its images, and its schedule."""
 
+    labelled_loss: ClassVar[str | None] = None
+    """Name of the method's own loss of labelled images; None for those of `labels.method`."""
+    taught_task: ClassVar[str | None] = None
+    """The task whose labels it learns from `taught_by`; None for its features alone."""
     learns_from_classes: ClassVar[bool] = False
     """The method learns from the classes of its images."""
     name: Name
@@ -144,6 +155,11 @@ class StageConfig(FitConfig):
     def _whole(self) -> StageConfig:
         if self.augment.area and self.augment.area[0] > self.augment.area[1]:
             raise ValueError(f"augment.area {list(self.augment.area)}: the smallest share is larger than the largest")
+        if self.labelled_loss and self.labels and (given := self.labels.loss_keys()):
+            raise ValueError(
+                f"labels: {self.method} learns labelled images by their {self.labelled_loss.replace('_', ' ')}: leave "
+                f"{' and '.join(given)} out"
+            )
         if self.batch < 2:
             raise ValueError(f"batch ({self.batch}): methods compare an image with others, so it takes 2 or more")
         return self

@@ -87,6 +87,11 @@ def _labelled_logits(embeddings: Tensor, labels: Tensor, temperature: float, own
     return _logits_without_self(embeddings, anchors, temperature), same_class
 
 
+def mean_cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
+    """Return the mean over images of the cross entropy of logits (N, K) with class numbers (N,); 0 without images."""
+    return _mean(F.cross_entropy(logits, classes, reduction="none"))
+
+
 def _mean(losses: Tensor) -> Tensor:
     """Return the mean of anchors' losses (A,), 0 with a graph if there are none: then other processes have some."""
     return losses.mean() if len(losses) else losses.sum()
@@ -191,3 +196,25 @@ def _log_similarities(maps: Tensor, temperature: float) -> Tensor:
     """Return the logarithms of softmaxes over cosines between the cells of each map (B, C, H, W): (B H W, H W)."""
     cells = _unit(maps.flatten(2)).transpose(1, 2)
     return (dot_products(cells, cells) / temperature).log_softmax(dim=2).flatten(0, 1)
+
+
+def graph_contrast(first: Tensor, second: Tensor, graph: Tensor, temperature: float, own: slice = ALL) -> Tensor:
+    """Return CoMatch's loss (Li et al., ICCV 2021, eq. 10) of two views' embeddings (B, D) and a `label_graph` Q.
+
+    The mean over the `own` images b of -sum_j Q_bj log P_bj, where P is the softmax over j of the cosines of the first
+    view of b with the second view of j, over temperature.
+    """
+    log_p = (dot_products(_unit(first[own]), _unit(second)) / temperature).log_softmax(dim=1)
+    return -(graph * log_p).sum(dim=1).mean()
+
+
+def label_graph(labels: Tensor, threshold: float, own: slice = ALL) -> Tensor:
+    """Return how much alike the pseudo labels (B, K) of images b and j are (CoMatch, eq. 8): (A, B), rows sum to 1.
+
+    In proportion to their scalar product where it reaches the threshold, to 1 for b itself, and else 0.
+    """
+    anchors = torch.arange(len(labels), device=labels.device)[own]
+    similarity = dot_products(labels[own].float(), labels.float())
+    similarity = similarity.masked_fill(similarity < threshold, 0)
+    similarity[torch.arange(len(anchors), device=labels.device), anchors] = 1
+    return F.normalize(similarity, p=1, dim=1)

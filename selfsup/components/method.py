@@ -95,6 +95,8 @@ class StageSetting(NamedTuple):
     """Images in a step."""
     classes: Tensor | None = None
     """The class number (images,) int64 of every image, -1 if unknown, for methods that learn from classes."""
+    class_names: tuple[str, ...] = ()
+    """The classes of the labelled images that are drawn beside the others; none without."""
     teacher: FrozenTeacher | None = None
     """Of a method that learns from a teacher; None before there is one, when a recipe is checked."""
 
@@ -131,6 +133,11 @@ class Method(nn.Module, ABC):
         """True if its passes exchange images with those of other processes: all of them, or the labelled ones."""
         return self.compares_images or self.labels is not None
 
+    @property
+    def labelled_loss(self) -> str | None:
+        """Name of the loss that is a mean over the labelled images; None without one."""
+        return self.labels.method if self.labels else None
+
     @abstractmethod
     def view_kinds(self) -> Sequence[ViewKind]:
         """Return the kinds of views; every image gets one view of each kind: `[ViewKind(self.size, POLICY)] * 2`."""
@@ -145,7 +152,7 @@ class Method(nn.Module, ABC):
     def losses(self, views: Views) -> dict[str, Tensor]:
         """Return scalar losses by name, of which the sum is minimised.
 
-        They are means over the unlabelled images, except for the one that `labelled_losses` returns.
+        They are means over the unlabelled images, except for `labelled_loss`.
         """
 
     def labelled_losses(self, embeddings: Tensor, views: Views) -> dict[str, Tensor]:

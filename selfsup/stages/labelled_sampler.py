@@ -35,6 +35,8 @@ class ClassSampler:
     classes: int
     images: int
     seed: int
+    names: tuple[str, ...] = ()
+    """Of all classes."""
 
     def draw(self, step: int) -> list[tuple[int, int]]:
         """Return (position, class) of the images of a step, with the classes interleaved: c1..cC, c1..cC, and so on."""
@@ -73,7 +75,7 @@ def class_sampler(config: LabelledConfig, classes: ImageClasses, seed: int) -> C
                 f"{f'ask for at most {len(positions)}, or ' if len(positions) else ''}label more."
             )
         members.append(positions[: config.per_class])
-    return ClassSampler(members, count, config.images, seed)
+    return ClassSampler(members, count, config.images, seed, tuple(classes.names))
 
 
 def load_sampler(stage: StageConfig, inputs: Inputs, images: ImageDataset, seed: int) -> ClassSampler:

@@ -64,8 +64,7 @@ class StageObjective(Objective):
 
     def _amount_of(self, loss: str) -> str:
         """Return the name of the amount that a loss is a mean over."""
-        labels = self.method.labels
-        return "labelled" if labels is not None and loss == labels.method else "images"
+        return "labelled" if loss == self.method.labelled_loss else "images"
 
     def _augment(self, jitter: nn.Module, images: Tensor) -> Tensor:
         augmented: Tensor = jitter(images).contiguous(memory_format=self.memory_format)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 import tasks
-from pipeline.models.backbone import Backbone
+from pipeline.models.backbone import Backbone, Classifier
 from pipeline.recipe.plugins import modules
+from pipeline.recipe.stage import CROSS_ENTROPY
 from pipeline.stores.labels import LabelSpace
 from selfsup.components.config import MethodConfig
 from selfsup.components.method import Method, StageSetting, Views
@@ -27,6 +28,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "dino": {"local_views": 2, "hidden": 32, "dim": 16, "outputs": 24},
     "mae": {"width": 32, "depth": 1},
     "distill": {"teacher": "things"},
+    "comatch": {"labels": {"images": 4}, "dim": 16},
+    "startup": {"teacher": "kinds", "dim": 16},
 }
 SETTING = StageSetting(size=32, images=16, batch=8)
 LARGE = StageSetting(size=64, images=16, batch=8)
@@ -53,20 +56,34 @@ def frozen_teacher(size: int = 48) -> FrozenTeacher:
     return FrozenTeacher(Predictor(network, {"things": tasks.model(LabelSpace("features"))}, Preprocessing(size)), True)
 
 
+def classifier() -> Predictor:
+    """Return a classifier of five classes."""
+    torch.manual_seed(1)
+    network = Classifier("test_resnet", "kinds", 5, 32, IMAGENET)
+    return Predictor(network, {"kinds": tasks.model(LabelSpace("classification", tuple("abcde")))}, Preprocessing(32))
+
+
 def with_teacher(stage: MethodConfig, setting: StageSetting) -> StageSetting:
     """Return the setting, with a teacher if the stage learns from one."""
-    return setting._replace(teacher=frozen_teacher()) if stage.taught_by else setting
+    if not stage.taught_by:
+        return setting
+    return setting._replace(teacher=FrozenTeacher(classifier()) if stage.taught_task else frozen_teacher())
 
 
 def make(name: str, setting: StageSetting = SETTING, **more: Any) -> Method:
     stage = config(name, **more)
-    complete = with_teacher(stage, setting)
+    complete = with_teacher(stage, setting._replace(class_names=("a", "b") if stage.labels else ()))
     torch.manual_seed(0)
     return stage.build_for_stage(backbone(name, setting.size), complete).train()
 
 
-def views(method: Method, step: int = 0, labelled: int = 0, index: Tensor | None = None) -> Views:
-    """Return random views of eight images, or of those in `index`, and of four images of each of `labelled` classes."""
+def views(method: Method, step: int = 0, labelled: int | None = None, index: Tensor | None = None) -> Views:
+    """Return random views of eight images, or of those in `index`, and of four images of each of `labelled` classes.
+
+    By default of two for a method that has a loss of its own for them, and of none for others.
+    """
+    if labelled is None:
+        labelled = 2 if method.labels and method.labelled_loss == CROSS_ENTROPY else 0
     generator = torch.Generator().manual_seed(step)
     chosen = torch.arange(8) if index is None else index
     unlabelled = [torch.rand(len(chosen), 3, kind.size, kind.size, generator=generator) for kind in method.view_kinds()]

@@ -11,24 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
-import tasks
 from evaluation.learned_labels import LearnedLabels
 from flows.plan.steps import build_steps
 from pipeline.errors import ConfigError
-from pipeline.models.backbone import Classifier
 from pipeline.recipe.reader import parse_recipe
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.workspace import Workspace
-from pipeline.stores.labels import LabelSpace
 from selfsup.components.losses import map_distillation, queue_distillation
 from selfsup.distill import mix_pairs
 from selfsup.stages.step import stage_config
 from tasks.frozen_teacher import FrozenTeacher
-from tasks.prediction import Predictor, Preprocessing
 from tests.conftest import WORLD, World
 from tests.selfsup.formulas import double, softmax, unit, vectors
 from tests.selfsup.sandbox import SMALL, StageSandbox, log, weights
-from tests.selfsup.small_methods import IMAGENET, SETTING, frozen_teacher, initialized, make, views
+from tests.selfsup.small_methods import SETTING, classifier, frozen_teacher, initialized, make, views
 from tests.steps import make_step
 
 DISTILL = {**SMALL, "method": "distill", "lr": 0.001, "steps": 3}
@@ -163,19 +159,13 @@ def test_frozen_teacher_sees_images_at_its_own_size() -> None:
     assert teacher.width == vector.shape[1]
 
 
-def classifier() -> Predictor:
-    network = Classifier("test_resnet", "imagenet", 5, 32, IMAGENET)
-    space = LabelSpace("classification", tuple("abcde"))
-    return Predictor(network, {"imagenet": tasks.model(space)}, Preprocessing(32))
-
-
 def test_frozen_teacher_refuses_models_that_tell_too_little() -> None:
     assert FrozenTeacher(classifier(), with_map=False).width == 96
-    with pytest.raises(ConfigError, match=r"the model of teacher 'imagenet' tells no map of an image: set maps to 0"):
+    with pytest.raises(ConfigError, match=r"the model of teacher 'kinds' tells no map of an image: set maps to 0"):
         FrozenTeacher(classifier(), with_map=True)
     silent = classifier()
     silent.network = torch.nn.Identity()
-    with pytest.raises(ConfigError, match=r"teacher 'imagenet' tells no vector of an image: take a teacher of kind"):
+    with pytest.raises(ConfigError, match=r"teacher 'kinds' tells no vector of an image: take a teacher of kind"):
         FrozenTeacher(silent, with_map=False)
 
 

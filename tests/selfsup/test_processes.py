@@ -35,6 +35,7 @@ from tests.selfsup.sandbox import SEED, SMALL, TWO, StageSandbox
 from tests.selfsup.small_methods import IMAGENET, config, with_teacher
 
 IMAGES, CLASSES, STEPS = 14, 2, 3
+NAMES = ("a", "b")
 NO_COLORS = PolicyConfig(jitter=0, grayscale=0, blur=0, solarize=0)
 """What is drawn at random in a pass depends on the number of processes; crops don't."""
 SUNCET = {"method": "suncet", "images": 2, "until": 0.5, "smoothing": 0.1}
@@ -51,9 +52,12 @@ CASES: dict[str, dict[str, Any]] = {
     "swav, suncet": {"method": "swav", "labels": SUNCET},
     "deepclusterv2": {"method": "deepclusterv2"},
     "distill": {"method": "distill", "mixup": False, "queue": 12},
+    "comatch": {"method": "comatch", "labels": {"images": 2}},
+    "startup": {"method": "startup"},
+    "startup, labels": {"method": "startup", "labels": {"images": 2, "until": 0.5}},
     "deepclusterv2, supcon": {"method": "deepclusterv2", "labels": SUPCON},
 }
-WITH_LABELS = ["simclr, suncet", "mocov2, supcon", "deepclusterv2, supcon"]
+WITH_LABELS = ["simclr, suncet", "mocov2, supcon", "deepclusterv2, supcon", "comatch", "startup, labels"]
 Found = tuple[dict[str, NDArray[Any]], list[dict[str, float]]]
 """The state of a method, and the losses of each step."""
 
@@ -82,7 +86,7 @@ class Stages:
         images, classes = ImageDataset(self.shards), torch.arange(IMAGES) % CLASSES
         torch.manual_seed(0)
         backbone = Backbone("test_convnext", 32, IMAGENET)
-        setting = with_teacher(stage, StageSetting(32, IMAGES, stage.batch, classes))
+        setting = with_teacher(stage, StageSetting(32, IMAGES, stage.batch, classes, NAMES if stage.labels else ()))
         torch.manual_seed(0)
         method = stage.build_for_stage(backbone, setting)
         without_batch_norms(method)
