@@ -12,6 +12,7 @@ from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Inputs, read_json, write_json
 from pipeline.stores.labels import LabelSpace
 from tasks.teacher import Teacher
+from tasks.texture.functions import Function, response_names
 
 if TYPE_CHECKING:
     from tasks.prediction import Predictor
@@ -24,19 +25,28 @@ RADIUS = 1.4
 
 
 class Config(TeacherConfig):
-    """A bank of Gabor filters (Albuquerque et al., arXiv 2003.13525): texture and direction at several scales."""
+    """A function of the image: a bank of Gabor filters (Albuquerque et al., arXiv 2003.13525), texture and direction at
+    several scales; histograms of oriented gradients; edges at three scales; or shares of eleven colors."""
 
     readout = "nothing"
     kind: Literal["analytic"] = "analytic"
     task: Literal["texture"] = "texture"
-    function: Literal["gabor"] = "gabor"
+    function: Function = "gabor"
     """The function of the image."""
     wavelengths: list[float] = Field(default=[4.0, 8.0], min_length=1)
-    """Wavelengths in pixels of the resized image: above 2, and 1.4 of them at most `image_size` - 1."""
+    """Wavelengths of `gabor` in pixels of the resized image: above 2, and 1.4 of them at most `image_size` - 1."""
     orientations: int = Field(default=4, ge=2)
-    """Number of directions, evenly spread over 180 degrees."""
+    """Number of directions of `gabor` and `hog`, evenly spread over 180 degrees."""
     image_size: int = Field(default=128, multiple_of=32, ge=32)
     """Side of the square that images are resized to, pixels."""
+
+    @model_validator(mode="after")
+    def _keys_are_of_the_function(self) -> Config:
+        for key, functions in (("wavelengths", ("gabor",)), ("orientations", ("gabor", "hog"))):
+            value = getattr(self, key)
+            if self.function not in functions and value != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is {value}: that is a key of {' and '.join(functions)}; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _wavelengths_fit(self) -> Config:
@@ -56,24 +66,24 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     """Write the function's configuration."""
     teacher = Config.model_validate(config["teacher"])
     names = filter_names(teacher)
-    write_json(out / "model.json", {"format": "gabor", "head": config["name"], "config": teacher.model_dump()})
+    write_json(out / "model.json", {"format": teacher.function, "head": config["name"], "config": teacher.model_dump()})
     Teacher("analytic", LabelSpace("texture", tuple(names))).write(out)
     return {"filters": len(names)}
 
 
 def filter_names(teacher: Config) -> list[str]:
-    """Return the name `<wavelength>@<degrees>` of every filter, by wavelength and then by angle."""
-    angles = [f"{180 * number / teacher.orientations:g}" for number in range(teacher.orientations)]
-    return [f"{wavelength:g}@{angle}" for wavelength in teacher.wavelengths for angle in angles]
+    """Return the names of the responses."""
+    return response_names(teacher.function, teacher.wavelengths, teacher.orientations)
 
 
 def load(folder: Path) -> Predictor:
     """Load the filter bank."""
     from tasks.prediction import Predictor, Preprocessing
-    from tasks.texture.model import FilterResponses, GaborBank
+    from tasks.texture.filter_banks import BankNetwork, build_bank
+    from tasks.texture.model import FilterResponses
 
     about = read_json(folder / "model.json")
     teacher = Config.model_validate(about["config"])
     head = FilterResponses(LabelSpace("texture", tuple(filter_names(teacher))))
-    bank = GaborBank(about["head"], teacher.wavelengths, teacher.orientations)
-    return Predictor(bank, {about["head"]: head}, Preprocessing(teacher.image_size))
+    bank = build_bank(teacher.function, teacher.wavelengths, teacher.orientations)
+    return Predictor(BankNetwork(about["head"], bank), {about["head"]: head}, Preprocessing(teacher.image_size))

@@ -18,7 +18,7 @@ from selfsup.components.losses import suncet, supcon
 if TYPE_CHECKING:
     from tasks.frozen_teacher import FrozenTeacher  # a recipe with stages is read without timm
 
-Family = Literal["contrastive", "self-distillation", "clustering", "masked", "distillation"]
+Family = Literal["contrastive", "self-distillation", "clustering", "masked", "distillation", "pretext"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,9 +20,9 @@ UNKNOWN = -1.0
 class TaskLabel(RasterLabel):
     """`responses` (h, w, C) float32 in [0, 1], a raster over the image; -1 = unknown.
 
-    The classes of the label space name the C filters, `<wavelength in pixels>@<degrees>`. Stored in 255 levels: off by
-    at most 1/508. Responses have no score, so a threshold drops nothing. Mirroring the image swaps the filters of each
-    mirrored pair (`mirror`).
+    The classes of the label space name the C filters; `<scale>@<degrees>` those with a direction. Stored in 255 levels:
+    off by at most 1/508. Responses have no score, so a threshold drops nothing. Mirroring the image swaps the filters
+    of each mirrored pair (`mirror`).
     """
 
     task = "texture"
@@ -81,10 +81,11 @@ class TaskLabel(RasterLabel):
 def mirror(filters: tuple[str, ...]) -> list[int]:
     """Return for each filter the index of its mirror image: angle a becomes 180 - a.
 
-    Names `<scale>@<degrees>` hold rounded numbers, so the nearest angle of the same scale is taken.
+    Names `<scale>@<degrees>` hold rounded numbers, so the nearest angle of the same scale is taken. A filter whose name
+    has no angle is its own mirror image.
     """
     scales = [name.partition("@")[0] for name in filters]
-    angles = np.array([float(name.partition("@")[2]) for name in filters])
+    angles = np.array([float(name.partition("@")[2] or 0) for name in filters])
     mirrored = []
     for scale, angle in zip(scales, angles, strict=True):
         away = np.abs((angles - (180 - angle) + 90) % 180 - 90)

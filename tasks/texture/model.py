@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.data.augment import ValidSizes
 from pipeline.data.loader import WEIGHTS
 from pipeline.stores.labels import Value
-from pipeline.stores.rasters import DENSE_STRIDE
 from tasks.task import ClassScore, DenseTask, Metric, Prediction, Target, masked_mean, resample, stack
 
 
@@ -96,51 +92,3 @@ class FilterResponses(TaskModel):
 
     def predict(self, output: Tensor, valid: ValidSizes = None) -> Prediction:
         return {"responses": output.permute(0, 2, 3, 1)}
-
-
-class GaborBank(nn.Module):
-    """Local energy of Gabor filters: uint8 images (B, 3, S, S) -> {head: (B, scales * orientations, S/4, S/4)}.
-
-    The energy of a quadrature pair does not depend on the phase of the texture. Its square root fills [0, 1] evenly.
-    """
-
-    RANGE = 0.5
-    """The energy that is mapped to 1; larger ones are clipped."""
-
-    def __init__(self, head: str, wavelengths: Sequence[float], orientations: int) -> None:
-        super().__init__()
-        self.head = head
-        kernels = [gabor_kernels(wavelength, orientations) for wavelength in wavelengths]
-        self.kernels = nn.ParameterList(nn.Parameter(kernel, requires_grad=False) for kernel in kernels)
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        gray = images.float().mean(dim=1, keepdim=True) / 255
-        energies = []
-        for kernel in self.kernels:
-            radius = kernel.shape[-1] // 2
-            padded = F.pad(gray, (radius,) * 4, mode="reflect")
-            even, odd = F.conv2d(padded, kernel).float().chunk(2, dim=1)
-            energies.append(F.avg_pool2d((even**2 + odd**2).sqrt(), DENSE_STRIDE))
-        return {self.head: (torch.cat(energies, dim=1) / self.RANGE).clamp(0, 1).sqrt()}
-
-
-def gabor_kernels(wavelength: float, orientations: int) -> Tensor:
-    """Return quadrature pairs (2 * orientations, 1, k, k), even kernels first: zero mean, unit L1 norm.
-
-    They are about an octave wide; `wavelength` is in pixels. The direction is the wave's: 0 degrees responds to
-    vertical edges, and angles grow counter-clockwise.
-    """
-    sigma = 0.56 * wavelength
-    radius = math.ceil(2.5 * sigma)
-    ys, xs = torch.meshgrid(torch.arange(-radius, radius + 1.0), torch.arange(-radius, radius + 1.0), indexing="ij")
-    envelope = torch.exp(-(xs**2 + ys**2) / (2 * sigma**2))
-    even, odd = [], []
-    for number in range(orientations):
-        angle = math.pi * number / orientations
-        phase = 2 * math.pi * (xs * math.cos(angle) - ys * math.sin(angle)) / wavelength
-        wave = envelope * torch.cos(phase)
-        wave = wave - envelope * (wave.sum() / envelope.sum())  # no response to a flat image
-        even.append(wave / wave.abs().sum())
-        wave = envelope * torch.sin(phase)
-        odd.append(wave / wave.abs().sum())
-    return torch.stack(even + odd)[:, None]

@@ -45,6 +45,7 @@ FAMILIES = {
     "distill": "distillation",
     "comatch": "contrastive",
     "startup": "contrastive",
+    "pretext": "pretext",
 }
 
 
@@ -359,7 +360,7 @@ def test_method_losses_do_not_wait_for_the_device(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_stage_objective_communicates_if_the_method_compares_images(name: str) -> None:
     method = make(name)
-    assert StageObjective(method, method.view_kinds()).communicates == (name not in ("byol", "mae"))
+    assert StageObjective(method, method.view_kinds()).communicates == (name not in ("byol", "mae", "pretext"))
 
 
 def test_idempotent_buffers_of_methods_are_not_restored() -> None:

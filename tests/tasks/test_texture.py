@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from pipeline.stores.labels import LabelSpace, Value
 from tasks.prediction import Predictor
+from tasks.texture.filter_banks import GaborBank
 from tasks.texture.label import UNKNOWN, TaskLabel, mirror
-from tasks.texture.model import GaborBank, TaskModel
+from tasks.texture.model import TaskModel
 from teachers import analytic
 
 FILTERS = ("4@0", "4@45", "4@90", "4@135", "8@0", "8@90")
@@ -142,5 +143,5 @@ def test_analytic_config_refuses_a_wavelength_that_is_no_number() -> None:
 def test_analytic_config_takes_wavelengths_that_gabor_bank_can_filter(size: int) -> None:
     longest = float(int((size - 1) / analytic.RADIUS))
     analytic.Config(wavelengths=[2.5, longest], image_size=size)
-    responses = GaborBank("x", [2.5, longest], 2)(torch.zeros(1, 3, size, size, dtype=torch.uint8))["x"]
+    responses = GaborBank([2.5, longest], 2)(torch.zeros(1, 3, size, size, dtype=torch.uint8))
     assert responses.isfinite().all()
