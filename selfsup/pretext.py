@@ -58,9 +58,9 @@ class Config(MethodConfig):
     warmup: float = Field(default=0, ge=0, lt=1)
     clip: float | None = Field(default=None, gt=0)
     pretexts: Annotated[list[Pretext], UniqueItems] = Field(default=["rotation", "gabor"], min_length=1)
-    """What is asked: `rotation`, by how many quarter turns (RotNet, Gidaris et al., ICLR 2018); `jigsaw`, in which of 30
-    orders its nine tiles are (JiGen, Carlucci et al., CVPR 2019); and the responses of a function of the image, as an
-    analytic teacher has them."""
+    """What is asked: `rotation`, by how many quarter turns (RotNet, Gidaris et al., ICLR 2018); `jigsaw`, in which of
+    30 orders its nine tiles are (JiGen, Carlucci et al., CVPR 2019); and the responses of a function of the image, as
+    an analytic teacher has them."""
     weights: dict[Pretext, Annotated[float, Field(gt=0)]] = Field(default={})
     """Weight of a pretext's loss; 1 if not given."""
 
