@@ -102,7 +102,7 @@ class StudentTraining:
         student = StudentConfig.model_validate(config["student"])
         heads = heads_of(student, inputs)
         network = build_network(student, {name: head.space for name, head in heads.items()}, config["seed"])
-        self.objective = SupervisedObjective(network, build_loss_weighting(student, heads)[0], compute.memory_format)
+        self.objective = SupervisedObjective(network, build_loss_weighting(student, heads), compute.memory_format)
         self.config = student
         self.compute, self.steps, self.inputs = compute, steps, inputs
         collate = {head: task.collate for head, task in network.tasks.items()}

@@ -1,4 +1,6 @@
-"""Weights of the losses of the student's heads: by the teachers' schedules (MuST), equal, given, or learned."""
+"""Weights of the losses of the student's heads: by the teachers' schedules (MuST), equal, given, learned, or by how
+large the losses are.
+"""
 
 from __future__ import annotations
 
@@ -48,17 +50,70 @@ class UncertaintyWeighting(nn.Module):
         return torch.stack([shares[name] * ((-s).exp() * loss + 0.5 * s) for name, s, loss in terms]).sum()
 
 
-def build_loss_weighting(config: StudentConfig, heads: Mapping[str, StudentHead]) -> tuple[nn.Module, dict[str, float]]:
-    """Return the module that combines the losses by the recipe's rule, and the weights by head, {} if they are learned.
+class RunningLossWeighting(nn.Module):
+    """Weights in inverse proportion to the running mean of each loss, w_i = (1 / m_i) / (mean over heads of 1 / m).
+
+    A loss then moves the network in proportion to the share of it that is gained, as if its logarithm were minimised,
+    up to one factor for all: no head outweighs others because its loss is a large number, as a cross entropy over many
+    classes is. m is the mean over about the last 20 steps that have a label for the head, all processes together.
+    Heads without such a step weigh 1.
+
+    `running` (heads,): m, 0 before the first step.
+    """
+
+    DECAY = 0.95
+    SMALLEST = 1e-6
+    """What a loss counts as at least, so that one that is learned perfectly does not take all the weight."""
+    running: Tensor
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.names = names
+        self.register_buffer("running", torch.zeros(len(names)))
+
+    def weights(self) -> Tensor:
+        """Return the weights (heads,)."""
+        is_known = self.running > 0
+        inverse = torch.where(is_known, 1 / self.running.clamp(min=self.SMALLEST), 0.0)
+        mean = inverse.sum() / is_known.sum().clamp(min=1)
+        return torch.where(is_known, inverse / mean.clamp(min=self.SMALLEST), 1.0)
+
+    def forward(self, losses: Mapping[str, Tensor], shares: Mapping[str, float]) -> Tensor:
+        weights = dict(zip(self.names, self.weights(), strict=True))
+        return torch.stack([weights[name] * shares[name] * loss for name, loss in losses.items()]).sum()
+
+    def observe(self, losses: Mapping[str, float]) -> None:
+        """Take the losses of a step into the means."""
+        for number, name in enumerate(self.names):
+            if loss := losses.get(name, 0.0):
+                before = float(self.running[number]) or loss
+                self.running[number] = self.DECAY * before + (1 - self.DECAY) * loss
+
+
+def final_weights(weighting: nn.Module) -> dict[str, float]:
+    """Return the weights by head that a training ended with."""
+    match weighting:
+        case UncertaintyWeighting():
+            return {name: float((-s).exp()) for name, s in weighting.log_variance.items()}
+        case RunningLossWeighting():
+            return dict(zip(weighting.names, weighting.weights().tolist(), strict=True))
+        case WeightedSum():
+            return weighting.weights
+    raise TypeError(weighting)
+
+
+def build_loss_weighting(config: StudentConfig, heads: Mapping[str, StudentHead]) -> nn.Module:
+    """Return the module that combines the losses by the recipe's rule.
 
     Raises ConfigError if the rule needs the schedule of a teacher that has none: its weight has to be given.
     """
     optimizers = {head.teacher: head.schedule.optimizer if head.schedule else None for head in heads.values()}
     config.check_weights(optimizers)
     if config.weighting == "uncertainty":
-        return UncertaintyWeighting(list(heads)), {}
-    weights = {name: _weight(config, head) for name, head in heads.items()}
-    return WeightedSum(weights), weights
+        return UncertaintyWeighting(list(heads))
+    if config.weighting == "running":
+        return RunningLossWeighting(list(heads))
+    return WeightedSum({name: _weight(config, head) for name, head in heads.items()})
 
 
 def _weight(config: StudentConfig, head: StudentHead) -> float:

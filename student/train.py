@@ -17,7 +17,7 @@ from pipeline.steps import ranks
 from pipeline.steps.artifact import Inputs, write_json
 from student.dataset import count_rejected, heads_of, student_dataset
 from student.disagreement import mean_weights
-from student.loss_weights import build_loss_weighting
+from student.loss_weights import build_loss_weighting, final_weights
 from student.threshold_report import count_kept
 from tasks.frozen_teacher import FrozenTeacher
 from tasks.network import build_network
@@ -32,7 +32,7 @@ def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
     """
     student = StudentConfig.model_validate(config["student"])
     heads = heads_of(student, inputs)
-    weighting, weights = build_loss_weighting(student, heads)
+    weighting = build_loss_weighting(student, heads)
     dataset = read_resized(student_dataset(student, heads, inputs), inputs)
     network = build_network(student, {name: head.space for name, head in heads.items()}, config["seed"])
     validated = validation_images(config, inputs) if student.validate else {}
@@ -55,7 +55,7 @@ def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
     untrained = network.untrained_parameters()
     warnings += _describe_untrained(untrained)
     warnings += _describe_unvalidated(config, validated) if student.validate else []
-    counts = {"images": len(dataset), "weights": weights, "warnings": warnings, "untrained": untrained}
+    counts = {"images": len(dataset), "weights": final_weights(weighting), "warnings": warnings, "untrained": untrained}
     return {**counts, **count_rejected(inputs), **trained.counts()}
 
 

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,14 @@ AUTOTUNE_IMAGES = 4
 """Images of the training step that is timed on a CPU."""
 
 
+@runtime_checkable
+class LossObserver(Protocol):
+    """A combination of losses whose weights follow from the losses of the steps before."""
+
+    def observe(self, losses: Mapping[str, float]) -> None:
+        """Look at the losses of a step by head; those of heads without a label in it are 0 or not there."""
+
+
 class SupervisedObjective(Objective):
     """The losses of a network's heads, combined to one number by `combine(losses, shares)`.
 
@@ -64,6 +72,14 @@ class SupervisedObjective(Objective):
         super().__init__()
         self.network, self.combine, self.memory_format = network, combine, memory_format
         self.live = nn.ModuleDict(live)
+
+    @property
+    def observes(self) -> bool:
+        return isinstance(self.combine, LossObserver)
+
+    def observe(self, losses: Mapping[str, float]) -> None:
+        if isinstance(self.combine, LossObserver):
+            self.combine.observe(losses)
 
     def amounts(self, batch: Batch) -> dict[str, float]:
         amounts: dict[str, float] = {IMAGES: len(batch.keys)}

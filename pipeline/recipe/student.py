@@ -30,12 +30,13 @@ class DisagreementConfig(BaseConfig):
 class StudentConfig(TrainingConfig):
     """The multi-task student."""
 
-    weighting: Literal["schedule", "equal", "uncertainty"] = "schedule"
-    """Loss weights: MuST's rule from the schedules of teacher and student, all equal to 1, or learned uncertainties.
+    weighting: Literal["schedule", "equal", "uncertainty", "running"] = "schedule"
+    """Loss weights: MuST's rule from the schedules of teacher and student, all equal to 1, learned uncertainties, or in
+    inverse proportion to each loss's running mean.
     `schedule` refuses teachers that were not trained in this run, such as published ones, and those trained by another
     optimizer than the student: give each of them a weight in `loss_weights`, or choose another rule."""
     loss_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
-    """Loss weight by teacher, instead of the rule's (not with `uncertainty`); 0 leaves the teacher out."""
+    """Loss weight by teacher, instead of the rule's, but for `uncertainty` and `running`; 0 leaves the teacher out."""
     thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
     """Smallest probability that is kept, by teacher or task; 0.5 for detection and segmentation, else 0. Of teachers
     that are not calibrated, it is the smallest score. Of several classes per image, t keeps the classes of at least t
@@ -58,8 +59,10 @@ class StudentConfig(TrainingConfig):
 
         `optimizers`: by teacher, `optimizer_name` of its training; None for one that was not trained here.
         """
-        if self.weighting == "uncertainty" and self.loss_weights:
-            raise ConfigError("student.loss_weights can't be given with weighting: uncertainty, which learns them.")
+        if self.weighting in ("uncertainty", "running") and self.loss_weights:
+            raise ConfigError(
+                f"student.loss_weights can't be given with weighting: {self.weighting}, which finds them itself."
+            )
         ways_out = "give student.loss_weights.{}, for example 0.1, or set student.weighting: equal."
         for name, optimizer in optimizers.items():
             if self.weighting != "schedule" or name in self.loss_weights or optimizer == self.optimizer_name():

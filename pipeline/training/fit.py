@@ -135,7 +135,7 @@ class _Trainer:
         self.step, self.limits = 0, list[MicrobatchLimit]()
         self.unread = collections.deque[TakenStep]()
         """Steps that were taken, and whose losses were not read yet."""
-        self.most_unread = int(compute.device in device_prefetch.ASYNCHRONOUS)
+        self.most_unread = int(compute.device in device_prefetch.ASYNCHRONOUS and not job.objective.observes)
         self.seconds = self.earlier = 0.0
         self.waited = 0.0
         """Seconds that this process has waited for batches so far."""
@@ -264,6 +264,7 @@ class _Trainer:
         while len(self.unread) > most:
             taken = self.unread.popleft()
             losses = self._read_losses(taken)
+            self.job.objective.observe(losses)
             self._log({"step": taken.number, "loss": losses.pop(TOTAL), "losses": losses, **taken.line})
 
     def _read_losses(self, taken: TakenStep) -> dict[str, float]:

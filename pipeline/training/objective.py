@@ -36,6 +36,14 @@ class Objective(nn.Module, ABC):
         """Return the buffers that a pass changes, and that are restored before it is tried again with fewer images."""
         return list(self.buffers())
 
+    @property
+    def observes(self) -> bool:
+        """True if it has to `observe` the losses of each step before the next one: a GPU then waits for them."""
+        return False
+
+    def observe(self, losses: Mapping[str, float]) -> None:
+        """Look at the losses of a step that was taken: their means over the whole batch, in all processes, by name."""
+
     @abstractmethod
     def amounts(self, batch: Any) -> Mapping[str, float]:
         """Count, by name, what losses are means over: the images, labels or known pixels of a microbatch."""

@@ -28,7 +28,7 @@ from pipeline.recipe.student import StudentConfig
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.labels import LabelSpace, Value
 from student.dataset import StudentHead, heads_of, student_dataset, threshold_for
-from student.loss_weights import build_loss_weighting, task_weight
+from student.loss_weights import build_loss_weighting, final_weights, task_weight
 from tasks.network import Network
 from tasks.training import TrainingPlan, WeightedSum, train_network
 from tests.augment import NO_AUGMENTATION
@@ -80,12 +80,14 @@ def test_1_build_loss_weighting_needs_weight_of_teacher_without_schedule() -> No
     head = StudentHead("depth", DEPTH, None, None, 0.0)
     with pytest.raises(ConfigError, match=r"'depth' has no training schedule.*student\.loss_weights\.depth"):
         build_loss_weighting(StudentConfig(), {"depth": head})
-    assert build_loss_weighting(StudentConfig(loss_weights={"depth": 0.7}), {"depth": head})[1] == {"depth": 0.7}
+    assert final_weights(build_loss_weighting(StudentConfig(loss_weights={"depth": 0.7}), {"depth": head})) == {
+        "depth": 0.7
+    }
 
 
 def test_1_build_loss_weighting_uses_schedules_of_the_recipe(world: World) -> None:
     config = StudentConfig(batch=8, lr=0.004, loss_weights={"gabor": 1})
-    weights = build_loss_weighting(config, heads_of(config, world.inputs("student")))[1]
+    weights = final_weights(build_loss_weighting(config, heads_of(config, world.inputs("student"))))
     usual = task_weight(8, 0.004, 4, 0.001)
     assert weights == {"kinds": usual, "masks": usual, "boxes": usual, "depth": 2 * usual, "gabor": 1}
 

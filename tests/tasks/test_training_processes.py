@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from torch import nn
 
 import tasks
 from pipeline.data.dataset import DatasetShard, ImageDataset
@@ -20,6 +21,7 @@ from pipeline.recipe.runtime import Precision
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
 from pipeline.stores.labels import LabelSpace, Value
+from student.loss_weights import RunningLossWeighting
 from tasks.network import Network, NetworkConfig
 from tasks.training import TrainingPlan, WeightedSum, train_network
 from tests.processes import Launcher
@@ -34,6 +36,10 @@ SPACES = {
 STEPS = 4
 
 
+def equal_weights(names: list[str]) -> nn.Module:
+    return WeightedSum(dict.fromkeys(names, 1.0))
+
+
 @dataclasses.dataclass(frozen=True)
 class Training:
     """A training that every process runs."""
@@ -44,6 +50,7 @@ class Training:
     heads: tuple[str, ...] = ("kind",)
     precision: Precision = "32"
     out: str = "out"
+    weighting: Callable[[list[str]], nn.Module] = equal_weights
 
     def train(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Train, and return the weights and the counts."""
@@ -52,8 +59,7 @@ class Training:
         fit = FitConfig(steps=STEPS, batch=5, lr=0.01)
         plan = TrainingPlan("t", fit, AugmentConfig(brightness=0, contrast=0), 3, self.root / self.out)
         runtime = Runtime(Root.of(self.root), "cpu", self.precision, 1)
-        combine = WeightedSum(dict.fromkeys(self.heads, 1.0))
-        trained = train_network(network, combine, ImageDataset(self.shards), plan, runtime)
+        trained = train_network(network, self.weighting(list(self.heads)), ImageDataset(self.shards), plan, runtime)
         return {name: tensor.numpy() for name, tensor in network.state_dict().items()}, trained.counts()
 
     def losses(self) -> list[float]:
@@ -97,6 +103,22 @@ def shard(
 
 def assert_same(one: dict[str, NDArray[Any]], other: dict[str, NDArray[Any]]) -> None:
     assert [name for name, array in one.items() if not np.array_equal(array, other[name])] == []
+
+
+def test_train_network_in_two_processes_finds_the_same_weights_of_losses(
+    launcher: Launcher, tmp_path: Path, shard: Callable[..., DatasetShard]
+) -> None:
+    made = [shard(kind=range(12), more=[3, 4, 7])]
+    training = Training(made, tmp_path, "test_convnext", ("kind", "more"), weighting=RunningLossWeighting)
+    (one, _), (other, _) = launcher.call(2, training.train)
+    assert_same(one, other)
+    alone = dataclasses.replace(training, out="alone")
+    alone.train()
+    np.testing.assert_allclose(training.losses(), alone.losses(), rtol=1e-4)
+    equal = dataclasses.replace(training, out="equal", weighting=equal_weights)
+    equal.train()
+    assert training.losses()[:1] == pytest.approx(equal.losses()[:1], rel=1e-4), "the first step has weights of 1"
+    assert training.losses()[1:] != pytest.approx(equal.losses()[1:], rel=1e-4)
 
 
 @pytest.mark.parametrize("labelled", [range(12), [0, 1, 5, 11]], ids=["every image", "few"])
