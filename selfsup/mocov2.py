@@ -7,24 +7,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.models.backbone import Backbone
 from pipeline.recipe.base import Optimizer
-from pipeline.training.collectives import Gathered
 from selfsup.components.config import MethodConfig, ScaledRate
 from selfsup.components.heads import MomentumEncoder, projector
-from selfsup.components.losses import info_nce
+from selfsup.components.key_queue import KeyQueue, shuffled_keys
 from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views, forward_concat
 
 POLICY = Policy(area=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4)
 """HPT's: the hue changes four times as far as in MoCo-v2's own code."""
-MAX_QUEUE = 65_536
-MIN_GROUP = 8
-"""Fewest images of a process whose keys share batch statistics."""
 
 
 class Config(MethodConfig):
@@ -51,25 +46,16 @@ class Config(MethodConfig):
 
 
 class MoCo(Method):
-    """A query encoder f_q, a key encoder f_k that is its momentum copy, and a queue of keys, at first random ones.
-
-    `queue_images`: the position in the set of each key's image, -1 for random keys; `queue_ptr`: the oldest key.
-    """
+    """A query encoder f_q, a key encoder f_k that is its momentum copy, and a queue of keys."""
 
     family: ClassVar[Family] = "contrastive"
-    queue: Tensor
-    queue_images: Tensor
-    queue_ptr: Tensor
 
     def __init__(self, config: Config, backbone: Backbone, setting: StageSetting) -> None:
         super().__init__(backbone, config.labels)
         self.config, self.size = config, setting.size
         self.head = projector([backbone.width, backbone.width, config.dim])
         self.key_encoder = MomentumEncoder(nn.Sequential(backbone, self.head))
-        length = config.queue or min(MAX_QUEUE, max(setting.images // setting.batch, 1) * setting.batch)
-        self.register_buffer("queue", F.normalize(torch.randn(length, config.dim), dim=1))
-        self.register_buffer("queue_images", torch.full((length,), -1))
-        self.register_buffer("queue_ptr", torch.tensor(0))
+        self.queue = KeyQueue(config.queue, config.dim, setting)
 
     def view_kinds(self) -> Sequence[ViewKind]:
         return [ViewKind(self.size, POLICY)] * 2
@@ -79,32 +65,8 @@ class MoCo(Method):
         self.key_encoder.update_from(query_encoder, self.config.key_momentum, views.step)  # eq. 2
         h = forward_concat(self.backbone, [views.unlabelled[0], views.labelled])
         z = forward_concat(self.head, h)
-        keys, own = self._keys(views.unlabelled[1])
+        keys, own = shuffled_keys(self.key_encoder, views.unlabelled[1], self.collectives)
         k = F.normalize(keys, dim=1)
-        same_image = views.index[:, None] == self.queue_images[None, :]
-        losses = {"mocov2": info_nce(z[0], k[own], self.queue.clone(), self.config.temperature, same_image)}
-        self._enqueue(k, self.collectives.all_gather(views.index).rows)
+        losses = {"mocov2": self.queue.contrast(z[0], k[own], views.index, self.config.temperature)}
+        self.queue.enqueue(k, self.collectives.all_gather(views.index).rows)
         return losses | self.labelled_losses(z[-1], views)
-
-    def _keys(self, images: Tensor) -> Gathered:
-        """Return the keys (B, D) float32 of all processes, whose images are shuffled among them (section 3.3).
-
-        Each computes them in two random groups, or in one if they had fewer than MIN_GROUP images. Normalised with its
-        query's batch, a key could be recognised by the batch statistics that they share. The paper has no such groups,
-        but a single process needs them, and so do SyncBatchNorms, which normalise a group in all processes together.
-        """
-        everyone, own = self.collectives.all_gather(images)
-        order = self.collectives.broadcast(torch.randperm(len(everyone), device=images.device))
-        shares = order.tensor_split(self.collectives.world_size)
-        groups = shares[self.collectives.rank].chunk(2 if len(shares[-1]) >= 2 * MIN_GROUP else 1)
-        shuffled = torch.cat([self.key_encoder(everyone[group]) for group in groups])
-        return Gathered(self.collectives.all_gather(shuffled.float()).rows[order.argsort()], own)
-
-    @torch.no_grad()
-    def _enqueue(self, keys: Tensor, index: Tensor) -> None:
-        """Replace the oldest keys by these."""
-        keys, index = keys[-len(self.queue) :], index[-len(self.queue) :]
-        positions = (self.queue_ptr + torch.arange(len(keys), device=keys.device)) % len(self.queue)
-        self.queue[positions] = keys
-        self.queue_images[positions] = index
-        self.queue_ptr.copy_((self.queue_ptr + len(keys)) % len(self.queue))

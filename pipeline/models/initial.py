@@ -98,7 +98,8 @@ def backbone_from_config(config: StartConfig, inputs: Inputs, seed: int) -> Init
 
 
 def save_backbone(backbone: Backbone, folder: Path) -> None:
-    """Save the backbone in the folder, under timm's names."""
+    """Save the backbone in the folder, which is made, under timm's names."""
+    folder.mkdir(exist_ok=True)
     write_tensors(folder / WEIGHTS, backbone.model.state_dict())
     mean, std = ((tensor.flatten() / 255).tolist() for tensor in (backbone.mean, backbone.std))
     write_json(folder / ABOUT, {"backbone": backbone.name, "image_size": backbone.size, "mean": mean, "std": std})

@@ -91,7 +91,8 @@ class MethodConfig(StageConfig, ABC):
                 raise ConfigError(
                     f"trainable: norm, but {backbone.name!r} has no normalisation layer: train all of it."
                 )
-            backbone.train_only_norms()
+            for each in (backbone, *method.other_backbones().values()):
+                each.train_only_norms()
         return method
 
     def named_backbones(self) -> Sequence[NamedBackbone]:

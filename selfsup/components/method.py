@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
@@ -147,6 +147,10 @@ class Method(nn.Module, ABC):
 
         Override it only if needed: it costs a pass over all images.
         """
+
+    def other_backbones(self) -> Mapping[str, Backbone]:
+        """Return the backbones, beside the stage's own, that are saved as well, by the name of their folder."""
+        return {}
 
     @abstractmethod
     def losses(self, views: Views) -> dict[str, Tensor]:

@@ -117,6 +117,8 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
     if not ranks.is_first():
         return {}
     save_backbone(method.backbone.cpu(), out)
+    for name, other in method.other_backbones().items():
+        save_backbone(other.cpu(), out / name)
     images_seen, views_seen = (budget.views_before(counts["steps"], kinds) for kinds in (1, len(stream.kinds)))
     seen = {"images_seen": images_seen, "views_seen": views_seen}
     return {"images": len(images), **seen, "family": method.family, **counts}

@@ -69,7 +69,8 @@ def train(job: StageJob, runtime: Runtime, out: Path) -> dict[str, Any]:
     with ProcessGroup(find_device(runtime.device)) as group:
         _check_shares(job, group)
         if runtime.gradient_checkpointing:
-            method.backbone.checkpoint_blocks()
+            for backbone in (method.backbone, *method.other_backbones().values()):
+                backbone.checkpoint_blocks()
         settings = stage.model_dump(mode="json", exclude=SAME_SPEED)
         per_pass = images_per_pass(stage, group.world_size)
         images = autotune.timed_images(find_device(runtime.device), AUTOTUNE_IMAGES, per_pass)

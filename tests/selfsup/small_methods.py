@@ -17,7 +17,8 @@ from selfsup.components.config import MethodConfig
 from selfsup.components.method import Method, StageSetting, Views
 from tasks.features.model import FeatureNetwork
 from tasks.frozen_teacher import FrozenTeacher
-from tasks.prediction import Predictor, Preprocessing
+from tasks.network import Network, NetworkConfig
+from tasks.prediction import Predictor, Preprocessing, network_predictor
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 METHODS = sorted(modules("selfsup"))
@@ -29,6 +30,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mae": {"width": 32, "depth": 1},
     "distill": {"teacher": "things"},
     "comatch": {"labels": {"images": 4}, "dim": 16},
+    "depthcontrast": {"teacher": "depth", "dim": 16, "queue": 16},
     "startup": {"teacher": "kinds", "dim": 16},
 }
 SETTING = StageSetting(size=32, images=16, batch=8)
@@ -63,11 +65,22 @@ def classifier() -> Predictor:
     return Predictor(network, {"kinds": tasks.model(LabelSpace("classification", tuple("abcde")))}, Preprocessing(32))
 
 
+def depth_predictor() -> Predictor:
+    """Return a small network for depth, of images of 64 x 64 pixels."""
+    heads = {"depth": LabelSpace("depth").to_json()}
+    return network_predictor(
+        Network(NetworkConfig(backbone="test_resnet", image_size=64, width=16, heads=heads, seed=1)).eval()
+    )
+
+
 def with_teacher(stage: MethodConfig, setting: StageSetting) -> StageSetting:
     """Return the setting, with a teacher if the stage learns from one."""
     if not stage.taught_by:
         return setting
-    return setting._replace(teacher=FrozenTeacher(classifier()) if stage.taught_task else frozen_teacher())
+    taught = {"classification": classifier, "depth": depth_predictor}
+    return setting._replace(
+        teacher=FrozenTeacher(taught[stage.taught_task]()) if stage.taught_task else frozen_teacher()
+    )
 
 
 def make(name: str, setting: StageSetting = SETTING, **more: Any) -> Method:

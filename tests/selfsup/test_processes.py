@@ -54,6 +54,7 @@ CASES: dict[str, dict[str, Any]] = {
     "distill": {"method": "distill", "mixup": False, "queue": 12},
     "comatch": {"method": "comatch", "labels": {"images": 2}},
     "startup": {"method": "startup"},
+    "depthcontrast": {"method": "depthcontrast", "queue": 12},
     "pretext": {"method": "pretext", "pretexts": ["gabor", "hog"]},
     "startup, labels": {"method": "startup", "labels": {"images": 2, "until": 0.5}},
     "deepclusterv2, supcon": {"method": "deepclusterv2", "labels": SUPCON},

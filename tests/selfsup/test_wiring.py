@@ -64,9 +64,9 @@ def test_moco_losses_match_first_view_to_keys_of_second_and_enqueue_them() -> No
     before, batch = copy.deepcopy(method), views(method)
     found = method.losses(batch)["mocov2"].item()
     keys = before.key_encoder(batch.unlabelled[1])
-    torch.testing.assert_close(method.queue[:8], normalize(keys, dim=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(method.queue.keys[:8], normalize(keys, dim=1), rtol=1e-4, atol=1e-5)
     [query] = embedded(before, batch.unlabelled[:1])
-    assert found == pytest.approx(formulas.info_nce(query, keys, before.queue, 0.2), rel=1e-4)
+    assert found == pytest.approx(formulas.info_nce(query, keys, before.queue.keys, 0.2), rel=1e-4)
 
 
 @pytest.mark.parametrize(("images", "groups"), [(32, [16, 16]), (17, [9, 8]), (15, [15])])
@@ -78,7 +78,7 @@ def test_moco_keys_are_computed_in_two_random_groups(images: int, groups: list[i
     assert [len(group) for group in seen] == groups
     assert not torch.equal(torch.cat(seen), batch.unlabelled[1]), "in another order than the queries"
     wanted = normalize(method.key_encoder(batch.unlabelled[1]), dim=1)
-    torch.testing.assert_close(method.queue[:images], wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(method.queue.keys[:images], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_byol_losses_predict_target_of_the_other_view() -> None:
