@@ -58,7 +58,7 @@ class Config(MethodConfig):
 
 
 class Format(nn.Module):
-    """What a format has beside its backbone: a head of two layers, the momentum copy of both, and a queue of keys."""
+    """A format beside its backbone: a head of two layers, the momentum copy of both, and a queue of keys."""
 
     def __init__(self, backbone: Backbone, config: Config, setting: StageSetting) -> None:
         super().__init__()
