@@ -84,8 +84,8 @@ def frame(image: Image.Image, color: tuple[int, int, int], dashed: bool = False)
     outline(image, np.array([0, 0, image.width - 1, image.height - 1]), np.array(color, np.uint8), dashed)
 
 
-def contours(cells: NDArray[np.integer], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return where a raster of classes (h, w), as an image of `size` = (width, height), changes: dashed, (H, W)."""
+def contours(cells: NDArray[np.integer], size: tuple[int, int], dashed: bool = True) -> NDArray[np.bool_]:
+    """Return where a raster of classes (h, w), as an image of `size` = (width, height), changes: (H, W)."""
     rows = np.arange(size[1])[:, None] * cells.shape[0] // size[1]
     columns = np.arange(size[0])[None, :] * cells.shape[1] // size[0]
     large = cells[rows, columns]
@@ -94,6 +94,8 @@ def contours(cells: NDArray[np.integer], size: tuple[int, int]) -> NDArray[np.bo
     edges[1:] |= large[1:] != large[:-1]
     edges[:, :-1] |= edges[:, 1:]  # two pixels wide
     edges[:-1] |= edges[1:]
+    if not dashed:
+        return edges
     dash = max(3, max(size) // 48)
     stripes = (np.arange(size[0])[None, :] + np.arange(size[1])[:, None]) // dash % 2 == 0
     return np.asarray(edges & stripes)

@@ -234,7 +234,7 @@ class StartedPrediction:
 def check_finite_label(value: Value) -> None:
     """Raise DataError, naming the array, if a predicted label is not finite: models have no NaN for unknown."""
     for name, array in value.items():
-        if not np.isfinite(array).all():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
             share = f"{np.count_nonzero(~np.isfinite(array)):,} of {array.size:,} numbers"
             raise DataError(f"the model's {name} are not finite: NaN or infinite in {share}")
 

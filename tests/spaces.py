@@ -24,8 +24,8 @@ from tasks.task import FeatureInfo, Features, Task
 SIDE = 64
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 BEYOND: Box = (2.0, 2.0, 3.0, 3.0)
-NEVER_UNKNOWN = {"detection"}
-"""Tasks in whose labels nothing can be unknown: no box means that there is nothing to find."""
+NEVER_UNKNOWN = {"detection", "masks"}
+"""Tasks in whose labels nothing can be unknown: no object means that there is nothing to find."""
 CHEAP = settings(max_examples=25)
 
 

@@ -36,6 +36,9 @@ from tests.spaces import (
 )
 from tests.waiting_for_device import no_values
 
+DRAWS_SAMPLES = {"detection", "masks"}
+"""Tasks whose losses draw anchors and proposals: torchvision looks at values for that, several times an image."""
+
 
 def target_of(task: Task, values: list[Value]) -> Any:
     """Return targets as the loader makes them: rasters at the heads' size, boxes in pixels of the input."""
@@ -70,13 +73,13 @@ def test_task_loss_is_finite_and_falls_on_one_batch(space: LabelSpace, backbone:
 @every_space
 @pytest.mark.parametrize("pieces", [[1, 3], [2, 2], [1, 1, 1, 1]], ids=str)
 def test_task_amount_weighs_parts_of_a_batch(space: LabelSpace, pieces: list[int]) -> None:
-    """The images know different amounts. Detection draws samples, so it agrees only roughly."""
+    """The images know different amounts. Where samples are drawn, it agrees only roughly."""
     network = tiny_network(space, "test_convnext").eval()  # its norms look at one image
     task, label = network.tasks["head"], tasks.label(space)
     values = [value_of(space, seed) for seed in range(4)]
     values[1] = label.crop(values[1], (0.5, 0.5, 1.5, 1.5), (SIDE, SIDE))
     images = torch.randint(0, 256, (4, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
-    if space.task == "detection":
+    if space.task in DRAWS_SAMPLES:
         network.heads.train()
 
     def loss(run: slice) -> tuple[float, float]:
@@ -90,12 +93,8 @@ def test_task_amount_weighs_parts_of_a_batch(space: LabelSpace, pieces: list[int
     ends = np.cumsum(pieces).tolist()
     found = [loss(slice(end - size, end)) for size, end in zip(pieces, ends, strict=True)]
     assert sum(share for _, share in found) == amount > 0
-    tolerance = 0.3 if space.task == "detection" else 1e-4
+    tolerance = 0.3 if space.task in DRAWS_SAMPLES else 1e-4
     assert sum(mean * share / amount for mean, share in found) == pytest.approx(whole, rel=tolerance)
-
-
-WAITS_FOR_DEVICE = {"detection"}
-"""Tasks whose losses look at values: torchvision's draw of anchors and proposals does, several times an image."""
 
 
 @every_space
@@ -107,7 +106,7 @@ def test_task_loss_does_not_wait_for_the_device(space: LabelSpace, backbone: str
     batch = Batch(images, list("abcd"), {"head": {"rows": torch.arange(4), "target": target}})
     objective = SupervisedObjective(network, WeightedSum({"head": 1.0}), torch.channels_last)
     shares = dict.fromkeys(objective.amounts(batch), 1.0)
-    waits = pytest.raises(NotImplementedError) if space.task in WAITS_FOR_DEVICE else contextlib.nullcontext()
+    waits = pytest.raises(NotImplementedError) if space.task in DRAWS_SAMPLES else contextlib.nullcontext()
     with no_values() as device, waits:
         total, _ = objective.to(device)(move_to_device(batch, device), shares)
         total.backward()

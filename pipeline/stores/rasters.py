@@ -39,14 +39,14 @@ def resample_linear(grid: NDArray[Any], box: Box, size: tuple[int, int]) -> NDAr
     Bilinearly, between known cells: those whose entries are not all 0. Cells of the raster are unknown, and 0, outside
     the image and where known cells have less than half of the weight.
     """
-    rows = _linear_weights(box[1], box[3], grid.shape[0], size[0])
-    columns = _linear_weights(box[0], box[2], grid.shape[1], size[1])
+    rows = linear_weights(box[1], box[3], grid.shape[0], size[0])
+    columns = linear_weights(box[0], box[2], grid.shape[1], size[1])
     weight = (rows @ grid.any(axis=-1) @ columns.T)[..., None]
     sums = columns.astype(grid.dtype) @ np.tensordot(rows.astype(grid.dtype), grid, 1)
     return np.divide(sums, weight, out=np.zeros_like(sums), where=weight >= 0.5, casting="same_kind")
 
 
-def _linear_weights(start: float, end: float, cells: int, count: int) -> NDArray[np.float64]:
+def linear_weights(start: float, end: float, cells: int, count: int) -> NDArray[np.float64]:
     """Return the weights (count, cells) of cells in points that are spread evenly from `start` to `end`, in [0, 1].
 
     Beyond the centres of the first and the last cell these go on; points that are outside have no weights.

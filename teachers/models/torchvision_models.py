@@ -19,9 +19,9 @@ from pipeline.models.timm_models import Statistics
 from pipeline.models.weight_loading import match_weights, read_matching_weights
 from pipeline.stores.labels import LabelSpace
 from pipeline.stores.rasters import DENSE_STRIDE
-from tasks.detection.model import MAX_BOXES, MIN_SCORE
 from tasks.detection.model import TaskModel as Detection
 from tasks.prediction import Predictor, Preprocessing
+from tasks.rcnn import MAX_BOXES, MIN_SCORE
 from tasks.task import Prediction
 from teachers.models.trunk import catch_trunk, pool_features, tap_trunk
 

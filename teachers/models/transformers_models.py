@@ -18,8 +18,8 @@ from pipeline.models.weight_loading import check_finite_weights
 from pipeline.models.weights import expand_home
 from pipeline.recipe.weight_names import HUB
 from pipeline.stores.labels import LabelSpace
-from tasks.detection.model import MIN_SCORE
 from tasks.prediction import Predictor, Preprocessing
+from tasks.rcnn import MIN_SCORE
 from teachers.models import torchvision_models
 from teachers.models.torchvision_models import Adapter, DetectedBoxes, Detector, resize_to_stride
 

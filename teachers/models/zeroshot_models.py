@@ -16,8 +16,8 @@ from pipeline.data.augment import ValidSizes
 from pipeline.errors import ConfigError
 from pipeline.models.checkpoint import read_tensors
 from pipeline.stores.labels import LabelSpace
-from tasks.detection.model import MIN_SCORE
 from tasks.prediction import Predictor
+from tasks.rcnn import MIN_SCORE
 from tasks.segmentation.model import TaskModel as Segmentation
 from tasks.task import Prediction
 from teachers.models.torchvision_models import Adapter, DetectedBoxes, Detector, resize_to_stride

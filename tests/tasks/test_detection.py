@@ -17,11 +17,13 @@ from torchvision.models.detection.image_list import ImageList
 
 from pipeline.data.augment import Placement
 from pipeline.stores.labels import LabelSpace, Value
-from tasks.detection.label import MIN_VISIBLE, TaskLabel
-from tasks.detection.metric import AveragePrecision
-from tasks.detection.model import MAX_BOXES, DetectionHead, TaskModel, anchor_sizes, default_proposals
+from tasks.average_precision import BOXES, AveragePrecision
+from tasks.detection.label import TaskLabel
+from tasks.detection.model import TaskModel
+from tasks.instances import MIN_VISIBLE
 from tasks.network import Network
 from tasks.prediction import to_numpy
+from tasks.rcnn import MAX_BOXES, DetectionHead, anchor_sizes, default_proposals
 from tasks.task import PYRAMID_STRIDES, FeatureInfo, Features
 
 SPACE = LabelSpace("detection", ("cup", "spoon", "plate"))
@@ -150,7 +152,7 @@ def annotation(image: int, box: list[float], name: int) -> dict[str, Any]:
 
 
 def ours(pairs: list[tuple[Value, Value]]) -> dict[str, float]:
-    metric = AveragePrecision(3)
+    metric = AveragePrecision(3, BOXES)
     for predicted, true in pairs:
         metric.update(predicted, true)
     return metric.compute()
@@ -186,7 +188,7 @@ def test_average_precision_of_a_class_is_that_of_its_boxes_alone() -> None:
     rng = np.random.default_rng(4)
     truth = [random_boxes(rng, 8, (300, 200)) for _ in range(6)]
     guesses = [near(rng, value, 5) for value in truth]
-    metric = AveragePrecision(3)
+    metric = AveragePrecision(3, BOXES)
     for predicted, true in zip(guesses, truth, strict=True):
         metric.update(predicted, true)
     for index, score in metric.compute_by_class().items():
