@@ -77,6 +77,7 @@ METRIC = {
     "classification": "accuracy",
     "multilabel": "map",
     "detection": "ap50",
+    "masks": "ap50",
     "segmentation": "miou",
     "depth": "delta_1.25",
     "normals": "within_11.25",

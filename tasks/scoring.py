@@ -142,6 +142,7 @@ def is_measurable(task: Task, values: Iterable[Value | None]) -> bool:
 UNDEFINED = {
     "multilabel": "for no class is one image known to show it and another not to",
     "detection": "no image has a box",
+    "masks": "no image has an object",
 }
 
 

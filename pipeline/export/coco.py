@@ -1,9 +1,10 @@
-"""COCO's JSON: boxes as `instances_train.json`, masks by class as `stuff_train.json`, the images in `images/train/`.
+"""COCO's JSON: objects as `instances_train.json`, masks by class as `stuff_train.json`, the images in `images/train/`.
 
-Held-out images are in `instances_val.json` and `images/val/`. Heads of the same task have files each, named after the
-head. Images and annotations say who made the label, in `origin` and `origin_name`. Category ids count from 1 in the
-order of the classes. An image listed without annotations has no objects in it; an image without a label is not listed.
-`kind: coco` of a recipe reads the folder of a single detection head as it is.
+Held-out images are in `instances_val.json` and `images/val/`. Several heads with objects, or with masks by class, have
+files each, named after the head. Images and annotations say who made the label, in `origin` and `origin_name`. Category
+ids count from 1 in the order of the classes. An image listed without annotations has no objects in it; an image without
+a label is not listed. `kind: coco` of a recipe reads the folder of a single head of detection, or with `masks: true` of
+masks, as it is.
 """
 
 from __future__ import annotations
@@ -20,23 +21,26 @@ from faster_coco_eval.core import mask as rle
 
 from pipeline.export import TRAIN, BaseWriter, ExportSample, to_image_size
 from pipeline.stores.labels import IGNORE, Label, Value
+from pipeline.stores.rle import as_coco, encode_mask, mask_area
 
 IMAGES = "images"
-PREFIX = {"detection": "instances", "segmentation": "stuff"}
+PREFIX = {"detection": "instances", "masks": "instances", "segmentation": "stuff"}
 _json = json.JSONEncoder(allow_nan=False).encode
 
 
 class Writer(BaseWriter):
     """Writes boxes as `bbox` [x, y, width, height] in pixels with `score`, and masks as compressed RLE.
 
-    Masks have the image's size, with an annotation for every class in the image; pixels of no annotation are unknown.
+    Masks have the image's size. Of segmentation there is an annotation for every class in the image; pixels of no
+    annotation are unknown.
     """
 
     supported = {  # noqa: RUF012 - a constant
         "detection": "",
+        "masks": "",
         "segmentation": "the confidence of each pixel; an annotation's score is their mean",
     }
-    unsupported_reason = "its annotations are boxes and masks of classes"
+    unsupported_reason = "its annotations are boxes and masks, of objects or of classes"
     copies_images: ClassVar[bool] = True
     """False to leave the images where they are."""
 
@@ -51,8 +55,13 @@ class Writer(BaseWriter):
 
     def annotation_name(self, head: str, split: str) -> str:
         """Return the name of the file with the annotations of a head."""
-        prefix = PREFIX[self.heads[head].space.task]
-        return self.name_for(head, f"{prefix}_{split}.json", f"{prefix}_{{}}_{split}.json")
+        return f"{self.prefix(head)}_{split}.json"
+
+    def prefix(self, head: str) -> str:
+        """Return what the names of a head's files begin with."""
+        prefixes = {name: PREFIX[label.space.task] for name, label in self.heads.items()}
+        alone = list(prefixes.values()).count(prefixes[head]) == 1
+        return prefixes[head] if alone else f"{prefixes[head]}_{head}"
 
     def _annotation_file(self, head: str, split: str) -> _AnnotationFile:
         if (head, split) not in self._annotation_files:
@@ -64,8 +73,7 @@ class Writer(BaseWriter):
         if self.copies_images:
             self.write(f"{IMAGES}/{sample.split}/{sample.file_name}", sample.data)
         for head, value in sample.values.items():
-            task = self.heads[head].space.task
-            annotations = _boxes(value) if task == "detection" else _masks(value, sample.size)
+            annotations = ANNOTATIONS[self.heads[head].space.task](value, sample.size)
             self._annotation_file(head, sample.split).add(sample, annotations, sample.origin(head))
             self.counts[head]["annotations"] += len(annotations)
 
@@ -103,7 +111,7 @@ class _AnnotationFile:
         self._file.write("\n]}\n")
 
 
-def _boxes(value: Value) -> list[dict[str, Any]]:
+def _boxes(value: Value, size: tuple[int, int]) -> list[dict[str, Any]]:
     """Return an annotation for every box, in float64, so that x + width is exactly the stored right edge."""
     boxes = value["boxes"].astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
@@ -114,15 +122,25 @@ def _boxes(value: Value) -> list[dict[str, Any]]:
     ]
 
 
-def _masks(value: Value, size: tuple[int, int]) -> list[dict[str, Any]]:
+def _objects(value: Value, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Return an annotation for every box with a mask, whose pixels are its area."""
+    masks = [(mask_area(mask, size), as_coco(mask, size)) for mask in value["masks"]]
+    boxes = _boxes(value, size)
+    return [{**box, "area": area, "segmentation": mask} for box, (area, mask) in zip(boxes, masks, strict=True)]
+
+
+def _regions(value: Value, size: tuple[int, int]) -> list[dict[str, Any]]:
     """Return an annotation for every class in a segmentation label."""
     classes, confidence = to_image_size(value["classes"], size), to_image_size(value["confidence"], size)
     annotations = []
     for class_id in np.unique(classes[classes != IGNORE]):
         mask = classes == class_id
-        encoded = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
-        segmentation = {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")}
-        bbox = rle.toBbox(encoded).astype(int).tolist()
+        segmentation = as_coco(encode_mask(mask), size)
+        bbox = rle.toBbox(segmentation).astype(int).tolist()
         shape = {"segmentation": segmentation, "area": int(mask.sum()), "bbox": bbox}
         annotations.append({"category_id": int(class_id) + 1, **shape, "score": float(confidence[mask].mean())})
     return annotations
+
+
+ANNOTATIONS = {"detection": _boxes, "masks": _objects, "segmentation": _regions}
+"""What makes the annotations of a label, by task, for an image of (width, height)."""

@@ -3,10 +3,10 @@
     metadata.json   samples.json   data/<name>.jpg  fields/<head>/<name>.png
 
 Every head is a field: Classification; Classifications of the classes with a probability of 0.5 or more; Detections with
-relative boxes; Segmentation with `mask_path`, class ids from 1 (0 is unknown, which FiftyOne does not draw) with names
-in `mask_targets`; Heatmap with `map_path`, 16 bits, metric depth in millimetres. The documents are those of FiftyOne
-1.0.0; later versions migrate them on reading. The fields `<head>_origin` and `<head>_origin_name` say who made a label;
-`train` or `val` is a tag of the sample.
+relative boxes, of masks with a `mask_path` each; Segmentation with `mask_path`, class ids from 1 (0 is unknown, which
+FiftyOne does not draw) with names in `mask_targets`; Heatmap with `map_path`, 16 bits, metric depth in millimetres. The
+documents are those of FiftyOne 1.0.0; later versions migrate them on reading. The fields `<head>_origin` and
+`<head>_origin_name` say who made a label; `train` or `val` is a tag of the sample.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pipeline.export import BELOW_THRESHOLD, BaseWriter, ExportSample, to_image_
 from pipeline.export._png import depth_pixels, png
 from pipeline.steps.artifact import write_json
 from pipeline.stores.labels import IGNORE, PRESENT, Label, LabelOrigin, LabelSpace, Value
+from pipeline.stores.rle import box_around, decode_mask
 
 VERSION = "1.0.0"
 RESERVED = ("id", "filepath", "tags", "metadata", "created_at", "last_modified_at", "key", "source", "set")
@@ -31,6 +32,7 @@ LABEL_TYPES = {
     "classification": "Classification",
     "multilabel": "Classifications",
     "detection": "Detections",
+    "masks": "Detections",
     "segmentation": "Segmentation",
     "depth": "Heatmap",
 }
@@ -70,6 +72,7 @@ class Writer(BaseWriter):
         "classification": "all of the distribution but the most probable class and its probability",
         "multilabel": "the probabilities below 0.5; whether a class is absent or unknown",
         "detection": "",
+        "masks": "the boxes as they were given: each is the smallest around its mask",
         "segmentation": "the confidence of each pixel",
         "depth": "up to half a millimetre, and what is farther than 65.535 m; of relative depth the scale",
     }
@@ -82,7 +85,7 @@ class Writer(BaseWriter):
         (folder / "data").mkdir()
         for head, label in heads.items():
             self.locations[head] = f"the field {self._fields[head]}"
-            if label.space.task in ("segmentation", "depth"):
+            if label.space.task in ("masks", "segmentation", "depth"):
                 (folder / "fields" / self._fields[head]).mkdir(parents=True)
         file = open(folder / "samples.json", "w", encoding="utf-8")  # noqa: SIM115 - the writer closes it
         self._samples = self.files.enter_context(file)
@@ -100,7 +103,7 @@ class Writer(BaseWriter):
 
     def _label(self, head: str, value: Value, sample: ExportSample) -> Document | None:
         space = self.heads[head].space
-        if space.task == "detection":
+        if space.task in ("detection", "masks"):
             return self._detections(head, value, sample)
         if space.task == "multilabel":
             return self._classifications(head, value, sample)
@@ -136,10 +139,12 @@ class Writer(BaseWriter):
         return {"_cls": "Classifications", "classifications": found}
 
     def _detections(self, head: str, value: Value, sample: ExportSample) -> Document:
-        boxes = value["boxes"].astype(np.float64) / np.tile(sample.size, 2)
+        masks = [decode_mask(mask, sample.size) for mask in value.get("masks", ())]
+        corners = np.array([box_around(mask) for mask in masks]).reshape(-1, 4) if "masks" in value else value["boxes"]
+        boxes = corners.astype(np.float64) / np.tile(sample.size, 2)
         boxes[:, 2:] -= boxes[:, :2]
         classes = self.heads[head].space.classes
-        detections = [
+        detections: list[Document] = [
             {
                 "_id": _id(sample.key, head, number),
                 "_cls": "Detection",
@@ -151,6 +156,10 @@ class Writer(BaseWriter):
             }
             for number, (box, score, class_id) in enumerate(zip(boxes, value["scores"], value["classes"], strict=True))
         ]
+        for number, (document, mask) in enumerate(zip(detections, masks, strict=False)):
+            x0, y0, x1, y1 = corners[number]
+            document["mask_path"] = f"fields/{self._fields[head]}/{sample.stem}.{number}.png"
+            self.write(document["mask_path"], png(mask[y0:y1, x0:x1].astype(np.uint8) * 255))
         self.counts[head]["boxes"] += len(detections)
         return {"_cls": "Detections", "detections": detections}
 
@@ -188,7 +197,7 @@ def _dataset_document(spaces: Mapping[str, LabelSpace], fields: list[Document]) 
         for field, space in spaces.items()
         if space.task == "segmentation"
     }
-    with_classes = ("classification", "multilabel", "detection")
+    with_classes = ("classification", "multilabel", "detection", "masks")
     media = {f"{use}_media_field": "filepath" for use in ("grid", "modal")}
     empty_lists = ("tags", "default_classes", "frame_fields", "saved_views", "workspaces")
     empty = ("info", "group_media_types", "default_mask_targets", "skeletons")

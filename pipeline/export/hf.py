@@ -9,6 +9,7 @@ Every head has `<head>_origin` and `<head>_origin_name`, who made the label. Hel
 | classification | `<head>_class`, the most probable class, and `<head>_probs` |
 | multilabel | `<head>_classes`, those of a probability of 0.5 or more, and `<head>_probs`, NaN where unknown |
 | detection | `<head>_objects`: lists of one length, `bbox` (x, y, width, height in pixels), `category`, `score` |
+| masks | `<head>_objects`, with `segmentation`, COCO's compressed run lengths, and `area` in pixels |
 | segmentation | `<head>_classes`, PNG of class ids (the largest is unknown), `<head>_confidence`, PNG (255 = 1) |
 | all others | `<head>_<array>`: nested lists of float32, as the task's `label.py` states them |
 
@@ -31,6 +32,7 @@ from pipeline.export import BELOW_THRESHOLD, TRAIN, VAL, BaseWriter, ExportSampl
 from pipeline.export._png import png, to_class_ids
 from pipeline.stores.codecs import share_to_byte
 from pipeline.stores.labels import PRESENT, Label, LabelOrigin, Value
+from pipeline.stores.rle import mask_area
 
 ROWS, GROUP_BYTES = 200, 64_000_000
 """Limits of a row group, whichever is reached first: readers load one at a time, and viewers fail above 300 MB."""
@@ -54,7 +56,7 @@ IMAGE: Feature = {"_type": "Image"}
 class Writer(BaseWriter):
     """Collects rows until they fill a row group, and begins a new file when one is large enough."""
 
-    supported = dict.fromkeys(("classification", "multilabel", "detection", "segmentation", *ARRAYS), "")
+    supported = dict.fromkeys(("classification", "multilabel", "detection", "masks", "segmentation", *ARRAYS), "")
     unsupported_reason = "it has no columns for this task"
 
     def __init__(self, folder: Path, heads: Mapping[str, Label]) -> None:
@@ -153,9 +155,11 @@ def _label_features(label: Label) -> dict[str, Feature]:
         return {"class": classes, "probs": _sequence(score)}
     if task == "multilabel":
         return {"classes": _sequence(classes), "probs": _sequence(score)}
-    if task == "detection":
+    if task in ("detection", "masks"):
         boxes = _sequence(_value("float64"), 2)
-        return {"objects": {"bbox": boxes, "category": _sequence(classes), "score": _sequence(score)}}
+        objects = {"bbox": boxes, "category": _sequence(classes), "score": _sequence(score)}
+        masks = {"segmentation": _sequence(_value("string")), "area": _sequence(_value("int64"))}
+        return {"objects": objects if task == "detection" else {**objects, **masks}}
     if task == "segmentation":
         return {"classes": IMAGE, "confidence": IMAGE}
     name, dimensions = ARRAYS[task]
@@ -171,17 +175,26 @@ def _label_cells(label: Label, value: Value) -> dict[str, Any]:
         return {"class": top, "probs": _one_row(probs)}
     if task == "multilabel":
         return {"classes": np.flatnonzero(value["probs"] >= PRESENT).tolist(), "probs": _one_row(value["probs"])}
-    if task == "detection":
-        boxes = value["boxes"].astype(np.float64)
-        boxes[:, 2:] -= boxes[:, :2]
-        objects = {"category": value["classes"].tolist(), "score": value["scores"].tolist()}
-        return {"objects": {"bbox": boxes.tolist(), **objects}}
+    if task in ("detection", "masks"):
+        return {"objects": _objects(value)}
     if task == "segmentation":
         files = {"classes": to_class_ids(value["classes"], len(label.space.classes))}
         files["confidence"] = share_to_byte(value["confidence"])
         return {name: {"bytes": png(pixels), "path": None} for name, pixels in files.items()}
     name, _ = ARRAYS[task]
     return {name: _one_row(value[name].astype(np.float32))}
+
+
+def _objects(value: Value) -> dict[str, list[Any]]:
+    """Return the boxes of a label, and its masks if it has them, as lists of one length."""
+    boxes = value["boxes"].astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    objects = {"bbox": boxes.tolist(), "category": value["classes"].tolist(), "score": value["scores"].tolist()}
+    if "masks" not in value:
+        return objects
+    masks, (width, height) = value["masks"].tolist(), value["size"].tolist()
+    areas = [mask_area(mask, (width, height)) for mask in masks]
+    return {**objects, "segmentation": [mask.decode("ascii") for mask in masks], "area": areas}
 
 
 def _one_row(array: NDArray[Any]) -> pa.Array:

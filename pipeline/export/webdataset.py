@@ -4,8 +4,8 @@
 names become `_`, because a name ends at the first one. Tars are `train-000000.tar`, of held-out images
 `val-000000.tar`.
 
-A label's arrays have the names that the task's `label.py` states, with null for NaN in JSON; the classes are in
-`export.json`.
+A label's arrays have the names that the task's `label.py` states, with null for NaN and text for masks in JSON;
+the classes are in `export.json`.
 `webdataset.WebDataset(...).decode("rgb")` reads the tars.
 """
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pipeline.export import TRAIN, VAL, BaseWriter, ExportSample
 from pipeline.stores.labels import Label, Value
 
-IN_JSON = ("classification", "multilabel", "detection")
+IN_JSON = ("classification", "multilabel", "detection", "masks")
 """Tasks whose labels are short lists."""
 MAX_SAMPLES, MAX_BYTES = 1000, 500_000_000
 """Limits of a tar: the next one begins when either is reached."""
@@ -77,6 +77,8 @@ def _to_json(value: Value) -> bytes:
 
 
 def _to_list(array: NDArray[Any]) -> list[Any]:
+    if array.dtype.kind == "S":
+        return [text.decode("ascii") for text in array.tolist()]
     entries = array.astype(object)
     entries[np.isnan(array)] = None
     return list(entries.tolist())

@@ -1,4 +1,4 @@
-"""COCO's JSON: boxes in `instances.json`, masks by class in `stuff.json`. `file_name` is the image's path as given."""
+"""COCO's JSON: objects in `instances.json`, masks by class in `stuff.json`. `file_name` is the path as given."""
 
 from __future__ import annotations
 
@@ -11,5 +11,4 @@ class Writer(coco.Writer):
     copies_images = False
 
     def annotation_name(self, head: str, split: str) -> str:
-        prefix = coco.PREFIX[self.heads[head].space.task]
-        return self.name_for(head, f"{prefix}.json", f"{prefix}_{{}}.json")
+        return f"{self.prefix(head)}.json"

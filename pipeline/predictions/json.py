@@ -7,6 +7,7 @@
 | classification | `class`, null below the threshold, `score`, `probability`, and `best`: five classes with scores |
 | multilabel | `classes`: those of a score of 0.5 or more, and `scores` of all by class, null where unknown |
 | detection | `objects`: `class`, `box` (x0, y0, x1, y1 in pixels), `score`, `probability` |
+| masks | `objects`, with `mask`, COCO's run lengths, and `area` in pixels |
 | segmentation | `area`: share of the image by class, without those that are not there, and what its label store says |
 | others | what its label store says in numbers, without the maps |
 
@@ -25,6 +26,7 @@ import pyarrow as pa
 
 from pipeline.export import BELOW_THRESHOLD, BaseWriter, ExportSample
 from pipeline.stores.labels import PRESENT, Label, Value
+from pipeline.stores.rle import as_coco, mask_area
 
 FILE = "predictions.jsonl"
 BEST = 5
@@ -40,6 +42,7 @@ class Writer(BaseWriter):
         "classification": "all classes but the best",
         "multilabel": "",
         "detection": "",
+        "masks": "",
     }
     other_tasks = "the maps themselves"
 
@@ -69,19 +72,28 @@ def to_json(label: Label, value: Value) -> dict[str, Any]:
             present = np.flatnonzero(value["probs"] >= PRESENT)
             return {"classes": [classes[index] for index in present], "scores": scores}
         case "detection":
-            columns = value["classes"], value["boxes"], value["scores"], label.calibrate(value["scores"])
-            return {
-                "objects": [
-                    {
-                        "class": classes[index],
-                        "box": [_number(side) for side in box],
-                        "score": _number(score),
-                        "probability": _number(probability),
-                    }
-                    for index, box, score, probability in zip(*columns, strict=True)
-                ]
-            }
+            return {"objects": _objects(label, value)}
+        case "masks":
+            width, height = value["size"].tolist()
+            pixels = [
+                {"area": mask_area(mask, (width, height)), "mask": as_coco(mask, (width, height))}
+                for mask in value["masks"]
+            ]
+            return {"objects": [{**one, **more} for one, more in zip(_objects(label, value), pixels, strict=True)]}
     return _scalars(label, value)
+
+
+def _objects(label: Label, value: Value) -> list[dict[str, Any]]:
+    columns = value["classes"], value["boxes"], value["scores"], label.calibrate(value["scores"])
+    return [
+        {
+            "class": label.space.classes[index],
+            "box": [_number(side) for side in box],
+            "score": _number(score),
+            "probability": _number(probability),
+        }
+        for index, box, score, probability in zip(*columns, strict=True)
+    ]
 
 
 def _classification(label: Label, value: Value) -> dict[str, Any]:

@@ -35,18 +35,26 @@ def box_labels(shapes: Sequence[BoxShape], classes: Sequence[str], size: tuple[i
 
     Raises DataError if the class of a box is none of `classes`.
     """
-    truth, boxes, indices = TrueLabels(annotations=len(shapes)), [], []
-    for shape in shapes:
+    return checked_boxes(shapes, classes, size)[0]
+
+
+def checked_boxes(
+    shapes: Sequence[BoxShape], classes: Sequence[str], size: tuple[int, int]
+) -> tuple[TrueLabels, list[int]]:
+    """Return what `box_labels` does, and the positions in `shapes` of the boxes that are in the label."""
+    truth, boxes, indices, kept = TrueLabels(annotations=len(shapes)), [], [], []
+    for number, shape in enumerate(shapes):
         box, note = (None, shape.reason) if shape.reason else _checked(shape, size)
         if note:
             truth.notes.append(f"{note}: {shape.place}")
         if box and shape.label is not None:
             boxes.append(box)
+            kept.append(number)
             indices.append(shape.label if isinstance(shape.label, int) else class_named(shape.label, classes))
         elif not shape.by_intent:
             truth.dropped += 1
     truth.values["detection"] = true_boxes(boxes, indices, size)
-    return truth
+    return truth, kept
 
 
 def _checked(shape: BoxShape, size: tuple[int, int]) -> tuple[Corners | None, str | None]:

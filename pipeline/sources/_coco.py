@@ -11,16 +11,18 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from pipeline.errors import DataError
+from pipeline.sources._segmentation import compact
 from pipeline.storage.json_text import decode_json
 from pipeline.storage.path import StoragePath
 
+A = TypeVar("A", bound="Annotation")
 CANONICAL = re.compile(r"0|-?[1-9][0-9]{0,17}")
 """Text that is a number and nothing else: "07" is a name."""
 CROWD: dict[str | None, bool] = {
@@ -116,14 +118,21 @@ class Annotation:
         return CROWD.get(text if text is None else str(text).strip().lower())
 
 
+@dataclass(slots=True, config=LAX)
+class SegmentedAnnotation(Annotation):
+    """A box with the pixels of its object: see `pipeline.sources._segmentation`."""
+
+    segmentation: Annotated[Any, BeforeValidator(compact)] = None
+
+
 @dataclass(config=LAX)
-class _Content:
+class _Content(Generic[A]):
     images: list[Image]
     categories: list[Category]
-    annotations: list[Annotation] = dataclasses.field(default_factory=list)
+    annotations: list[A] = dataclasses.field(default_factory=list)
 
 
-CONTENT = TypeAdapter(_Content)
+BOXES, SEGMENTATIONS = TypeAdapter(_Content[Annotation]), TypeAdapter(_Content[SegmentedAnnotation])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,18 +143,22 @@ class SplitAnnotations:
     """Class name by category id."""
     images: list[Image]
     """Sorted by file name."""
-    annotations: Mapping[int | str | None, list[Annotation]]
+    annotations: Mapping[int | str | None, Sequence[Annotation]]
     """By image id; under None those that name no image."""
 
 
-def read_annotations(file: StoragePath, classes: Literal["category", "supercategory"]) -> SplitAnnotations:
+def read_annotations(
+    file: StoragePath, classes: Literal["category", "supercategory"], segmented: bool = False
+) -> SplitAnnotations:
     """Read a JSON file, whose classes are its categories or their supercategories.
+
+    Annotations are `SegmentedAnnotation` if asked for: their pixels take several times the memory of the boxes.
 
     Raises DataError if it is not COCO's format.
     """
     data = file.read()
     try:
-        content = CONTENT.validate_json(decode_json(data))
+        content = (SEGMENTATIONS if segmented else BOXES).validate_json(decode_json(data))
         categories = _class_names(content.categories, classes)
         if len({image.id for image in content.images}) < len(content.images):
             raise DataError("two images have the same id")

@@ -2,8 +2,8 @@
 
 Classes are the categories, or their supercategories, in order of their (first) id; ids may have gaps, and categories
 with the same name are one class. Crowd boxes are dropped. An image listed without boxes has no objects in it; an image
-that is not listed is not part of the set. With `multilabel`, each image also has the classes of its annotations as a
-label.
+that is not listed is not part of the set. With `masks`, each image also has the boxes with the pixels of their objects
+as a label; with `multilabel`, the classes of its annotations.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from pydantic import Field
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.source import Share, SourceConfig
 from pipeline.sources import SourceRecord, TrueLabels
-from pipeline.sources._boxes import BoxShape, as_numbers, box_labels
+from pipeline.sources._boxes import BoxShape, as_numbers, checked_boxes
 from pipeline.sources._classes import check_distinct, index_classes
-from pipeline.sources._coco import Annotation, Image, SplitAnnotations, read_annotations
+from pipeline.sources._coco import Annotation, Image, SegmentedAnnotation, SplitAnnotations, read_annotations
 from pipeline.sources._coco_search import HOLD_OUT, search_annotations
 from pipeline.sources._files import FileSource, check_size
 from pipeline.sources._named_files import NamedFiles
+from pipeline.sources._segmentation import read_mask
 from pipeline.sources._splits import SPLITS, Split, names_of_split, split_by_hash
 from pipeline.storage.path import StoragePath, require_exists
 from pipeline.stores.labels import LabelSpace
+from pipeline.stores.rle import rle_array
 
 ANNOTATIONS = (
     *("instances_{}.json", "annotations/instances_{}.json", "annotations/instances_{}2017.json"),
@@ -44,6 +46,9 @@ class Config(SourceConfig):
     """Folder or URL."""
     classes: Literal["category", "supercategory"] = "category"
     """The classes: the file's categories, or the supercategories that group them."""
+    masks: bool = False
+    """True for a label `masks` beside `detection`: the boxes with the pixels of their objects, from `segmentation`.
+    Annotations without it count as dropped."""
     multilabel: bool = False
     """True for a label `multilabel` beside `detection`: the classes that an image has an annotation of, crowds
     included."""
@@ -115,7 +120,11 @@ class Source(FileSource):
 
     @functools.cached_property
     def _splits(self) -> dict[Split, SplitAnnotations]:
-        return {split: read_annotations(file, self.config.classes) for split, file in self._annotation_files.items()}
+        segmented = self.config.masks
+        return {
+            split: read_annotations(file, self.config.classes, segmented)
+            for split, file in self._annotation_files.items()
+        }
 
     @functools.cached_property
     def _classes(self) -> tuple[tuple[str, ...], dict[int | str, int]]:
@@ -135,8 +144,8 @@ class Source(FileSource):
         return classes, indices
 
     def spaces(self) -> dict[str, LabelSpace]:
-        tasks = ("detection", "multilabel") if self.config.multilabel else ("detection",)
-        return {task: LabelSpace(task, self._classes[0]) for task in tasks}
+        asked = {"detection": True, "masks": self.config.masks, "multilabel": self.config.multilabel}
+        return {task: LabelSpace(task, self._classes[0]) for task, wanted in asked.items() if wanted}
 
     def read_records(self) -> Iterator[SourceRecord]:
         if not self.count():
@@ -182,7 +191,9 @@ class Source(FileSource):
         if stated := entry.size():
             check_size(stated, size, "the annotations say")
         indices = list(map(self._class_index, annotations))
-        truth = box_labels(list(map(_shape, annotations, indices)), self._classes[0], size)
+        truth, kept = checked_boxes(list(map(_shape, annotations, indices)), self._classes[0], size)
+        if self.config.masks:
+            _add_masks(truth, [annotations[number] for number in kept], size)
         if self.config.multilabel:
             present = np.zeros(len(self._classes[0]), np.float32)
             present[[index for index in indices if index is not None]] = 1
@@ -229,3 +240,20 @@ def _shape(annotation: Annotation, index: int | None) -> BoxShape:
         return BoxShape(place, index, None)
     x, y, width, height = numbers
     return BoxShape(place, index, (x, y, x + width, y + height))
+
+
+def _add_masks(truth: TrueLabels, annotations: list[Annotation], size: tuple[int, int]) -> None:
+    """Add the label `masks`: the boxes of `detection`, which are of these annotations, that have a mask of a pixel."""
+    masks: list[bytes | None] = []
+    for annotation in annotations:
+        assert isinstance(annotation, SegmentedAnnotation)
+        try:
+            masks.append(read_mask(annotation.segmentation, size))
+        except DataError as error:
+            masks.append(None)
+            reason, _, found = str(error).partition(": ")
+            truth.notes.append(f"{reason}: annotation {annotation.id}{f', {found}' if found else ''}")
+            truth.dropped += 1
+    keep = np.array([mask is not None for mask in masks], dtype=bool)
+    boxes = {name: array if name == "size" else array[keep] for name, array in truth.values["detection"].items()}
+    truth.values["masks"] = {**boxes, "masks": rle_array(mask for mask in masks if mask is not None)}

@@ -22,16 +22,18 @@ from pipeline.sources import BaseSource, SourceRecord, TrueLabels
 from pipeline.sources._classes import true_boxes
 from pipeline.sources._splits import SPLITS
 from pipeline.stores.labels import LabelSpace, Value
+from pipeline.stores.rle import box_around, encode_mask, rle_array
 from pipeline.synthetic.layout import CLASSES
 from pipeline.synthetic.render import VERSION, RenderedScene, SceneKey, render
 from pipeline.synthetic.textures import FLOORS, PICTURES, Look, bundled_image, encode_jpeg, stamp_bundled
 
-TaskName = Literal["classification", "detection", "segmentation", "depth", "normals"]
+TaskName = Literal["classification", "detection", "masks", "segmentation", "depth", "normals"]
 MIN_VISIBLE_SHARE = 0.002
-"""Share of the picture, 33 pixels of 128 x 128, below which an object gets no box."""
+"""Share of the picture, 33 pixels of 128 x 128, below which an object gets no box, and no mask."""
 SPACES: dict[str, LabelSpace] = {
     "classification": LabelSpace("classification", CLASSES),
     "detection": LabelSpace("detection", CLASSES),
+    "masks": LabelSpace("masks", CLASSES),
     "segmentation": LabelSpace("segmentation", ("background", *CLASSES)),
     "depth": LabelSpace("depth"),
     "normals": LabelSpace("normals"),
@@ -95,9 +97,10 @@ class Source(BaseSource):
         if size != (key.size, key.size):
             raise DataError(f"scene-{key.index:06d}.jpg is {key.size} x {key.size}, not {size[0]} x {size[1]}.")
         scene, tasks = self._render(key), self.config.tasks
-        hidden = int(((visible_areas(scene) > 0) & ~_has_box(scene)).sum()) if "detection" in tasks else 0
         values: dict[str, Value] = {task: LABELLERS[task](scene) for task in tasks}
-        return TrueLabels(values, ["object too little visible for a box"] * hidden)
+        hidden = int(((visible_areas(scene) > 0) & ~_has_box(scene)).sum())
+        left_out = hidden if {"detection", "masks"} & set(tasks) else 0
+        return TrueLabels(values, ["object too little visible for a box"] * left_out)
 
 
 def visible_areas(scene: RenderedScene) -> NDArray[np.intp]:
@@ -119,13 +122,14 @@ def classification(scene: RenderedScene) -> Value:
 def detection(scene: RenderedScene) -> Value:
     """Return tight boxes around the visible parts, in pixels; x1 and y1 are one more than the last pixel's."""
     objects = np.flatnonzero(_has_box(scene))
-    boxes = [_box(scene.instances == k) for k in objects]
+    boxes = [box_around(scene.instances == k) for k in objects]
     return true_boxes(boxes, scene.class_ids[objects], scene.instances.shape[::-1])
 
 
-def _box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    y, x = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(x[0]), int(y[0]), int(x[-1]) + 1, int(y[-1]) + 1
+def masks(scene: RenderedScene) -> Value:
+    """Return the boxes of `detection`, with the visible pixels of each object."""
+    visible = (encode_mask(scene.instances == k) for k in np.flatnonzero(_has_box(scene)))
+    return {**detection(scene), "masks": rle_array(visible)}
 
 
 def segmentation(scene: RenderedScene) -> Value:
@@ -137,6 +141,7 @@ def segmentation(scene: RenderedScene) -> Value:
 LABELLERS: dict[str, Callable[[RenderedScene], Value]] = {
     "classification": classification,
     "detection": detection,
+    "masks": masks,
     "segmentation": segmentation,
     "depth": lambda scene: {"depth": scene.depth},
     "normals": lambda scene: {"normals": scene.normals},

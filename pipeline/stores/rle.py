@@ -84,6 +84,12 @@ def mask_area(mask: bytes, size: Size) -> int:
     return int(run_lengths(mask, size)[1::2].sum())
 
 
+def box_around(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Return the corners (x0, y0, x1, y1) of the smallest box around the pixels of a mask (H, W) that has one."""
+    y, x = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(x[0]), int(y[0]), int(x[-1]) + 1, int(y[-1]) + 1
+
+
 def contains(mask: bytes, size: Size, x: int, y: int) -> bool:
     """Return True if the pixel in column `x` and row `y` is in a mask."""
     ends = np.cumsum(run_lengths(mask, size))

@@ -5,7 +5,8 @@ Input: `images` (B, 3, S, S) uint8, RGB, each a whole image resized to the squar
 prediction, called `<head>_<array>`: `probs` (B, K); `classes` and `confidence` (B, S/4, S/4); `depth` (B, S/4, S/4);
 `normals` (B, S/4, S/4, 3); `responses` of textures (B, S/4, S/4, K); `vector` of features (B, K); `map` of feature maps
 (B, S/16, S/16, K). Detection's `boxes` (N, 4), x0 y0 x1 y1 relative to the input, `scores` (N,) and `classes` (N,) are
-of one image, so a graph with detection takes one image at a time; others take batches of any size.
+of one image, and so are those of masks, with `masks` (N, 28, 28), probabilities of the cells of each box: a graph with
+either takes one image at a time; others take batches of any size.
 The graph's metadata (key `must`, JSON) holds S, `resize`, the classes of every head and the unit of depth.
 """
 
@@ -25,6 +26,7 @@ from pipeline.errors import ConfigError, install_command, require_one_of
 from pipeline.steps.artifact import Artifact
 from pipeline.storage.atomic import atomic_write
 from tasks.network import Network
+from tasks.rcnn import RCNNTask
 
 SUFFIX = ".onnx"
 SUFFIX_REASON = "readers know the format by the suffix"
@@ -32,10 +34,9 @@ ONE_IMAGE = (
     "It takes one image at a time: each image has as many boxes as are found in it, and torch can write that for one "
     "image only. A graph of other heads, chosen with --head, takes batches of any size."
 )
-"""Said of graphs with a detection head."""
-DETECTION_ARRAYS = ("boxes", "scores", "classes")
+"""Said of graphs with a head that finds objects."""
 PER_IMAGE = "images"
-"""Key of predictions that are lists with one entry per image, as detection's are."""
+"""Key of predictions that are lists with one entry per image: the objects found in it."""
 
 
 class Graph(nn.Module):
@@ -66,6 +67,8 @@ def _arrays(prediction: dict[str, Any], side: int) -> Iterator[tuple[str, Tensor
     yield "boxes", detections["boxes"] / side
     yield "scores", detections["scores"]
     yield "classes", detections["labels"] - 1
+    if "masks" in detections:
+        yield "masks", detections["masks"]
 
 
 def export(student: Artifact, to: Path, heads: Sequence[str]) -> list[str]:
@@ -90,26 +93,27 @@ def export(student: Artifact, to: Path, heads: Sequence[str]) -> list[str]:
     with atomic_write(to) as part:
         onnx.save(model, part)
     lines = [_describe(value) for value in (*model.graph.input, *model.graph.output)]
-    return [*lines, ONE_IMAGE] if _detection_heads(network, chosen) else lines
+    return [*lines, ONE_IMAGE] if _finds_objects(network, chosen) else lines
 
 
-def _detection_heads(network: Network, heads: Sequence[str]) -> list[str]:
-    return [head for head in heads if network.tasks[head].space.task == "detection"]
+def _finds_objects(network: Network, heads: Sequence[str]) -> bool:
+    return any(isinstance(network.tasks[head], RCNNTask) for head in heads)
 
 
 @torch.no_grad()
 def _trace(network: Network, heads: Sequence[str]) -> bytes:
-    """Return the graph as bytes. Detection needs torch's older exporter, which fixes the batch size."""
+    """Return the graph as bytes. Finding objects needs torch's older exporter, which fixes the batch size."""
     size = network.config.image_size
-    detection = _detection_heads(network, heads)
-    images = torch.zeros((1 if detection else 2, 3, size, size), dtype=torch.uint8)
+    objects = _finds_objects(network, heads)
+    images = torch.zeros((1 if objects else 2, 3, size, size), dtype=torch.uint8)
     graph = Graph(network, heads).eval()
     graph(images)
     names: dict[str, Any] = {"input_names": ["images"], "output_names": graph.names}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters warn about themselves
-        if detection:
-            axes = {f"{head}_{array}": {0: f"{head}_count"} for head in detection for array in DETECTION_ARRAYS}
+        if objects:
+            found = {head for head in heads if _finds_objects(network, [head])}
+            axes = {name: {0: f"{head}_count"} for name in graph.names if (head := name.rpartition("_")[0]) in found}
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "graph.onnx"
                 torch.onnx.export(graph, (images,), file, dynamo=False, dynamic_axes=axes, **names)

@@ -15,13 +15,14 @@ from pydantic import ValidationError
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources import SourceRecord, TrueLabels, photographs, scenes
+from pipeline.stores.rle import box_around, decode_mask
 from pipeline.synthetic.layout import CLASSES, SHAPE_SAMPLERS, Camera, Primitive, Scene, rotation_matrix, sample_scene
 from pipeline.synthetic.materials import Lens, Light, Material, Sky
 from pipeline.synthetic.render import SceneKey, find_surfaces, pixel_centers, render, scene_rng, shade, trace
 from pipeline.synthetic.shapes import Floats, Frustum, Plane, Polyhedron, Shape, Sphere, Torus
 from pipeline.synthetic.textures import LOOKS, Look, load_textures
 
-ALL_TASKS = ("classification", "detection", "segmentation", "depth", "normals")
+ALL_TASKS = ("classification", "detection", "masks", "segmentation", "depth", "normals")
 KEYS = [SceneKey(3, look, 96, index) for look in LOOKS for index in range(12)]
 Config, Source = scenes.Config, scenes.Source
 
@@ -192,6 +193,21 @@ def test_scenes_source_labels_of_one_picture_agree(index: int) -> None:
     assert classes.dtype == np.uint16
     assert set(truth["detection"]["classes"] + 1) <= set(np.unique(classes))
     assert (truth["segmentation"]["confidence"] == 1).all()
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_scenes_source_masks_are_the_visible_pixels_of_the_boxes(index: int) -> None:
+    key = SceneKey(4, "studio", 96, index)
+    picture, truth = render(key), values(key)[0].values
+    masks = [decode_mask(mask, (96, 96)) for mask in truth["masks"]["masks"]]
+    assert len(masks) == len(truth["detection"]["boxes"])
+    for name, array in truth["detection"].items():
+        np.testing.assert_array_equal(truth["masks"][name], array)
+    for mask, box, kind in zip(masks, truth["detection"]["boxes"], truth["masks"]["classes"], strict=True):
+        [number] = np.unique(picture.instances[mask])
+        assert mask.sum() == (picture.instances == number).sum()
+        assert picture.class_ids[number] == kind
+        assert box_around(mask) == tuple(box)
 
 
 def test_scenes_source_spaces_name_the_classes() -> None:

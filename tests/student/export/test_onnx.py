@@ -38,6 +38,7 @@ DENSE = {
 ONE_OF_EACH = {name: DENSE[name] for name in ("kinds", "masks")}
 """A head on the pooled features, and one on the maps."""
 BOXES = {"boxes": LabelSpace("detection", ("car", "cow"))}
+OBJECTS = {**BOXES, "things": LabelSpace("masks", ("car", "cow"))}
 Made = tuple[Network, Artifact]
 
 
@@ -100,14 +101,15 @@ def test_onnx_export_predicts_boxes_as_torch_one_image_at_a_time(
     make_student: Callable[..., Made], tmp_path: Path
 ) -> None:
     """Noise and a black image: the graph traced with one image holds for others with more or fewer boxes."""
-    network, student = make_student({**BOXES, "kinds": DENSE["kinds"]})
+    network, student = make_student({**OBJECTS, "kinds": DENSE["kinds"]})
     lines = export_student("onnx", student, tmp_path / "student.onnx")
     assert "    boxes_scores (boxes_count)" in lines
+    assert "    things_masks (things_count, 28, 28)" in lines
     assert lines[-1].startswith("It takes one image at a time")
     counts = set()
     for seed in range(8):
         images = pictures(seed, 1) if seed else np.zeros((1, 3, 32, 32), np.uint8)
-        expected = wanted(network, ["boxes", "kinds"], images)
+        expected = wanted(network, ["boxes", "things", "kinds"], images)
         found = outputs(tmp_path / "student.onnx", images)
         check(found, expected)
         assert found["boxes_boxes"].min(initial=0) >= 0

@@ -1,0 +1,91 @@
+"""The `segmentation` of COCO's annotations: polygons, or run lengths as a list or as compressed text."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+import numpy as np
+from faster_coco_eval.core import mask as coco
+
+from pipeline.errors import DataError
+from pipeline.sources._boxes import as_numbers
+from pipeline.stores.rle import Size, check_runs, decode_mask, encode_mask, from_runs
+
+FARTHEST = 2
+"""How far from an image, in its sides, a polygon may reach: filling one takes time and memory for its length."""
+MOST_PIXELS = 1 << 40
+"""Of a run: a longer one fits no image either."""
+MISSING = "annotation without a segmentation dropped"
+
+
+def compact(value: object) -> object:
+    """Return lists of numbers as arrays, which take a quarter of the memory; anything else as it is."""
+    if isinstance(value, dict):
+        return {key: compact(entry) if key == "counts" else entry for key, entry in value.items()}
+    if isinstance(value, list):
+        if value and all(isinstance(entry, list) for entry in value):
+            return [compact(entry) for entry in value]
+        if all(type(entry) in (int, float) for entry in value):
+            return array("d", value)
+    return value
+
+
+def read_mask(value: object, size: Size) -> bytes:
+    """Return the run lengths of a segmentation, in an image of `size` = (width, height) pixels.
+
+    Raises DataError, "reason: value" or "reason", for what is dropped: no segmentation, damaged, or without a pixel.
+    """
+    if value is None or (isinstance(value, list | array) and not len(value)):
+        raise DataError(MISSING)
+    mask = _read_runs(value, size) if isinstance(value, dict) else _read_polygons(value, size)
+    if not decode_mask(mask, size).any():
+        raise DataError("mask without a pixel dropped")
+    return mask
+
+
+def _read_runs(value: dict[str, Any], size: Size) -> bytes:
+    """Return compressed or listed run lengths in their one canonical form."""
+    stated, counts = as_numbers(_as_list(value.get("size")), 2), value.get("counts")
+    if stated != [size[1], size[0]]:
+        raise DataError(f"mask of another size than the image dropped: {value.get('size')!r:.40} (height, width)")
+    try:
+        if isinstance(counts, str):
+            return encode_mask(decode_mask(counts.encode("ascii"), size))
+        numbers = as_numbers(_as_list(counts), len(counts)) if isinstance(counts, list | array) else None
+        if numbers is None or any(not number.is_integer() for number in numbers):
+            raise DataError(f"mask with counts that are no whole numbers dropped: {counts!r:.40}")
+        runs = np.clip(numbers, -1, MOST_PIXELS).astype(np.int64)
+        check_runs(runs, size)
+        return encode_mask(decode_mask(from_runs(runs, size), size))
+    except ValueError as error:
+        raise DataError(f"mask whose run lengths do not fit the image dropped: {error}") from error
+
+
+def _read_polygons(value: object, size: Size) -> bytes:
+    """Return the union of polygons, each a list x, y, x, y, ... in pixels, as COCO's tools fill them."""
+    polygons = [value] if isinstance(value, array) else value
+    if not isinstance(polygons, list):
+        raise DataError(f"segmentation that is neither polygons nor run lengths dropped: {value!r:.40}")
+    checked = [_check_polygon(polygon, size) for polygon in polygons]
+    return bytes(coco.merge(coco.frPyObjects(checked, size[1], size[0]))["counts"])
+
+
+def _check_polygon(polygon: object, size: Size) -> list[float]:
+    """Return the coordinates of a polygon. Raises DataError unless they are of three points or more near the image."""
+    listed = _as_list(polygon)
+    numbers = as_numbers(listed, len(listed)) if isinstance(listed, list) else None
+    if numbers is None:
+        raise DataError(f"polygon that is no list of numbers dropped: {polygon!r:.40}")
+    if len(numbers) % 2:
+        raise DataError("polygon with an odd number of coordinates dropped")
+    if len(numbers) < 6:
+        raise DataError("polygon of fewer than three points dropped")
+    points = np.array(numbers).reshape(-1, 2)
+    if (points < -FARTHEST * np.array(size)).any() or (points > (1 + FARTHEST) * np.array(size)).any():
+        raise DataError("polygon far outside of the image dropped")
+    return numbers
+
+
+def _as_list(value: object) -> object:
+    return value.tolist() if isinstance(value, array) else value
