@@ -9,9 +9,6 @@ masks, as it is.
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,12 +17,12 @@ import numpy as np
 from faster_coco_eval.core import mask as rle
 
 from pipeline.export import TRAIN, BaseWriter, ExportSample, to_image_size
+from pipeline.export._coco import AnnotationFile, category
 from pipeline.stores.labels import IGNORE, Label, Value
 from pipeline.stores.rle import as_coco, encode_mask, mask_area
 
 IMAGES = "images"
 PREFIX = {"detection": "instances", "masks": "instances", "segmentation": "stuff"}
-_json = json.JSONEncoder(allow_nan=False).encode
 
 
 class Writer(BaseWriter):
@@ -48,7 +45,7 @@ class Writer(BaseWriter):
         super().__init__(folder, heads)
         if self.copies_images:
             (folder / IMAGES / TRAIN).mkdir(parents=True)
-        self._annotation_files: dict[tuple[str, str], _AnnotationFile] = {}
+        self._annotation_files: dict[tuple[str, str], AnnotationFile] = {}
         for head in heads:
             self.locations[head] = self.annotation_name(head, TRAIN)
             self._annotation_file(head, TRAIN)
@@ -63,52 +60,25 @@ class Writer(BaseWriter):
         alone = list(prefixes.values()).count(prefixes[head]) == 1
         return prefixes[head] if alone else f"{prefixes[head]}_{head}"
 
-    def _annotation_file(self, head: str, split: str) -> _AnnotationFile:
+    def _annotation_file(self, head: str, split: str) -> AnnotationFile:
         if (head, split) not in self._annotation_files:
-            path, classes = self.folder / self.annotation_name(head, split), self.heads[head].space.classes
-            self._annotation_files[head, split] = _AnnotationFile(path, classes, self)
+            categories = [category(number, name) for number, name in enumerate(self.heads[head].space.classes, start=1)]
+            path = self.folder / self.annotation_name(head, split)
+            self._annotation_files[head, split] = AnnotationFile(path, categories, self)
         return self._annotation_files[head, split]
 
     def add(self, sample: ExportSample) -> None:
         if self.copies_images:
             self.write(f"{IMAGES}/{sample.split}/{sample.file_name}", sample.data)
         for head, value in sample.values.items():
-            annotations = ANNOTATIONS[self.heads[head].space.task](value, sample.size)
+            found = ANNOTATIONS[self.heads[head].space.task](value, sample.size)
+            annotations = [{"iscrowd": 0, **annotation} for annotation in found]
             self._annotation_file(head, sample.split).add(sample, annotations, sample.origin(head))
             self.counts[head]["annotations"] += len(annotations)
 
     def finish(self) -> None:
         for file in self._annotation_files.values():
             file.finish()
-
-
-class _AnnotationFile:
-    """A JSON file being written; annotations are collected in a temporary file because they follow all images."""
-
-    def __init__(self, path: Path, classes: tuple[str, ...], writer: BaseWriter) -> None:
-        # both are closed by the writer
-        file = open(path, "w", encoding="utf-8")  # noqa: SIM115
-        temporary = tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent)  # noqa: SIM115
-        self._file, self._temporary = writer.files.enter_context(file), writer.files.enter_context(temporary)
-        self._images = self._annotations = 0
-        categories = [{"id": i, "name": name, "supercategory": name} for i, name in enumerate(classes, start=1)]
-        self._file.write(f'{{"info": {{}}, "licenses": [], "categories": {_json(categories)}, "images": [')
-
-    def add(self, sample: ExportSample, annotations: list[dict[str, Any]], origin: Mapping[str, str]) -> None:
-        self._images += 1
-        width, height = sample.size
-        image = {"id": self._images, "file_name": sample.file_name, "width": width, "height": height}
-        self._file.write((",\n" if self._images > 1 else "\n") + _json({**image, **sample.about(), **origin}))
-        for annotation in annotations:
-            self._annotations += 1
-            entry = {"id": self._annotations, "image_id": self._images, "iscrowd": 0, **annotation, **origin}
-            self._temporary.write((",\n" if self._annotations > 1 else "\n") + _json(entry))
-
-    def finish(self) -> None:
-        self._file.write('\n], "annotations": [')
-        self._temporary.seek(0)
-        shutil.copyfileobj(self._temporary, self._file)
-        self._file.write("\n]}\n")
 
 
 def _boxes(value: Value, size: tuple[int, int]) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ def compressed(mask: NDArray[np.bool_]) -> dict[str, Any]:
 def test_coco_source_reads_masks_as_pycocotools_does(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     given: list[Any] = [(rng.random(2 * count) * 60 - 5).round(2).tolist() for count in rng.integers(3, 12, 30)]
-    segmentations = [[each] for each in given[:20]] + [given[20:23], given[23:25]]
+    segmentations: list[Any] = [[each] for each in given[:20]] + [given[20:23], given[23:25]]
     segmentations += [compressed(ellipse()), {"size": [50, 100], "counts": listed_runs(ellipse())}]
     boxes = [box(WIDE, id=number, segmentation=each) for number, each in enumerate(segmentations, start=1)]
     write(tmp_path, boxes)
