@@ -104,7 +104,7 @@ def test_onnx_export_predicts_boxes_as_torch_one_image_at_a_time(
     network, student = make_student({**OBJECTS, "kinds": DENSE["kinds"]})
     lines = export_student("onnx", student, tmp_path / "student.onnx")
     assert "    boxes_scores (boxes_count)" in lines
-    assert "    things_masks (things_count, 28, 28)" in lines
+    assert any(line.startswith("    things_masks (things_count, ") for line in lines)
     assert lines[-1].startswith("It takes one image at a time")
     counts = set()
     for seed in range(8):
