@@ -69,7 +69,8 @@ class Writer(BaseWriter):
 
     def add(self, sample: ExportSample) -> None:
         self.write(f"images/{sample.split}/{sample.file_name}", sample.data)
-        ids, segments = np.zeros(sample.size[::-1], dtype=np.int32), []
+        ids = np.zeros(sample.size[::-1], dtype=np.int32)
+        segments: list[dict[str, Any]] = []
         for pixels, segment in self._segments(sample):
             segments.append({"id": len(segments) + 1, **segment, **_shape(pixels), "iscrowd": 0})
             ids[pixels] = len(segments)
