@@ -43,7 +43,8 @@ def read(out: Path) -> tuple[NDArray[np.int64], list[dict[str, Any]], dict[int, 
     [annotation] = content["annotations"]
     assert annotation["image_id"] == content["images"][0]["id"]
     colors = np.asarray(Image.open(out / "panoptic_train" / annotation["file_name"])).astype(np.int64)
-    return colors @ [1, 256, 65_536], annotation["segments_info"], {each["id"]: each for each in content["categories"]}
+    ids: NDArray[np.int64] = colors @ np.array([1, 256, 65_536])
+    return ids, annotation["segments_info"], {each["id"]: each for each in content["categories"]}
 
 
 def test_panoptic_writer_merges_objects_and_classes(tmp_path: Path) -> None:
