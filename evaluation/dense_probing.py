@@ -18,6 +18,7 @@ from evaluation.probe import MAX_MAP_IMAGES
 from pipeline.data.dataset import ImageDataset
 from pipeline.models.features import identity
 from pipeline.recipe.evaluation import Amount, StartConfig
+from tasks.training import fitted_space
 
 CHUNK = 256
 """Test images whose maps are in memory at once."""
@@ -41,7 +42,8 @@ class DenseProbing:
     ) -> None:
         self.config, self.extractor, self.scratch = config, extractor, scratch
         self.splits, self.counts = request
-        self.task = tasks.model(self.splits.space)
+        space = self.splits.space
+        self.task = tasks.model(fitted_space(space, self.splits.train, space.task))
         self.start = StartConfig.model_validate(config["start"]).name
 
     def records(self, probes: Sequence[str]) -> Iterator[Measurement]:

@@ -32,7 +32,7 @@ from pipeline.stores.labels import LabelSpace
 from tasks.network import Network, NetworkConfig
 from tasks.prediction import Predictor, Preprocessing, network_predictor
 from tasks.scoring import score
-from tasks.training import TrainingPlan, WeightedSum, train_network
+from tasks.training import TrainingPlan, WeightedSum, fitted_space, train_network
 
 FINISHED_FILE = "done.jsonl"
 """File in the step's scratch with the records of finished trials, so that the next attempt skips them.
@@ -172,7 +172,8 @@ class _Finetuning:
         fit, runtime = FitConfig.model_validate(settings), self.runtime
         start = backbone_from_config(self.start, self.inputs, trial.seed)
         blank = self.schedule.blank_head
-        network = build_finetuning_network(start, {trial.task: trial.splits.space}, self.config, blank, trial.seed)
+        space = fitted_space(trial.splits.space, datasets[0], trial.task)
+        network = build_finetuning_network(start, {trial.task: space}, self.config, blank, trial.seed)
         folder = self.scratch / f"{trial.name}-{name}"
         plan = TrainingPlan(self.config["name"], fit, self.schedule.augment, trial.seed, folder)
         trained = train_network(network, WeightedSum({trial.task: 1.0}), train, plan, runtime)

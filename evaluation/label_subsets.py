@@ -107,9 +107,13 @@ def possible_requests(config: Mapping[str, Any], inputs: Inputs) -> tuple[dict[s
 
 
 def probes_for(probes: Sequence[str], space: LabelSpace) -> list[str]:
-    """Return those of the probes that can learn labels of this space."""
-    label = tasks.label(space)
-    return [name for name in probes if isinstance(label, probe_module(name).LABEL)]
+    """Return those of the probes that can learn labels of this space: of maps only what lies over the image."""
+    label, found = tasks.label(space), []
+    for name in probes:
+        probe = probe_module(name)
+        if isinstance(label, probe.LABEL) and (space.aligned or probe.READS != "maps"):
+            found.append(name)
+    return found
 
 
 def probe_module(name: str) -> ModuleType:

@@ -81,6 +81,7 @@ METRIC = {
     "segmentation": "miou",
     "depth": "delta_1.25",
     "normals": "within_11.25",
+    "regression": "r2",
 }
 
 

@@ -1,4 +1,4 @@
-"""Base class of labels that are rasters over the image: depth, normals, segmentation, texture."""
+"""Base class of labels that are rasters over the image: depth, normals, regression, segmentation, texture."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class Task(ABC):
         loss = task.loss(task.head(info)(features), task.collate(values))
     """
 
-    reads: ClassVar[Literal["vector", "pyramid", "fused"]] = "fused"
+    reads: Literal["vector", "pyramid", "fused"] = "fused"
     """The field of `Features` that the head reads; no other one need be there, but `pyramid` beside `fused`."""
     better: ClassVar[dict[str, str]]
     """All metrics, the leading one first, each with the better direction: "higher" or "lower"."""
@@ -181,6 +181,10 @@ class Task(ABC):
     @abstractmethod
     def constant_label(self, values: Iterable[Value]) -> Value:
         """Return the trivial baseline: the best label that ignores the image, computed from the training labels."""
+
+    def fit_space(self, values: Iterable[Value]) -> LabelSpace:
+        """Return the label space with what a network has to know of its training labels; by default nothing."""
+        return self.space
 
 
 class LinearHead(nn.Linear):

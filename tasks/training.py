@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, cast, runtime_checkable
@@ -13,13 +13,16 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+import tasks
 from pipeline.data.dataset import ImageDataset
 from pipeline.data.loader import WEIGHTS, Batch, BatchLoader, LoaderConfig
+from pipeline.data.sampling import random_order
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.augment import AugmentConfig
 from pipeline.recipe.base import FitConfig, ValidateConfig
 from pipeline.steps import ranks
 from pipeline.steps.runtime import Runtime
+from pipeline.stores.labels import LabelSpace, Value
 from pipeline.training.autotune import ComputeConfig, TimedCall, autotune, timed_images
 from pipeline.training.collectives import synchronize_batch_norms
 from pipeline.training.device import find_device, move_to_device
@@ -38,6 +41,7 @@ MEAN = "mean"
 """Name of the mean over heads in a validation."""
 IMAGES = "images"
 """Name of the amount of all images."""
+STATISTICS_IMAGES = 2000
 AUTOTUNE_IMAGES = 4
 """Images of the training step that is timed on a CPU."""
 
@@ -171,6 +175,20 @@ class TrainingResult:
         """Return the entries of a manifest's counts: `choice`, `processes` if several, and `FitResult.counts`."""
         processes = {"processes": self.processes} if self.processes > 1 else {}
         return {"choice": self.compute.describe(), **processes, **self.fitted.counts()}
+
+
+def fitted_space(space: LabelSpace, images: ImageDataset, head: str) -> LabelSpace:
+    """Return the label space with what its task has to know of the labels of `head` of the images that are learned.
+
+    Of more than STATISTICS_IMAGES images, so many are looked at, drawn at random.
+    """
+
+    def values() -> Iterator[Value]:
+        for index in sorted(random_order(images.keys(), 0)[:STATISTICS_IMAGES].tolist()):
+            if (value := images.values(index).get(head)) is not None:
+                yield value
+
+    return tasks.model(space).fit_space(values())
 
 
 def train_network(

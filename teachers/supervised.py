@@ -57,15 +57,16 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     from tasks.network import build_network
     from tasks.prediction import network_predictor
     from tasks.teacher import Teacher, TeacherSchedule
-    from tasks.training import TrainingPlan, WeightedSum, train_network
+    from tasks.training import TrainingPlan, WeightedSum, fitted_space, train_network
 
     name, teacher = config["name"], Config.model_validate(config["teacher"])
     dataset = IngestedSet(inputs[f"data.{teacher.data}"])
-    space = teacher_space(name, teacher.task, teacher.data, dataset.spaces)
+    labelled = training_images(name, teacher.task, dataset)
+    space = fitted_space(teacher_space(name, teacher.task, teacher.data, dataset.spaces), labelled, name)
     network = build_network(teacher, {name: space}, config["seed"])
     if teacher.trainable == "heads":
         network.backbone.freeze()
-    images = read_resized(training_images(name, teacher.task, dataset), inputs)
+    images = read_resized(labelled, inputs)
     validated = validation_images(config, dataset) if teacher.validate else {}
     plan = TrainingPlan(f"teacher.{name}", teacher, teacher.augment, config["seed"], out, validated)
     trained = train_network(network, WeightedSum({name: 1.0}), images, plan, inputs.runtime)

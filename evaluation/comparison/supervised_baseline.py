@@ -16,7 +16,7 @@ from pipeline.recipe.augment import AugmentConfig
 from pipeline.recipe.base import FitConfig
 from pipeline.recipe.evaluation import StartConfig
 from pipeline.steps.artifact import Inputs
-from tasks.training import TrainingPlan, WeightedSum, train_network
+from tasks.training import TrainingPlan, WeightedSum, fitted_space, train_network
 
 
 def train(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -35,7 +35,8 @@ def train(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
     keys = pool_keys(inputs[config["pool"]], config["share"], seed)
     others = {key for shard in labelled.images("train").shards for key in shard.keys} - keys
     dataset = read_resized(true_label_dataset(labelled, "train", heads, others), inputs)
-    network = build_finetuning_network(start, labelled.spaces, config, blank=False, seed=seed)
+    spaces = {task: fitted_space(space, dataset, task) for task, space in labelled.spaces.items()}
+    network = build_finetuning_network(start, spaces, config, blank=False, seed=seed)
     fit = FitConfig.model_validate(config["supervised"])
     plan = TrainingPlan(config["name"], fit, AugmentConfig(), seed, out)
     combine = WeightedSum(dict.fromkeys(heads, 1.0))

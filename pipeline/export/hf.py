@@ -46,6 +46,7 @@ ARRAYS = {
     "texture": ("responses", 3),
     "features": ("vector", 1),
     "feature_maps": ("map", 3),
+    "regression": ("values", 3),
 }
 """Name and number of dimensions of the float32 array that is the label of a task."""
 Feature = dict[str, Any]

@@ -35,8 +35,8 @@ class MeasurementConfig(BaseConfig):
     """Models that learn on the frozen backbone, by the names of files in `evaluation/probes/`. For classes: `knn`
     (nearest neighbours), `soft_nn` (all labelled images, weighted by distance, as in SuNCEt), `linear` (a linear
     classifier), `linear_hpt` (the same, trained as in HPT, for a GPU). For several classes per image:
-    `linear_multilabel`. For segmentation, depth and normals: `linear_dense` (a linear layer on its maps). For boxes:
-    `detector`."""
+    `linear_multilabel`. For segmentation, depth, normals and regression: `linear_dense` (a linear layer on its maps).
+    For boxes: `detector`."""
     schedule: str = "quick"
     """Schedule of fine-tuning: `quick`, `hpt` (HPT's), or `suncet` (SuNCEt's for 1 % and 10 % of the labels)."""
     labels: Amounts = ["all"]

@@ -31,7 +31,7 @@ class TrainingConfig(FitConfig):
     224, 512 at 512, 1,000 from 716 on."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of a class label that is spread evenly: of an image or a pixel over all classes, of several classes per
-    image over present and absent. Boxes, masks, depth, normals and texture have none."""
+    image over present and absent. Boxes, masks, depth, normals, texture and regression have none."""
     augment: AugmentConfig = AugmentConfig()
     """Augmentation of training images."""
 

@@ -69,24 +69,59 @@ COMMON = pa.schema(
 class LabelSpace:
     """The meaning of the numbers in a label: the task, its K class names in order of their ids, and the scale of depth.
 
-    `scale` is "metric" (metres) or "relative" (inverse depth up to an unknown scale and shift per image).
+    `scale` is "metric" (metres) or "relative" (inverse depth up to an unknown scale and shift per image). The other
+    fields are of regression, whose classes are the channels of its arrays.
     """
 
     task: str
     classes: tuple[str, ...] = ()
     scale: Literal["metric", "relative"] = "metric"
+    unit: str = ""
+    """Of the numbers, as `m`."""
+    aligned: bool = True
+    """True for rasters over the image, False for arrays of another kind, such as the spectrogram of a sound."""
+    mean: tuple[float, ...] = dataclasses.field(default=(), compare=False)
+    """By channel, of the labels that a network learned; () for 0. It and `std` change no label's meaning."""
+    std: tuple[float, ...] = dataclasses.field(default=(), compare=False)
+    """By channel, the standard deviation; () for 1."""
 
     def to_json(self) -> dict[str, Any]:
-        return {"task": self.task, "classes": list(self.classes), "scale": self.scale}
+        stated = {"task": self.task, "classes": list(self.classes), "scale": self.scale}
+        if self.unit:
+            stated["unit"] = self.unit
+        if not self.aligned:
+            stated["aligned"] = False
+        if self.mean:
+            stated |= {"mean": list(self.mean), "std": list(self.std)}
+        return stated
 
     @classmethod
     def from_json(cls, data: Any) -> LabelSpace:
         """Return the label space that `to_json` stated. Raises DataError for anything else."""
         match data:
-            case {"task": str(task), "classes": [*classes], "scale": "metric" | "relative" as scale}:
-                if all(isinstance(name, str) for name in classes):
-                    return cls(task, tuple(classes), scale)
+            case {"task": str(task), "classes": [*classes], "scale": "metric" | "relative" as scale, **more}:
+                if all(isinstance(name, str) for name in classes) and _are_of_regression(more, len(classes)):
+                    fields: dict[str, Any] = {str(name): more[name] for name in more}
+                    fields |= {name: tuple(fields[name]) for name in STATISTICS if name in fields}
+                    return cls(task, tuple(classes), scale, **fields)
         raise DataError(f"{data!r:.80} is no label space, which has a task, a list of classes and a scale.")
+
+
+STATISTICS = ("mean", "std")
+
+
+def _are_of_regression(fields: Mapping[Any, Any], channels: int) -> bool:
+    """Return True if these are fields of a label space beside task, classes and scale, and have values of their types.
+
+    `channels`: how many numbers there are of each statistic.
+    """
+    of_types = isinstance(fields.get("unit", ""), str) and isinstance(fields.get("aligned", True), bool)
+    numbers = [fields[name] for name in STATISTICS if name in fields]
+    are_numbers = all(
+        isinstance(each, list) and len(each) == channels and all(isinstance(one, float | int) for one in each)
+        for each in numbers
+    )
+    return of_types and are_numbers and len(numbers) != 1 and fields.keys() <= {"unit", "aligned", *STATISTICS}
 
 
 class LabelOrigin(NamedTuple):
