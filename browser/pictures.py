@@ -13,7 +13,7 @@ from PIL import Image
 from browser.label_files import decode_row, read_row_group
 from browser.loading import Loading
 from browser.tables import Store
-from pipeline.data.decode import decode_image
+from pipeline.data.bands import decode_picture
 from pipeline.errors import DataError
 from pipeline.storage.root import StoredFile
 from pipeline.stores.images import ImageShard
@@ -44,7 +44,7 @@ class Pictures:
         """Return the upright image, its longer side scaled to `side` pixels."""
         found, row = self.loading.locate(image)
         shard = self._open(found.shard.tar, found.shard.index)  # an open shard keeps its index in memory
-        return thumbnail(decode_image(shard.read(row), at_least=(side, side)), side)
+        return thumbnail(decode_picture(shard.read(row), at_least=(side, side)), side)
 
     def row(self, store: Store, image: int) -> Row | None:
         """Return the row of an image in a store's label file; None if the store has no file of its shard."""

@@ -31,6 +31,7 @@ EXTRAS = {
     "onnxscript": ("onnx", "the student as an ONNX graph"),
     "av": ("video", "frames of videos"),
     "OpenEXR": ("exr", "depth and normals in OpenEXR files"),
+    "imagecodecs": ("tiff", "images of several bands in TIFF files"),
     "tensorboard": ("tensorboard", "curves of trainings in TensorBoard"),
     "s3fs": ("s3", "roots on S3"),
     "prefect_ray": ("ray", "labelling on a Ray cluster"),

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from torch import nn
 
 from evaluation import corruptions
@@ -20,6 +19,7 @@ from evaluation.label_subsets import Splits, label_requests
 from evaluation.measurement import CLEAN, MEASUREMENTS_FILE, Measurement, max_or_min, measurements
 from evaluation.schedules import SCHEDULES, FinetuneSchedule
 from ingest.resized import read_resized
+from pipeline.data.bands import Pixels
 from pipeline.data.dataset import ImageDataset
 from pipeline.errors import error_context
 from pipeline.models.backbone import register_statistics
@@ -260,6 +260,6 @@ class CorruptedPreprocessing(Preprocessing):
 
     change: Any = None
 
-    def __call__(self, image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    def __call__(self, image: Pixels, size: tuple[int, int]) -> NDArray[np.uint8]:
         corrupted: NDArray[np.uint8] = self.change(super().__call__(image, size))
         return corrupted

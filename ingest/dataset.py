@@ -60,6 +60,8 @@ class IngestedSet:
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
+        self.channels: int = artifact.manifest["config"].get("source", {}).get("channels", 3)
+        """Channels of its images."""
         summary = artifact.load("set.json", read_json)
         self.splits: dict[str, int] = summary["splits"]
         """Number of image shards by split."""

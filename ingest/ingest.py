@@ -22,7 +22,7 @@ import tasks
 from ingest.dataset import IngestedSet
 from ingest.incremental import ExistingShard, KnownFile, PreviousShards, Size, SourceIndex, SourceMatch
 from ingest.shard_packer import PackedRecord, ShardPacker
-from pipeline.data.decode import inspect_image
+from pipeline.data.bands import inspect_pixels
 from pipeline.data.prefetch import prefetch
 from pipeline.errors import DataError, mask_credentials
 from pipeline.sources import BaseSource, SourceRecord, Stamp
@@ -43,7 +43,10 @@ PROGRESS_EVERY = 50
 def open_source(config: Mapping[str, Any]) -> BaseSource:
     """Open the source that an entry of a recipe's `data` describes."""
     module = importlib.import_module(f"pipeline.sources.{config['kind']}")
-    return module.Source(module.Config.model_validate(config))
+    read = module.Config.model_validate(config)
+    source: BaseSource = module.Source(read)
+    source.channels = read.channels
+    return source
 
 
 def ingest(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -174,7 +177,7 @@ class _Ingest:
     def _read(self, scanned: _ScannedRecord, data: bytes) -> None:
         scanned.read, record = True, scanned.record
         try:
-            facts = inspect_image(data)
+            facts = inspect_pixels(data, self.source.channels)
         except (DataError, OSError) as error:
             scanned.reason = _error_text(error)
             return

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import tasks
-from pipeline.data.decode import FORMATS, inspect_image
+from pipeline.data.bands import RGB, inspect_pixels
+from pipeline.data.decode import FORMATS
 from pipeline.errors import MustError
 from pipeline.sources import BaseSource, SourceRecord, TrueLabels
 from pipeline.stores.labels import LabelSpace
@@ -103,7 +104,9 @@ class SetSurvey:
     sides: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     """(width, height) of the images that were opened, pixels."""
     modes: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    """Pillow's modes of these images: RGB, L, I;16 ..."""
+    """Pillow's modes of these images: RGB, L, I;16 ..., or how many channels they have."""
+    channels: int = RGB
+    """Channels of the images, as the recipe states them."""
     tasks: dict[str, TaskSurvey] = dataclasses.field(default_factory=dict)
     unreadable: list[str] = dataclasses.field(default_factory=list)
     """Images or labels that can't be read, each with the reason."""
@@ -140,7 +143,7 @@ def survey(source: BaseSource) -> SetSurvey:
     by_split: dict[str, list[SourceRecord]] = collections.defaultdict(list)
     for record in source.records():
         by_split[record.split].append(record)
-    found = SetSurvey({split: len(records) for split, records in by_split.items()})
+    found = SetSurvey({split: len(records) for split, records in by_split.items()}, channels=source.channels)
     found.tasks = {task: TaskSurvey(space) for task, space in spaces.items()}
     is_cheap = bool(spaces) and spaces.keys() <= WHOLE_IMAGE
     for split, records in by_split.items():
@@ -161,15 +164,21 @@ def _open(record: SourceRecord, split: str, found: SetSurvey, labels: bool) -> N
     found.opened += 1
     try:
         data = record.read()
-        size = inspect_image(data)[:2]
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            found.modes[image.mode] += 1
+        size = inspect_pixels(data, found.channels)[:2]
+        found.modes[_mode(data, found.channels)] += 1
     except (MustError, OSError, ValueError) as error:
         found.unreadable.append(f"{record.name}: {error}")
         return
     found.sides.append(size)
     if labels:
         _add_labels(record, split, size, found)
+
+
+def _mode(data: bytes, channels: int) -> str:
+    if channels != RGB:
+        return f"{channels} channels"
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return image.mode
 
 
 def _add_labels(record: SourceRecord, split: str, size: tuple[int, int], found: SetSurvey) -> None:

@@ -26,10 +26,11 @@ def dataset_shards(
     ingested: IngestedSet, split: str, label_sources: LabelSources, without: Set[str] = frozenset()
 ) -> list[DatasetShard]:
     """Return the shards of a split with `label_sources(shard)` as their labels, without the images `without` (keys)."""
-    return [
-        DatasetShard(shard, np.flatnonzero([key not in without for key in shard.keys]), label_sources(shard))
-        for shard in ingested.images(split).shards
-    ]
+    shards = []
+    for shard in ingested.images(split).shards:
+        rows = np.flatnonzero([key not in without for key in shard.keys])
+        shards.append(DatasetShard(shard, rows, label_sources(shard), channels=ingested.channels))
+    return shards
 
 
 def true_label_dataset(

@@ -87,7 +87,7 @@ def student_shards(config: StudentConfig, heads: Mapping[str, StudentHead], inpu
                     for ranked in sources
                 )
         if label_sources or len(stored) < len(heads):
-            yield DatasetShard(shard, rows, label_sources, name)
+            yield DatasetShard(shard, rows, label_sources, name, sets[name].channels)
 
 
 def count_rejected(inputs: Inputs) -> dict[str, Any]:

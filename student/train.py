@@ -10,6 +10,7 @@ from ingest.dataset import IngestedSet
 from ingest.resized import read_resized
 from ingest.validation import validation_sets
 from pipeline.data.dataset import ImageDataset
+from pipeline.data.statistics import own_statistics
 from pipeline.errors import ConfigError
 from pipeline.models.checkpoint import write_tensors
 from pipeline.recipe.student import StudentConfig
@@ -34,7 +35,8 @@ def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
     heads = heads_of(student, inputs)
     weighting = build_loss_weighting(student, heads)
     dataset = read_resized(student_dataset(student, heads, inputs), inputs)
-    network = build_network(student, {name: head.space for name, head in heads.items()}, config["seed"])
+    spaces = {name: head.space for name, head in heads.items()}
+    network = build_network(student, spaces, config["seed"], own_statistics(dataset))
     validated = validation_images(config, inputs) if student.validate else {}
     live = {
         name: FrozenTeacher(open_teacher(inputs[f"teacher.{name}"])) for name, head in heads.items() if head.is_live

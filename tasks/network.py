@@ -13,17 +13,25 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import tasks
+from pipeline.data.bands import MOST_CHANNELS, RGB
 from pipeline.errors import ConfigError, DataError
-from pipeline.models.backbone import Backbone
+from pipeline.models.backbone import Backbone, register_statistics
 from pipeline.models.checkpoint import load_model, read_tensors, save_model
 from pipeline.models.readout import Readout, untrained_parameters
-from pipeline.models.timm_models import statistics
+from pipeline.models.timm_models import Statistics, statistics
 from pipeline.models.weight_loading import load_weights
 from pipeline.models.weights import NETWORK, network_settings_file
 from pipeline.recipe.augment import Resize
@@ -49,6 +57,13 @@ class NetworkConfig(BaseModel):
     heads: dict[str, dict[str, Any]]
     """Label spaces by head, as JSON."""
     seed: int = Field(default=0, ge=0)
+    channels: int = Field(default=RGB, ge=1, le=MOST_CHANNELS)
+    """Of the images."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_rgb(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        return {name: value for name, value in fields.items() if name != "channels" or value != RGB}
 
     @classmethod
     def of_settings(cls, settings: Mapping[str, Any], origin: str) -> NetworkConfig:
@@ -120,7 +135,7 @@ class Network(nn.Module):
         super().__init__()
         self.config = config
         seed_part(config.seed, "backbone")
-        self.backbone = Backbone(config.backbone, config.image_size, statistics(config.backbone))
+        self.backbone = Backbone(config.backbone, config.image_size, statistics(config.backbone, config.channels))
         self.tasks = {name: tasks.model(space) for name, space in config.spaces().items()}
         self.pyramid = self._build_pyramid() if any(task.reads != "vector" for task in self.tasks.values()) else None
         info = FeatureInfo(self.backbone.width, config.width, config.image_size, config.proposals)
@@ -255,11 +270,18 @@ def fuse(levels: Sequence[Tensor], side: int) -> Tensor:
     return torch.stack(resized).sum(dim=0)
 
 
-def build_network(config: TrainingConfig, spaces: Mapping[str, LabelSpace], seed: int) -> Network:
-    """Build a network with a new head for each of `spaces`; load the backbone's `config.weights`, if any."""
+def build_network(
+    config: TrainingConfig, spaces: Mapping[str, LabelSpace], seed: int, own: Statistics | None = None
+) -> Network:
+    """Build a network with a new head for each of `spaces`; load the backbone's `config.weights`, if any.
+
+    `own`: statistics of images of other channels than RGB, see `pipeline.data.statistics`.
+    """
     shared = config.model_dump(include={"backbone", "image_size", "resize", "width", "proposals"})
     heads = {name: space.to_json() for name, space in spaces.items()}
-    network = Network(NetworkConfig(**shared, heads=heads, seed=seed))
+    network = Network(NetworkConfig(**shared, heads=heads, seed=seed, channels=len(own[0]) if own else RGB))
+    if own:
+        register_statistics(network.backbone, own)
     for task in network.tasks.values():
         task.label_smoothing = config.label_smoothing
     if config.weights:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline.data.augment import AugmentParams, Placement, full_image_box, transform_image, valid_size
+from pipeline.data.bands import RGB, Pixels, decode_pixels
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.weight_loading import non_finite_weights
 from pipeline.recipe.augment import Resize
@@ -48,13 +49,29 @@ class Preprocessing:
     """Resize the central square whose side is this share of the shorter side, as timm does; None: the whole image."""
     bicubic: bool = False
     """Bicubic filtering instead of bilinear, of crops and of whole images that are stretched."""
+    channels: int = RGB
+    """Of the images."""
 
-    def __call__(self, image: Image.Image, size: tuple[int, int]) -> np.ndarray[Any, Any]:
-        """Return the RGB image as uint8 (S, S, 3).
+    @property
+    def dtype(self) -> type[np.uint8 | np.float32]:
+        """The type of the numbers of the input."""
+        return np.uint8 if self.channels == RGB else np.float32
+
+    def decode(self, data: bytes, size: tuple[int, int]) -> Pixels:
+        """Decode an image file, whose upright image is of `size`, with all the detail that the input has."""
+        return decode_pixels(data, self.channels, self.min_decode_size(size))
+
+    def blank(self, count: int) -> NDArray[Any]:
+        """Return inputs (count, S, S, C) of zeros."""
+        return np.zeros((count, self.size, self.size, self.channels), self.dtype)
+
+    def __call__(self, image: Pixels, size: tuple[int, int]) -> NDArray[Any]:
+        """Return the image as uint8 (S, S, 3), or as float32 (S, S, C) of other channels than RGB.
 
         It may have been decoded at a reduced size; `size` is (width, height) of the file's image, pixels.
         """
-        if self.crop_pct is None and not (self.bicubic and self.resize == "stretch"):
+        plain = self.crop_pct is None and not (self.bicubic and self.resize == "stretch")
+        if plain or isinstance(image, np.ndarray):
             return transform_image(image, AugmentParams(self._box(size)), self.size)
         filtering = Image.Resampling.BICUBIC if self.bicubic else Image.Resampling.BILINEAR
         box = self._crop(image.size)
@@ -124,7 +141,8 @@ class Predictor:
         self.check_weights()
         size = self.preprocessing.size
         count = autotune.timed_images(find_device(runtime.device), AUTOTUNE_IMAGES, GPU_AUTOTUNE_IMAGES)
-        images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
+        channels, dtype = self.preprocessing.channels, torch.from_numpy(self.preprocessing.blank(0)).dtype
+        images = torch.randint(0, 256, (count, channels, size, size), dtype=dtype)
         self.compute = autotune.autotune_inference(runtime, [model_id, "predict"], self.network, images)
         self.compute.place(self.network)
         return self
@@ -241,7 +259,8 @@ def check_finite_label(value: Value) -> None:
 
 def network_predictor(network: Network) -> Predictor:
     """Return a predictor of all heads of a network."""
-    return Predictor(network, network.tasks, Preprocessing(network.config.image_size, network.config.resize))
+    made = network.config
+    return Predictor(network, network.tasks, Preprocessing(made.image_size, made.resize, channels=made.channels))
 
 
 def load_network(artifact: Artifact, runtime: Runtime) -> Predictor:

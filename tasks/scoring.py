@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.dataset import ImageDataset
-from pipeline.data.decode import decode_image
 from pipeline.data.loader import stack_images
 from pipeline.data.prefetch import prefetch
 from pipeline.errors import DataError
@@ -60,9 +59,9 @@ def _prepared(predictor: Predictor, dataset: ImageDataset, runtime: Runtime) -> 
     def load(rows: range) -> tuple[range, Tensor]:
         return rows, stack_images([load_image(row) for row in rows])
 
-    def load_image(row: int) -> NDArray[np.uint8]:
+    def load_image(row: int) -> NDArray[Any]:
         size = dataset.size(row)
-        return preprocess(decode_image(dataset.read(row)[1], at_least=preprocess.min_decode_size(size)), size)
+        return preprocess(preprocess.decode(dataset.read(row)[1], size), size)
 
     count, threads = len(dataset), runtime.threads
     batches = (range(start, min(start + BATCH, count)) for start in range(0, count, BATCH))

@@ -54,6 +54,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     """
     from ingest.dataset import IngestedSet, teacher_space
     from ingest.resized import read_resized
+    from pipeline.data.statistics import own_statistics
     from tasks.network import build_network
     from tasks.prediction import network_predictor
     from tasks.teacher import Teacher, TeacherSchedule
@@ -63,7 +64,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     dataset = IngestedSet(inputs[f"data.{teacher.data}"])
     labelled = training_images(name, teacher.task, dataset)
     space = fitted_space(teacher_space(name, teacher.task, teacher.data, dataset.spaces), labelled, name)
-    network = build_network(teacher, {name: space}, config["seed"])
+    network = build_network(teacher, {name: space}, config["seed"], own_statistics(labelled))
     if teacher.trainable == "heads":
         network.backbone.freeze()
     images = read_resized(labelled, inputs)

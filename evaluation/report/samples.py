@@ -17,7 +17,7 @@ from evaluation.report.run_record import RunRecord
 from ingest.dataset import IngestedSet
 from ingest.label_precedence import LabelPrecedence
 from ingest.pool import read_pool
-from pipeline.data.decode import decode_image
+from pipeline.data.bands import decode_picture
 from pipeline.steps.artifact import Artifact
 from pipeline.storage.root import StoredFile
 from pipeline.stores.images import ImageRow, ImageShard
@@ -72,7 +72,7 @@ class StoredImage:
 
     def open(self, min_size: tuple[int, int] = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)) -> Image.Image:
         """Return the upright image, at least `min_size` (width, height) unless it is smaller itself."""
-        return decode_image(self.shard.read(self.row), at_least=min_size)
+        return decode_picture(self.shard.read(self.row), at_least=min_size)
 
 
 class RunSamples:

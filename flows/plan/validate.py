@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import tasks
+from flows.plan.channel_checks import check_channels
 from flows.plan.evaluation_steps import check_probes, probed_sets
 from flows.plan.resolve import ResolvedRecipe, Spaces, method_place
 from ingest.dataset import check_labels_fit, teacher_space
@@ -22,6 +23,7 @@ from pipeline.stores.labels import LabelSpace
 def validate(resolved: ResolvedRecipe) -> None:
     """Raise ConfigError for a part of the recipe that does not fit the others, or the labels that there are."""
     recipe, spaces = resolved.recipe, resolved.spaces
+    check_channels(resolved)
     _check_teachers(recipe, spaces)
     recipe.student.check_weights(
         {

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.data.bands import Bands, Pixels
 from pipeline.recipe.augment import AugmentConfig, Resize
 from pipeline.stores.labels import Label, Value
 from pipeline.stores.rasters import DENSE_STRIDE, FULL_IMAGE, Box
@@ -45,6 +46,8 @@ class AugmentParams(NamedTuple):
     """Mirrored left to right."""
     color: tuple[float, ...] | None = None
     """A 3 x 4 matrix on RGB values in 0 to 255, by rows."""
+    tone: tuple[float, float] | None = None
+    """Brightness and contrast of images of other channels than RGB, 1 for as it is."""
 
 
 def seeded_generator(*numbers: int) -> np.random.Generator:
@@ -72,7 +75,8 @@ def sample_params(
     height = round_to_cells(square[1] * math.sqrt(share / ratio), side)
     mirrored = bool(flip < config.flip)
     left, top = (1 - x if mirrored else x) * max(1 - width, 0.0), y * max(1 - height, 0.0)
-    return AugmentParams((left, top, left + width, top + height), mirrored, _color_matrix(config, np.array(color)))
+    box, draws = (left, top, left + width, top + height), np.array(color)
+    return AugmentParams(box, mirrored, _color_matrix(config, draws), _tone(config, draws))
 
 
 def relative_square(resize: Resize, size: tuple[int, int]) -> tuple[float, float]:
@@ -113,13 +117,48 @@ def _color_matrix(config: AugmentConfig, draws: NDArray[np.float64]) -> tuple[fl
     return tuple(np.hstack([matrix, np.full((3, 1), shift)]).ravel().tolist())
 
 
-def transform_image(image: Image.Image, params: AugmentParams, size: int) -> NDArray[np.uint8]:
-    """Return the augmented RGB image as (size, size, 3) uint8, resized bilinearly with anti-aliasing."""
+def _tone(config: AugmentConfig, draws: NDArray[np.float64]) -> tuple[float, float] | None:
+    strengths = np.array([config.brightness, config.contrast])
+    brightness, contrast = (1 + strengths * (2 * draws[:2] - 1)).tolist()
+    return (brightness, contrast) if strengths.any() else None
+
+
+def transform_image(image: Pixels, params: AugmentParams, size: int) -> NDArray[Any]:
+    """Return the augmented image, resized bilinearly with anti-aliasing: (size, size, 3) uint8 of a picture in RGB,
+    (size, size, C) float32 of bands (H, W, C).
+    """
+    return (
+        _transform_bands(image, params, size) if isinstance(image, np.ndarray) else _transform_rgb(image, params, size)
+    )
+
+
+def _source_box(params: AugmentParams, size: tuple[int, int]) -> Box:
+    """Return the region, in pixels, of an image of `size` = (width, height) that is to be seen."""
     x0, y0, x1, y1 = params.box
-    valid, x1, y1 = valid_size(params.box, size), min(x1, 1.0), min(y1, 1.0)
+    x1, y1 = min(x1, 1.0), min(y1, 1.0)
     if params.flip:
         x0, x1 = max(1 - x1, 0.0), 1 - x0
-    box = (x0 * image.width, y0 * image.height, x1 * image.width, y1 * image.height)
+    return (x0 * size[0], y0 * size[1], x1 * size[0], y1 * size[1])
+
+
+def _transform_bands(bands: Bands, params: AugmentParams, size: int) -> Bands:
+    """Transform each channel alone. Brightness scales its numbers, contrast is about its mean, which padding has."""
+    box, valid = _source_box(params, (bands.shape[1], bands.shape[0])), valid_size(params.box, size)
+    made = np.empty((size, size, bands.shape[2]), np.float32)
+    for channel in range(bands.shape[2]):
+        band = Image.fromarray(np.ascontiguousarray(bands[..., channel]))
+        resized = np.asarray(band.resize(valid, Image.Resampling.BILINEAR, box=box, reducing_gap=2.0))
+        if params.tone is not None:
+            brightness, contrast = params.tone
+            mean = resized.mean(dtype=np.float64)
+            resized = (brightness * (contrast * (resized - mean) + mean)).astype(np.float32)
+        made[..., channel] = resized.mean(dtype=np.float64)
+        made[: valid[1], : valid[0], channel] = resized[:, ::-1] if params.flip else resized
+    return made
+
+
+def _transform_rgb(image: Image.Image, params: AugmentParams, size: int) -> NDArray[np.uint8]:
+    box, valid = _source_box(params, image.size), valid_size(params.box, size)
     resized = image.resize(valid, Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
     if params.flip:
         resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from pipeline.data.augment import (
     transform_label,
     valid_size,
 )
-from pipeline.data.decode import decode_image
+from pipeline.data.bands import RGB, decode_pixels
 from pipeline.errors import DataError
 from pipeline.recipe.augment import AugmentConfig, Resize
 from pipeline.recipe.student import DisagreementMode
@@ -115,14 +115,18 @@ class DatasetShard:
     label_sources: Mapping[str, tuple[LabelSource, ...]]
     dataset: str = ""
     """The name of the set that the images are from, where that is asked for."""
+    channels: int = RGB
+    """Channels of the images."""
 
 
 @dataclasses.dataclass
 class ImageSample:
-    """An augmented image (S, S, 3) uint8 with its labels by head, and the (width, height) of its valid region."""
+    """An augmented image (S, S, 3) uint8, or (S, S, C) float32 of a set of C channels, with its labels by head, and the
+    (width, height) of its valid region.
+    """
 
     key: str
-    image: NDArray[np.uint8]
+    image: NDArray[Any]
     valid: tuple[int, int]
     values: dict[str, Value]
     weights: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -176,6 +180,11 @@ class ImageDataset:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images: the same of all sets of a recipe that are used together."""
+        return self.shards[0].channels if self.shards else RGB
 
     def _open_labels(self, number: int) -> dict[str, list[OpenSource]]:
         shard = self.shards[number]
@@ -260,7 +269,7 @@ class ImageDataset:
         params = sample_params(augment, seeded_generator(*seed), relative_square(resize, self.size(index)), size)
         x0, y0, x1, y1 = params.box
         needed = math.ceil(size / (x1 - x0)), math.ceil(size / (y1 - y0))
-        key, decoded = self.decode(index, functools.partial(decode_image, at_least=needed))
+        key, decoded = self.decode(index, lambda data: decode_pixels(data, self.channels, needed))
         image = transform_image(decoded, params, size)
         values, found = {}, self._labels(index)
         for head, (value, opened) in found.items():

@@ -34,7 +34,7 @@ class Batch:
     """Images and targets as tensors."""
 
     images: Tensor
-    """(B, 3, S, S) uint8."""
+    """(B, 3, S, S) uint8, or (B, C, S, S) float32 of sets of C channels."""
     keys: list[str]
     targets: dict[str, dict[str, Any]]
     """By head: `rows`, the positions (n,) in the batch that have a label, and `target`."""
@@ -94,8 +94,8 @@ class BatchLoader(PrefetchedStream[ImageSample, LocalSamples]):
         return self.dataset.sample(index, config.size, config.resize, config.augment, (config.seed, position))
 
 
-def stack_images(images: Sequence[NDArray[np.uint8]]) -> Tensor:
-    """Stack images (S, S, 3) uint8 into a tensor (B, 3, S, S)."""
+def stack_images(images: Sequence[NDArray[Any]]) -> Tensor:
+    """Stack images (S, S, C) into a tensor (B, C, S, S)."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 

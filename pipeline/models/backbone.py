@@ -20,7 +20,8 @@ class Backbone(nn.Module):
     """A timm model without classifier: images (B, 3, S, S), uint8 or float32 in [0, 1], -> their vectors (B, `width`).
 
     `size` is the side of the images it is meant for, pixels. Transformers take views of any side that is a multiple of
-    their patches, convolutional networks of any side. `drop_path`: see `create_timm_model`. See
+    their patches, convolutional networks of any side. Of other channels than 3, as many as there are `statistics`,
+    images are float32 in the numbers of their files. `drop_path`: see `create_timm_model`. See
     `pipeline.models.readout` for what is read of a model.
 
     Example:
@@ -35,8 +36,9 @@ class Backbone(nn.Module):
         super().__init__()
         self.name, self.size = name, image_size
         self.frozen = False
-        self.model = create_timm_model(name, image_size, drop_path)
-        self.width, self.strides, self.channels, self._indices = readout_info(name, image_size)
+        bands = len(statistics[0])
+        self.model = create_timm_model(name, image_size, drop_path, bands)
+        self.width, self.strides, self.channels, self._indices = readout_info(name, image_size, bands)
         register_statistics(self, statistics)
         self._grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in self.modules())
 
@@ -120,6 +122,6 @@ class Classifier(nn.Module):
 
 
 def register_statistics(module: nn.Module, statistics: Statistics) -> None:
-    """Register statistics as buffers `mean` and `std`, (1, 3, 1, 1), for images in 0 to 255."""
+    """Register statistics as buffers `mean` and `std`, (1, C, 1, 1), for images in 0 to 255."""
     for name, values in zip(("mean", "std"), statistics, strict=True):
-        module.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1) * 255)
+        module.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1) * 255)

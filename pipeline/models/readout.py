@@ -99,14 +99,14 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 
 
 @functools.cache
-def readout_info(name: str, image_size: int) -> ReadoutInfo:
-    """Return what the readout of a timm model gives, found out without arithmetic.
+def readout_info(name: str, image_size: int, channels: int = 3) -> ReadoutInfo:
+    """Return what the readout of a timm model gives for images of so many channels, found out without arithmetic.
 
     Raises ConfigError if it can't be defined: the model gives no maps, or several last ones, or can't take the size.
     """
     with torch.device("meta"):
-        model: Any = create_timm_model(name, image_size).eval()
-        images = torch.empty(2, 3, image_size, image_size)
+        model: Any = create_timm_model(name, image_size, channels=channels).eval()
+        images = torch.empty(2, channels, image_size, image_size)
     if not hasattr(model, "forward_intermediates"):
         raise ConfigError(f"Backbone {name!r} gives no intermediate feature maps; {EXAMPLES} do.")
     try:

@@ -14,27 +14,27 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pipeline.errors import require_one_of
 
 Statistics = tuple[Sequence[float], Sequence[float]]
-"""Mean and standard deviation per channel, for images in [0, 1]."""
+"""Mean and standard deviation per channel, for images in [0, 1]; of other channels than 3, in their own numbers."""
 
 # timm takes seconds to load, for it loads torchvision. It is in the functions that need it: a recipe with stages is
 # read, and its run planned, without it.
 # ruff: noqa: PLC0415
 
 
-def create_timm_model(name: str, image_size: int, drop_path: float = 0.0) -> nn.Module:
+def create_timm_model(name: str, image_size: int, drop_path: float = 0.0, channels: int = 3) -> nn.Module:
     """Create the timm model without classifier and with random weights, for images of any side if it supports that.
 
     `drop_path`: stochastic depth of its blocks, from 0 in the first to this in the last; models with batch norms, as
-    convolutional networks are, and those of timm that have none go without. Raises ConfigError if timm has no such
-    model, with near names.
+    convolutional networks are, and those of timm that have none go without. `channels`: those of the images. Raises
+    ConfigError if timm has no such model, with near names.
     """
     check_model_name(name)
     if drop_path:
         with contextlib.suppress(TypeError):
-            model = _create(name, image_size, drop_path_rate=drop_path)
+            model = _create(name, image_size, in_chans=channels, drop_path_rate=drop_path)
             if not any(isinstance(module, _BatchNorm) for module in model.modules()):
                 return model
-    return _create(name, image_size)
+    return _create(name, image_size, in_chans=channels)
 
 
 def create_timm_classifier(name: str, classes: int, image_size: int | None = None) -> nn.Module:
@@ -96,11 +96,15 @@ def _has_tag(name: str) -> bool:
         return False
 
 
-def statistics(name: str) -> Statistics:
-    """Return the statistics that timm states for the model. Raises ConfigError if timm has no such model."""
+def statistics(name: str, channels: int = 3) -> Statistics:
+    """Return the statistics that timm states for the model; of images of other `channels` than 3 those that change no
+    number. Raises ConfigError if timm has no such model.
+    """
     import timm
 
     check_model_name(name)
+    if channels != 3:
+        return (0.0,) * channels, (1.0,) * channels
     config = timm.get_pretrained_cfg(name)
     if config is None:
         return timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD

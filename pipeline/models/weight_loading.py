@@ -13,6 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from pipeline.data.bands import RGB
 from pipeline.errors import ConfigError, DataError, first_line
 from pipeline.models.checkpoint import read_tensors
 from pipeline.models.readout import readout_info
@@ -80,6 +81,7 @@ def read_matching_weights(model: nn.Module, name: str, weights: str) -> dict[str
 
 def adapt_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     """Match the weights as `match_weights` does, with position embeddings resampled to the model's own grid."""
+    weights = _adapt_first_convolutions(model, weights)
     adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if adapt is not None and set(model.state_dict()) <= set(weights):
         try:
@@ -87,6 +89,18 @@ def adapt_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> 
         except Exception as error:  # timm's filters assume that the weights are the model's
             raise DataError(f"{source}: not weights of this model, timm can't use them ({error}).") from error
     return match_weights(model, weights, source)
+
+
+def _adapt_first_convolutions(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights of a model for RGB as those of one for the model's channels, as timm makes them of its own."""
+    named = getattr(model, "pretrained_cfg", {}).get("first_conv") or ()
+    own, adapted = model.state_dict(), dict(weights)
+    for name in [named] if isinstance(named, str) else named:
+        key = f"{name}.weight"
+        channels = own[key].shape[1] if key in own and own[key].ndim == 4 else RGB
+        if channels != RGB and key in weights and weights[key].shape[1:2] == (RGB,):
+            adapted[key] = timm.models.adapt_input_conv(channels, weights[key])
+    return adapted
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

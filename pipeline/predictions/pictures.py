@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.data.decode import decode_image
+from pipeline.data.bands import decode_picture
 from pipeline.export import BaseWriter, ExportSample
 from pipeline.stores.labels import Label
 
@@ -31,7 +31,7 @@ class Writer(BaseWriter):
     def add(self, sample: ExportSample) -> None:
         scale = min(1.0, MOST_SIDE / max(sample.size))
         size = (max(1, round(sample.size[0] * scale)), max(1, round(sample.size[1] * scale)))
-        image = decode_image(sample.data, at_least=size)
+        image = decode_picture(sample.data, at_least=size)
         if image.size != size:
             image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
         for head, value in sample.values.items():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from pipeline.recipe.base import BaseConfig
 
@@ -22,5 +22,14 @@ class SourceConfig(BaseConfig):
 
     kind: str
     """The format: the name of a file in `pipeline/sources/`."""
+    channels: int = Field(default=3, ge=1, le=16)
+    """Channels of the images. Of 3 they are pictures in RGB of 8 bits, whatever the files hold; of any other number the
+    bands of TIFF files or NumPy's arrays (height, width, channels), whose numbers are taken as they are."""
     max_bad: Share = 0.05
     """Largest share of unusable files, and of unusable annotations; above it reading the set fails."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_pictures(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `channels` of pictures, so that sets that were read before the key was there stay as they are."""
+        fields: dict[str, Any] = serialize(self)
+        return {name: value for name, value in fields.items() if name != "channels" or value != 3}

@@ -68,6 +68,9 @@ class BaseSource(ABC):
         images = {record.name: record.read() for record in source.records()}
     """
 
+    channels: int = 3
+    """Channels of its images, as the recipe states them; set by `ingest.ingest.open_source`."""
+
     @classmethod
     def detect(cls, path: str) -> Mapping[str, Any] | None:
         """Return the keys with which the folder `path` is read as this kind; None if it is none, as by default.

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline.data.arrays import decode_array
+from pipeline.data.bands import MOST_CHANNELS
 from pipeline.errors import DataError
 from pipeline.recipe.base import BaseConfig, UniqueItems
 from pipeline.sources import TrueLabels
@@ -17,7 +18,6 @@ from pipeline.sources._rasters import RasterReader
 from pipeline.storage.path import StoragePath
 from pipeline.stores.labels import LabelSpace
 
-MOST_CHANNELS = 16
 TASK = "regression"
 Factor = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -27,7 +27,7 @@ class ArrayKeys(BaseConfig):
 
     array_suffix: str | None = None
     """End of the arrays' stems that is not part of the images': `_dem` of `x_dem.tif`."""
-    channels: Annotated[tuple[str, ...], UniqueItems, Field(min_length=1, max_length=MOST_CHANNELS)] = ("value",)
+    array_channels: Annotated[tuple[str, ...], UniqueItems, Field(min_length=1, max_length=MOST_CHANNELS)] = ("value",)
     """What the numbers in each cell of the arrays are, in their order: the files have as many."""
     unit: str | None = None
     """Unit of the arrays' numbers, as `m`."""
@@ -50,14 +50,16 @@ class ArrayReader(RasterReader):
         self.keys = keys
 
     def spaces(self) -> dict[str, LabelSpace]:
-        return {TASK: LabelSpace(TASK, self.keys.channels, unit=self.keys.unit or "", aligned=self.keys.aligned)}
+        return {TASK: LabelSpace(TASK, self.keys.array_channels, unit=self.keys.unit or "", aligned=self.keys.aligned)}
 
     def read(self, file: StoragePath, name: str, size: tuple[int, int]) -> TrueLabels:
         numbers = decode_array(file.read(), file.suffix)
         numbers = numbers[..., None] if numbers.ndim == 2 else numbers
-        found, named = numbers.shape[2], self.keys.channels
+        found, named = numbers.shape[2], self.keys.array_channels
         if found != len(named):
-            raise DataError(f"holds {found} numbers in each cell; `channels` names {len(named)} ({', '.join(named)})")
+            raise DataError(
+                f"holds {found} numbers in each cell; `array_channels` names {len(named)} ({', '.join(named)})"
+            )
         if self.keys.aligned:
             check_aspect(numbers, size)
         values = self._in_unit(numbers)

@@ -7,6 +7,7 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 
+from pipeline.data.bands import BAND_SUFFIXES, RGB
 from pipeline.errors import DataError
 from pipeline.sources import BaseSource, SourceRecord
 from pipeline.sources._splits import Split, has_split_folders, parse_split, split_by_hash
@@ -47,30 +48,33 @@ class FileSource(BaseSource):
             name, reason = self.problems[0]
             raise DataError(f"{self.root}: no image can be used; the first problem: {name}: {reason}")
         if empty and self.folders:
-            suffixes = ", ".join(IMAGE_SUFFIXES)
+            suffixes = ", ".join(image_suffixes(self.channels))
             raise DataError(f"{self.folders[0]}: no images found; they are known by their suffix ({suffixes})")
         if empty:
             more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
             raise DataError(f"no images found in {self.files[0]}{more}")
 
     def count(self) -> int | None:
-        return sum(1 for _ in images_under(self.folders[0])) if self.folders else None
+        return sum(1 for _ in self._images_under(self.folders[0])) if self.folders else None
 
     def file_stamps(self) -> list[tuple[str, int, int]]:
-        images = itertools.chain.from_iterable(map(images_under, self.folders))
+        images = itertools.chain.from_iterable(map(self._images_under, self.folders))
         return stamp_files(self.root, [*self.files, *images])
 
     def images_in(self, folder: StoragePath) -> Iterator[StoragePath]:
         """Yield the images below a folder, and count the other files in `skipped`."""
         for file in walk(folder):
-            if file.suffix in IMAGE_SUFFIXES:
+            if file.suffix in image_suffixes(self.channels):
                 yield file
             elif file not in self.files:
                 self.skipped[file.suffix] += 1
 
     def list_remote(self) -> dict[StoragePath, StoragePath]:
         """Return the images of remote folders, listed at once: no file's stamp then needs a request of its own."""
-        return {file: file for folder in self.folders if not folder.local for file in images_under(folder)}
+        return {file: file for folder in self.folders if not folder.local for file in self._images_under(folder)}
+
+    def _images_under(self, folder: StoragePath) -> Iterator[StoragePath]:
+        return images_under(folder, image_suffixes(self.channels))
 
     @functools.cached_property
     def _in_splits(self) -> bool:
@@ -86,9 +90,14 @@ def stamp_files(root: StoragePath, files: Iterable[StoragePath]) -> list[tuple[s
     return sorted({(file.relative_to(root), *file.stamp()) for file in files})
 
 
-def images_under(root: StoragePath) -> Iterator[StoragePath]:
+def image_suffixes(channels: int) -> tuple[str, ...]:
+    """Return the suffixes of images of so many channels."""
+    return IMAGE_SUFFIXES if channels == RGB else (*IMAGE_SUFFIXES, *BAND_SUFFIXES)
+
+
+def images_under(root: StoragePath, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> Iterator[StoragePath]:
     """Yield the files that `walk` finds below `root` and whose suffix is that of an image; none is opened."""
-    return (file for file in walk(root) if file.suffix in IMAGE_SUFFIXES)
+    return (file for file in walk(root) if file.suffix in suffixes)
 
 
 def read_image(file: StoragePath) -> bytes:

@@ -20,7 +20,7 @@ from pydantic import Field
 from pipeline.errors import ConfigError, DataError, error_context
 from pipeline.recipe.source import Share, SourceConfig
 from pipeline.sources import SourceRecord, TrueLabels
-from pipeline.sources._files import IMAGE_SUFFIXES, FileSource, read_image, stamp_files
+from pipeline.sources._files import IMAGE_SUFFIXES, FileSource, image_suffixes, read_image, stamp_files
 from pipeline.sources._lists import assign_splits, find_lists
 from pipeline.sources._splits import SPLIT_ALIASES, Split, has_split_folders, parse_split, split_by_hash
 from pipeline.storage.path import StoragePath, require_exists, walk
@@ -130,7 +130,7 @@ class RasterSource(FileSource):
         folders = [folder for part in self.parts for folder in part.folders if folder]
         super().__init__(root, folders, [*files, *self.lists.values()])
         self._suffixes = [config.image_suffix or "", *(each.suffix or "" for each in labels)]
-        self._endings = [IMAGE_SUFFIXES, *(each.reader.suffixes for each in labels)]
+        self._label_endings = [each.reader.suffixes for each in labels]
         for part in self.parts:
             self._check_apart(part)
 
@@ -194,7 +194,7 @@ class RasterSource(FileSource):
         fitting = [
             (len(suffix), role)
             for role, (folder, suffix, endings) in enumerate(
-                zip(part.folders, self._suffixes, self._endings, strict=True)
+                zip(part.folders, self._suffixes, [image_suffixes(self.channels), *self._label_endings], strict=True)
             )
             if folder and file.path.startswith(f"{folder.path.rstrip('/')}/")
             if file.suffix in endings and stem.endswith(suffix)

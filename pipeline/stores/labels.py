@@ -87,13 +87,9 @@ class LabelSpace:
 
     def to_json(self) -> dict[str, Any]:
         stated = {"task": self.task, "classes": list(self.classes), "scale": self.scale}
-        if self.unit:
-            stated["unit"] = self.unit
-        if not self.aligned:
-            stated["aligned"] = False
-        if self.mean:
-            stated |= {"mean": list(self.mean), "std": list(self.std)}
-        return stated
+        optional = {"unit": self.unit, "mean": list(self.mean), "std": list(self.std)}
+        aligned = {} if self.aligned else {"aligned": False}
+        return {**stated, **{name: each for name, each in optional.items() if each}, **aligned}
 
     @classmethod
     def from_json(cls, data: Any) -> LabelSpace:

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-
-import numpy as np
 
 from pipeline.data.dataset import ImageDataset
-from pipeline.data.decode import decode_image
+from pipeline.data.statistics import image_statistics
 from pipeline.models import initial
 from pipeline.models.initial import InitialBackbone
-from pipeline.models.timm_models import Statistics
 from pipeline.recipe.stage import SCRATCH, StageConfig
 from pipeline.steps.artifact import Inputs
-
-MAX_IMAGES, SIDE = 2000, 64
-"""Images that mean and standard deviation are measured on, at most, and the side in pixels that they are resized to."""
 
 
 def initial_backbone(stage: StageConfig, start: str | None, inputs: Inputs, images: ImageDataset) -> InitialBackbone:
@@ -37,15 +30,3 @@ def _named_by_recipe(stage: StageConfig) -> InitialBackbone:
     if stage.start == SCRATCH:
         return initial.random_backbone(stage.backbone, stage.image_size)
     return initial.backbone_from_weights(stage.backbone, stage.image_size, stage.start)
-
-
-def image_statistics(images: ImageDataset) -> Statistics:
-    """Return mean and standard deviation per channel, for images in [0, 1], of images spread evenly over the set."""
-    sums, squares, count = np.zeros(3), np.zeros(3), 0
-    for index in range(0, len(images), -(-len(images) // MAX_IMAGES)):
-        _, image = images.decode(index, functools.partial(decode_image, at_least=(SIDE, SIDE)))
-        pixels = np.asarray(image.resize((SIDE, SIDE)), np.float64).reshape(-1, 3) / 255
-        sums, squares, count = sums + pixels.sum(0), squares + (pixels**2).sum(0), count + len(pixels)
-    mean = sums / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-6))
-    return tuple(mean.tolist()), tuple(std.tolist())

@@ -16,11 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.bands import RGB
 from pipeline.errors import ConfigError, require_one_of
 from pipeline.recipe.plugins import modules
-from pipeline.steps.artifact import Artifact
+from pipeline.steps.artifact import Artifact, read_json
 from pipeline.storage.shortage import explain_shortage
 
+ANY_CHANNELS = ("safetensors", "onnx")
+"""Forms of students of images of any number of channels."""
 BACKBONE = "backbone.safetensors"
 """The file of a student's artifact that holds its backbone under timm's names."""
 
@@ -45,6 +48,10 @@ def export_student(name: str, student: Artifact, to: Path, heads: Sequence[str] 
     hold them, or if the file can't be written.
     """
     form = load_form(name, to)
+    channels = student.load("model.json", read_json).get("channels", RGB)
+    if channels != RGB and name not in ANY_CHANNELS:
+        taken = f"students of images of {RGB} channels; these have {channels}"
+        raise ConfigError(f"--to {name} takes {taken}: {' and '.join(ANY_CHANNELS)} take any.")
     with explain_shortage("export", to):
         try:
             to.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """Export of the student's predictions as an ONNX graph, which needs neither torch nor this project.
 
-Input: `images` (B, 3, S, S) uint8, RGB, each a whole image resized to the square of side S; for a student with
-`resize: pad`, resized and padded at the right or the bottom, where outputs mean nothing. Outputs: each head's
+Input: `images` (B, 3, S, S) uint8, RGB, or (B, C, S, S) float32 of images of C other channels, each a whole image
+resized to the square of side S; for a student with `resize: pad`, resized and padded at the right or the bottom, where
+outputs mean nothing. Outputs: each head's
 prediction, called `<head>_<array>`: `probs` (B, K); `classes` and `confidence` (B, S/4, S/4); `depth` (B, S/4, S/4);
 `normals` (B, S/4, S/4, 3); `responses` of textures (B, S/4, S/4, K); `vector` of features (B, K); `map` of feature maps
 (B, S/16, S/16, K); `values` of regression (B, S/4, S/4, K). Detection's `boxes` (N, 4), x0 y0 x1 y1 relative to the
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.data.bands import RGB
 from pipeline.errors import ConfigError, install_command, require_one_of
 from pipeline.steps.artifact import Artifact
 from pipeline.storage.atomic import atomic_write
@@ -104,8 +106,9 @@ def _finds_objects(network: Network, heads: Sequence[str]) -> bool:
 def _trace(network: Network, heads: Sequence[str]) -> bytes:
     """Return the graph as bytes. Finding objects needs torch's older exporter, which fixes the batch size."""
     size = network.config.image_size
-    objects = _finds_objects(network, heads)
-    images = torch.zeros((1 if objects else 2, 3, size, size), dtype=torch.uint8)
+    objects, channels = _finds_objects(network, heads), network.config.channels
+    dtype = torch.uint8 if channels == RGB else torch.float32
+    images = torch.zeros((1 if objects else 2, channels, size, size), dtype=dtype)
     graph = Graph(network, heads).eval()
     graph(images)
     names: dict[str, Any] = {"input_names": ["images"], "output_names": graph.names}

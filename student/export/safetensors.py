@@ -28,6 +28,7 @@ def export(student: Artifact, to: Path, heads: Sequence[str]) -> list[str]:
     _, tensors = student.load(BACKBONE, read_tensors)
     model, image_size = config["backbone"], config["image_size"]
     write_tensors(to, tensors, {"model": model, "image_size": image_size, "student": student.fingerprint})
-    options = {"num_classes": 0, **img_size_options(model, image_size), "checkpoint_path": str(to)}
+    channels = {"in_chans": config["channels"]} if "channels" in config else {}
+    options = {"num_classes": 0, **channels, **img_size_options(model, image_size), "checkpoint_path": str(to)}
     arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
     return ["Load it with", f"    timm.create_model({model!r}, {arguments})"]

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.decode import decode_image, inspect_image, rgb_image
+from pipeline.data.bands import RGB, decode_picture, inspect_pixels
+from pipeline.data.decode import rgb_image
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources import SourceRecord
 from pipeline.sources._files import read_image
@@ -36,7 +37,7 @@ class ImageInput:
     def image(self) -> Image.Image:
         """Return the whole image, upright and in RGB. Raises DataError with the reason."""
         content = self.read()
-        return decode_image(content) if isinstance(content, bytes) else content
+        return decode_picture(content) if isinstance(content, bytes) else content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +47,8 @@ class PreparedImage:
     source: ImageInput
     size: tuple[int, int] = (1, 1)
     """(width, height) of the upright image in pixels."""
-    pixels: NDArray[np.uint8] | None = None
-    """The input (S, S, 3)."""
+    pixels: NDArray[Any] | None = None
+    """The input (S, S, C)."""
     data: bytes = b""
     """The file's bytes; none of an image that is no file."""
     suffix: str = ""
@@ -99,11 +100,15 @@ def prepare(source: ImageInput, preprocessing: Preprocessing) -> PreparedImage:
     """Return the image as the input of a model with this preprocessing; what can't be read says why."""
     try:
         content = source.read()
+        channels = preprocessing.channels
         if isinstance(content, Image.Image):
+            if channels != RGB:
+                raise DataError(f"is a picture in RGB; the model takes files of {channels} channels, .npy or .tif")
             return PreparedImage(source, content.size, preprocessing(content, content.size))
-        found = inspect_image(content)
+        found = inspect_pixels(content, channels)
         size = (found.width, found.height)
-        image = decode_image(content, at_least=preprocessing.min_decode_size(size))
-        return PreparedImage(source, size, preprocessing(image, size), content, found.suffix)
+        return PreparedImage(
+            source, size, preprocessing(preprocessing.decode(content, size), size), content, found.suffix
+        )
     except DataError as error:
         return PreparedImage(source, reason=str(error))

@@ -156,8 +156,7 @@ class TrainedModel:
     def width(self) -> int:
         """D, the length of a vector. Raises ConfigError if the model tells no vectors."""
         self._check_vectors()
-        size = self.predictor.preprocessing.size
-        found = self.predictor.embed(torch.zeros((1, 3, size, size), dtype=torch.uint8))
+        found = self.predictor.embed(torch.from_numpy(self.predictor.preprocessing.blank(1)).permute(0, 3, 1, 2))
         if found is None:
             raise ConfigError(self._no_vectors())
         return found.shape[1]
@@ -185,9 +184,8 @@ class TrainedModel:
         return [prepare(source, self.predictor.preprocessing) for source in sources]
 
     def _tensor(self, images: Sequence[PreparedImage]) -> Tensor:
-        """Return the inputs (B, 3, S, S); black for images that can't be read."""
-        size = self.predictor.preprocessing.size
-        pixels = np.zeros((len(images), size, size, 3), np.uint8)
+        """Return the inputs (B, C, S, S); black for images that can't be read."""
+        pixels = self.predictor.preprocessing.blank(len(images))
         for position, image in enumerate(images):
             if image.pixels is not None:
                 pixels[position] = image.pixels

@@ -10,10 +10,9 @@ import functools
 from collections.abc import Generator, Iterable, Mapping, Sequence
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from pipeline.data.decode import decode_image
+from pipeline.data.bands import Pixels
 from pipeline.errors import DataError
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.images import ImageShard
@@ -37,7 +36,7 @@ class ShardRows:
     reasons: dict[int, str] = dataclasses.field(default_factory=dict)
     """Reason by position in the batch, for images that can't be labelled."""
     inputs: dict[Preprocessing, Tensor] = dataclasses.field(default_factory=dict)
-    """Inputs (B, S, S, 3) uint8 by preprocessing; black for images that can't be labelled."""
+    """Inputs (B, S, S, C) by preprocessing; black for images that can't be labelled."""
     predictions: dict[str, StartedPrediction] = dataclasses.field(default_factory=dict)
     """Predictions by teacher."""
     labels: dict[str, list[Row | None]] = dataclasses.field(default_factory=dict)
@@ -84,26 +83,27 @@ class ShardInference:
     def decode(self, batch: ShardRows, data: Sequence[bytes]) -> None:
         """Decode the images and preprocess them once for each distinct preprocessing; note those that fail."""
         distinct = {predictor.preprocessing for predictor in self.predictors.values()}
-        batch.inputs = {each: self._new_inputs(len(batch.rows), each.size) for each in distinct}
+        batch.inputs = {each: self._new_inputs(len(batch.rows), each) for each in distinct}
         for position, (row, image_bytes) in enumerate(zip(batch.rows, data, strict=True)):
             # Decoded once for all that need the same reduction. Each preprocessing gets the one that it would get
             # alone: a label must not depend on which other teachers are at work.
-            images: dict[int, Image.Image] = {}
+            images: dict[int, Pixels] = {}
             try:
                 for preprocess in distinct:
                     size = batch.sizes[position]
                     min_size = preprocess.min_decode_size(size)
                     reduction = _jpeg_reduction(self._suffixes[row], size, min_size)
                     if reduction not in images:
-                        images[reduction] = decode_image(image_bytes, at_least=min_size)
+                        images[reduction] = preprocess.decode(image_bytes, size)
                     batch.inputs[preprocess].numpy()[position] = preprocess(images[reduction], size)
             except DataError as error:
                 batch.reasons[position] = str(error)
 
-    def _new_inputs(self, count: int, side: int) -> Tensor:
-        """Return black inputs (count, side, side, 3) uint8, in memory that a GPU copies from while the host goes on."""
+    def _new_inputs(self, count: int, preprocess: Preprocessing) -> Tensor:
+        """Return black inputs (count, S, S, C), in memory that a GPU copies from while the host goes on."""
+        blank = torch.from_numpy(preprocess.blank(count))
         pinned = any(predictor.compute.device == "cuda" for predictor in self.predictors.values())
-        return torch.zeros((count, side, side, 3), dtype=torch.uint8, pin_memory=pinned)
+        return blank.pin_memory() if pinned else blank
 
     def infer(self, batch: ShardRows, teacher: str) -> None:
         """Start one teacher on the batch. What teachers share is uploaded once, if the device's memory holds it."""

@@ -50,7 +50,7 @@ def test_rasters_source_reads_arrays_at_their_own_size(name: str, tmp_path: Path
 
 def test_rasters_source_states_unit_channels_and_alignment(tmp_path: Path) -> None:
     write_pair(tmp_path, "a.npy", np.stack([HEIGHTS, -HEIGHTS], axis=-1))
-    options = {"channels": ["height", "slope"], "unit": "m", "aligned": False}
+    options = {"array_channels": ["height", "slope"], "unit": "m", "aligned": False}
     spaces = open_source(tmp_path, **options).spaces()
     assert spaces == {"regression": LabelSpace("regression", ("height", "slope"), unit="m", aligned=False)}
     assert values_of(tmp_path, **options).shape == (2, 3, 2)
@@ -72,7 +72,7 @@ def test_rasters_source_takes_what_is_not_finite_for_unknown(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("numbers", "options", "message"),
     [
-        (np.zeros((4, 6, 2)), {}, r"holds 2 numbers in each cell; `channels` names 1 \(value\)"),
+        (np.zeros((4, 6, 2)), {}, r"holds 2 numbers in each cell; `array_channels` names 1 \(value\)"),
         (HEIGHTS.T, {}, "it is 2x3, the upright image 6x4"),
         (np.full((4, 6), -9999.0), {"unknown": -9999}, "all of its numbers are unknown"),
     ],
@@ -92,4 +92,4 @@ def test_rasters_source_takes_arrays_of_any_shape_that_are_not_aligned(tmp_path:
 @pytest.mark.parametrize("channels", [[], ["a", "a"], [str(number) for number in range(17)]], ids=len)
 def test_rasters_config_refuses_channels(channels: list[str]) -> None:
     with pytest.raises(ValidationError, match="channels"):
-        rasters.Config.model_validate({"path": "a", "arrays": "dem", "channels": channels})
+        rasters.Config.model_validate({"path": "a", "arrays": "dem", "array_channels": channels})

@@ -1,0 +1,148 @@
+"""A run on images of five channels, TIFF and NumPy's arrays: teacher, labels, student, and what reads them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import timm
+import torch
+from PIL import Image
+
+import must
+from browser.loading import Loading
+from browser.pictures import Pictures
+from cli.main import main
+from flows.plan.steps import build_steps
+from pipeline.errors import ConfigError, DataError
+from pipeline.models.checkpoint import read_tensors
+from pipeline.recipe.reader import parse_recipe
+from pipeline.steps.artifact import read_json
+from pipeline.storage.root import Root
+from student.export import export_student
+
+SIDE, IMAGES = 32, 20
+RECIPE = """
+name: bands
+runtime: {runner: inline, device: cpu, precision: "32", workers: 1}
+data:
+  fields: {kind: rasters, path: FOLDER/fields, channels: 5, arrays: index, array_channels: [ndvi]}
+  tiles: {kind: folder, path: FOLDER/tiles, channels: 5}
+teachers:
+  index: {kind: supervised, task: regression, data: fields, backbone: test_resnet, image_size: 32, width: 16,
+    steps: 60, batch: 8, lr: 0.005, require: {r2: 0.3}}
+pool: [tiles, fields]
+student: {backbone: test_resnet, image_size: 32, width: 16, steps: 30, batch: 8, lr: 0.005}
+"""
+
+
+def bands(number: int) -> np.ndarray:
+    """Return reflectances (H, W, 5) in 16 bits, of which the fourth is near infrared."""
+    coarse = np.random.default_rng(number).integers(300, 3000, (3, 3, 5))
+    return coarse.repeat(11, axis=0).repeat(11, axis=1)[:SIDE, :SIDE].astype(np.uint16)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sets")
+    for name in ("fields/images", "fields/index", "tiles"):
+        (folder / name).mkdir(parents=True)
+    for number in range(IMAGES):
+        image = bands(number)
+        tifffile.imwrite(folder / f"fields/images/{number}.tif", image, photometric="minisblack", planarconfig="contig")
+        red, infrared = image[..., 2].astype(np.float64), image[..., 3].astype(np.float64)
+        np.save(folder / f"fields/index/{number}.npy", (infrared - red) / (infrared + red))
+    for number in range(IMAGES, IMAGES + 6):
+        np.save(folder / f"tiles/{number}.npy", bands(number).astype(np.float32))
+    (folder / "bands.yaml").write_text(RECIPE.replace("FOLDER", str(folder)), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outcome(sets: Path) -> Any:
+    return must.run(sets / "bands.yaml", sets / "root")
+
+
+def test_run_learns_from_images_of_five_channels(outcome: Any) -> None:
+    assert outcome.artifacts["data.tiles"].counts["images"] == 6
+    scores = outcome.artifacts["teacher.index"].counts["scores"]
+    assert scores["r2"] > 0.3
+    assert outcome.artifacts["student"].load("model.json", read_json)["channels"] == 5
+    metrics = json.loads((outcome.folder / "metrics.json").read())
+    assert {each["model"] for each in metrics} >= {"student", "teacher:index", "baseline"}
+
+
+def test_teacher_normalizes_by_the_statistics_of_its_own_images(outcome: Any) -> None:
+    tensors = outcome.artifacts["teacher.index"].load("model.safetensors", read_tensors)[1]
+    mean = tensors["backbone.mean"].flatten() / 255
+    every = np.stack([bands(number) for number in range(IMAGES)])
+    np.testing.assert_allclose(mean, every.mean(axis=(0, 1, 2)), rtol=0.15)  # the held-out ones are among them
+
+
+def test_predict_takes_files_of_five_channels_and_refuses_others(outcome: Any, sets: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "rgb.png")
+    model, tile = must.load("student", sets / "bands.yaml", sets / "root"), str(sets / "tiles/20.npy")
+    labels = model.predict(tile)
+    assert np.isfinite(labels["index"].value["values"]).all()
+    with pytest.raises(DataError, match=r"rgb\.png: is a picture, and no image of 5 channels"):
+        model.predict(str(tmp_path / "rgb.png"))
+    with pytest.raises(SystemExit, match="0"):
+        main(["predict", tile, str(tmp_path / "out"), "--to", "pictures", "--root", str(sets / "root")])
+
+
+def test_export_student_of_five_channels_is_a_timm_checkpoint(outcome: Any, tmp_path: Path) -> None:
+    lines = export_student("safetensors", outcome.artifacts["student"], tmp_path / "backbone.safetensors")
+    assert "in_chans=5" in lines[1]
+    model = timm.create_model(
+        "test_resnet", num_classes=0, in_chans=5, checkpoint_path=str(tmp_path / "backbone.safetensors")
+    )
+    assert model.eval()(torch.zeros(1, 5, SIDE, SIDE)).isfinite().all()
+    with pytest.raises(ConfigError, match="hf takes students of images of 3 channels; these have 5"):
+        export_student("hf", outcome.artifacts["student"], tmp_path / "hf")
+
+
+def test_ingest_quarantines_an_image_of_other_channels(sets: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiles").mkdir()
+    for number in range(3):
+        np.save(tmp_path / f"tiles/{number}.npy", bands(number)[..., : 5 - (number == 2)])
+    recipe = RECIPE.replace("FOLDER/tiles", str(tmp_path / "tiles")).replace("FOLDER", str(sets))
+    (tmp_path / "r.yaml").write_text(recipe, "utf-8")
+    with pytest.raises(DataError, match=r"2\.npy: has 4 channels, not 5"):
+        must.run(tmp_path / "r.yaml", tmp_path / "root")
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("data.tiles.channels=4", "pool: set 'tiles' has images of 4 channels, set 'fields' of 5, and a student"),
+        ("data.tiles.channels=3", "pool: set 'tiles' has images of 3 channels, set 'fields' of 5, and a student"),
+        ("evaluate.probes=[linear_dense]", "evaluate.probes: probes take images of 3 channels; set 'fields' has 5"),
+        ("evaluate.finetune=[fields]", "evaluate.finetune: fine-tuning take images of 3 channels; set 'fields' has 5"),
+        ("stages=[{name: s, method: simclr, data: [tiles], batch: 4, steps: 1}]", "stages.s: stages take images of 3"),
+        ("resized={fields: 64}", "resized: reduced copies take images of 3 channels; set 'fields' has 5"),
+        ("teachers.texture={kind: analytic}", "teachers.texture: models of kind 'analytic' take images of 3 channels"),
+    ],
+)
+def test_check_channels_refuses_what_takes_other_images(more: str, says: str, sets: Path) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        build_steps(parse_recipe(RECIPE.replace("FOLDER", str(sets)), "r", [more]))
+
+
+def test_data_step_of_pictures_is_as_before_there_were_channels(sets: Path) -> None:
+    text = RECIPE.replace("FOLDER", str(sets)).replace("channels: 5, arrays", "arrays").replace(", channels: 5", "")
+    steps = build_steps(parse_recipe(text, "r"))
+    assert all("channels" not in step.config["source"] for step in steps if step.name.startswith("data."))
+
+
+def test_browser_shows_images_of_five_channels(outcome: Any, sets: Path) -> None:
+    loading = Loading(Root.of(str(sets / "root")))
+    loading.refresh()
+    assert not loading.progress.damaged
+    picture = Pictures(loading).image(0, 64)
+    assert (picture.mode, picture.size) == ("RGB", (64, 64))
+    assert len(np.unique(np.asarray(picture))) > 5
