@@ -63,6 +63,6 @@ def _check_rgb(place: str, subject: str, sets: Iterable[str], channels: Mapping[
     for name in sets:
         if channels[name] != RGB:
             raise ConfigError(
-                f"{place}: {subject} take images of {RGB} channels; set {name!r} has {channels[name]}. Leave "
+                f"{place}: {subject} can only take images of {RGB} channels; set {name!r} has {channels[name]}. Leave "
                 f"{place.partition('.')[0]} out, or take sets of pictures."
             )

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.data.augment import Placement, ValidSizes
+from pipeline.data.loader import WEIGHTS
 from pipeline.stores.labels import LabelSpace, Value
 from pipeline.stores.rasters import DENSE_STRIDE, FULL_IMAGE, resample_nearest
 from tasks.task import (
@@ -98,7 +99,7 @@ class TaskModel(DenseTask):
         """Return the mean absolute error over known numbers, in deviations of each channel. L1 is our choice."""
         known = self.known(target)
         truth = self._standardize(target["values"].where(known, 0))
-        return masked_mean((output - truth).abs(), known)
+        return masked_mean((output - truth).abs(), known, target.get(WEIGHTS))
 
     def known(self, target: Target) -> Tensor:
         return ~target["values"].isnan()
