@@ -121,11 +121,23 @@ def test_ingest_quarantines_an_image_of_other_channels(sets: Path, tmp_path: Pat
     [
         ("data.tiles.channels=4", "pool: set 'tiles' has images of 4 channels, set 'fields' of 5, and a student"),
         ("data.tiles.channels=3", "pool: set 'tiles' has images of 3 channels, set 'fields' of 5, and a student"),
-        ("evaluate.probes=[linear_dense]", "evaluate.probes: probes can only take images of 3 channels; set 'fields' has 5"),
-        ("evaluate.finetune=[fields]", "evaluate.finetune: fine-tuning can only take images of 3 channels; set 'fields' has 5"),
-        ("stages=[{name: s, method: simclr, data: [tiles], batch: 4, steps: 1}]", "stages.s: stages can only take images of 3"),
+        (
+            "evaluate.probes=[linear_dense]",
+            "evaluate.probes: probes can only take images of 3 channels; set 'fields' has 5",
+        ),
+        (
+            "evaluate.finetune=[fields]",
+            "evaluate.finetune: fine-tuning can only take images of 3 channels; set 'fields' has 5",
+        ),
+        (
+            "stages=[{name: s, method: simclr, data: [tiles], batch: 4, steps: 1}]",
+            "stages.s: stages can only take images of 3",
+        ),
         ("resized={fields: 64}", "resized: reduced copies can only take images of 3 channels; set 'fields' has 5"),
-        ("teachers.texture={kind: analytic}", "teachers.texture: models of kind 'analytic' can only take images of 3 channels"),
+        (
+            "teachers.texture={kind: analytic}",
+            "teachers.texture: models of kind 'analytic' can only take images of 3 channels",
+        ),
     ],
 )
 def test_check_channels_refuses_what_takes_other_images(more: str, says: str, sets: Path) -> None:
