@@ -40,6 +40,9 @@ class Config(TeacherConfig):
     image_size: int = Field(default=128, multiple_of=32, ge=32)
     """Side of the square that images are resized to, pixels."""
 
+    def label_space(self) -> LabelSpace:
+        return LabelSpace("texture", tuple(filter_names(self)))
+
     @model_validator(mode="after")
     def _keys_are_of_the_function(self) -> Config:
         for key, functions in (("wavelengths", ("gabor",)), ("orientations", ("gabor", "hog"))):
@@ -65,10 +68,10 @@ class Config(TeacherConfig):
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """Write the function's configuration."""
     teacher = Config.model_validate(config["teacher"])
-    names = filter_names(teacher)
+    space = teacher.label_space()
     write_json(out / "model.json", {"format": teacher.function, "head": config["name"], "config": teacher.model_dump()})
-    Teacher("analytic", LabelSpace("texture", tuple(names))).write(out)
-    return {"filters": len(names)}
+    Teacher("analytic", space).write(out)
+    return {"filters": len(space.classes)}
 
 
 def filter_names(teacher: Config) -> list[str]:
@@ -84,6 +87,6 @@ def load(folder: Path) -> Predictor:
 
     about = read_json(folder / "model.json")
     teacher = Config.model_validate(about["config"])
-    head = FilterResponses(LabelSpace("texture", tuple(filter_names(teacher))))
+    head = FilterResponses(teacher.label_space())
     bank = build_bank(teacher.function, teacher.wavelengths, teacher.orientations)
     return Predictor(BankNetwork(about["head"], bank), {about["head"]: head}, Preprocessing(teacher.image_size))

@@ -18,6 +18,7 @@ from pipeline.recipe.stage import StageConfig, labelled_images
 from pipeline.recipe.student import PREVIOUS_STUDENT
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.stores.labels import LabelSpace
+from student.disagreement import check_comparable
 
 
 def validate(resolved: ResolvedRecipe) -> None:
@@ -41,7 +42,7 @@ def validate(resolved: ResolvedRecipe) -> None:
     _check_evaluation(recipe, spaces)
     _check_rounds(recipe)
     for name in recipe.student.disagreement:
-        _check_disagreement(name, recipe)
+        _check_disagreement(name, recipe, spaces)
     for name, config in recipe.compare.items():
         _check_comparison(f"{COMPARE}.{name}", config, spaces)
         for each in resolved.comparisons[name]:
@@ -110,7 +111,7 @@ def _check_live(name: str, task: str, recipe: Recipe) -> None:
         raise ConfigError(f"{place}, but student.labels is 'true_only', which leaves pseudo labels out: leave one out.")
 
 
-def _check_disagreement(name: str, recipe: Recipe) -> None:
+def _check_disagreement(name: str, recipe: Recipe, spaces: Spaces) -> None:
     """Raise ConfigError if a teacher's labels can't be weighted, or there are no others to compare them with."""
     place, teacher = f"student.disagreement.{name}", recipe.teachers[name]
     against = recipe.student.disagreement[name].against
@@ -136,6 +137,15 @@ def _check_disagreement(name: str, recipe: Recipe) -> None:
             f"{place}.against is {against!r}, no other teacher of task {teacher.task!r} with stored labels: {offered}; "
             f"`student` with rounds: 2 would work as well."
         )
+    own, other = (_known_space(each, spaces) for each in (teacher, recipe.teachers[against]))
+    if own is not None and other is not None:  # else it is checked when the student is trained
+        check_comparable(name, own, against, other)
+
+
+def _known_space(teacher: TeacherConfig, spaces: Spaces) -> LabelSpace | None:
+    """Return what a teacher's labels mean, as far as that is known before it is made."""
+    learned = teacher.training_set
+    return teacher.label_space() if learned is None else spaces[learned][teacher.task]
 
 
 def _check_calibration(name: str, teacher: TeacherConfig, spaces: Spaces) -> None:
@@ -150,7 +160,7 @@ def _check_calibration(name: str, teacher: TeacherConfig, spaces: Spaces) -> Non
         return
     if not tasks.label(LabelSpace(teacher.task)).can_be_calibrated:
         raise ConfigError(f"{place}: labels of task {teacher.task!r} have no scores to calibrate; leave it out.")
-    space = spaces[trained_on][teacher.task] if trained_on is not None else teacher.label_space()
+    space = _known_space(teacher, spaces)
     if space is not None:  # else it is checked when the teacher is made
         check_labels_fit(place, name, space, data, spaces[data])
 

@@ -13,14 +13,17 @@ import torch
 from numpy.typing import NDArray
 
 import tasks
+from flows.plan.steps import build_steps
 from pipeline.data.dataset import Disagreement, ImageDataset, ImageSample
 from pipeline.data.loader import WEIGHTS, Batch, collate_samples
 from pipeline.errors import ConfigError
+from pipeline.recipe.reader import parse_recipe
 from pipeline.recipe.student import DisagreementMode
 from pipeline.stores.labels import LabelSpace, Value
 from student.disagreement import check_comparable
 from tasks.training import SupervisedObjective, WeightedSum
 from tests.augment import NO_AUGMENTATION
+from tests.conftest import WORLD
 
 if TYPE_CHECKING:
     from pipeline.data.dataset import DatasetShard
@@ -114,3 +117,11 @@ def test_check_comparable_names_what_differs() -> None:
         ConfigError, match=r"student\.disagreement\.parts: .* 'parts' and 'others' .* classes differ, .*'c'"
     ):
         check_comparable("parts", KINDS, "others", LabelSpace("classification", ("a", "b")))
+
+
+def test_build_steps_refuses_labels_that_cannot_be_compared() -> None:
+    text = WORLD.replace("teachers:", "teachers:\n  edges: {kind: analytic, function: edges}")
+    text = text.replace("loss_weights: {gabor: 1}", "loss_weights: {gabor: 1, edges: 1}")
+    compared = "disagreement: {edges: {against: gabor, mode: trust}}"
+    with pytest.raises(ConfigError, match=r"student\.disagreement\.edges: .* can't be compared: their classes differ"):
+        build_steps(parse_recipe(text.replace("loss_weights:", f"{compared}, loss_weights:"), "world"))
