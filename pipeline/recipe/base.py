@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core.core_schema import ValidationInfo
 
 NAME = r"^[a-z][a-z0-9_]*$"
@@ -45,6 +55,18 @@ class BaseConfig(BaseModel):
     """A section of the recipe: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    later_keys: ClassVar[frozenset[str]] = frozenset()
+    """Keys that sections did not always have: left out of a dump, which steps are known by, while they have their
+    defaults, so that what was made before stays."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_later_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        for key in self.later_keys:
+            if key in fields and getattr(self, key) == type(self).model_fields[key].default:
+                del fields[key]
+        return fields
 
     @field_validator("*", mode="before")
     @classmethod

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from pipeline.recipe.base import BaseConfig
 
@@ -20,6 +20,7 @@ class SourceConfig(BaseConfig):
             path: str
     """
 
+    later_keys = frozenset({"channels"})
     kind: str
     """The format: the name of a file in `pipeline/sources/`."""
     channels: int = Field(default=3, ge=1, le=16)
@@ -27,9 +28,3 @@ class SourceConfig(BaseConfig):
     bands of TIFF files or NumPy's arrays (height, width, channels), whose numbers are taken as they are."""
     max_bad: Share = 0.05
     """Largest share of unusable files, and of unusable annotations; above it reading the set fails."""
-
-    @model_serializer(mode="wrap")
-    def _leave_out_pictures(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out `channels` of pictures, so that sets that were read before the key was there stay as they are."""
-        fields: dict[str, Any] = serialize(self)
-        return {name: value for name, value in fields.items() if name != "channels" or value != 3}

@@ -30,6 +30,7 @@ class DisagreementConfig(BaseConfig):
 class StudentConfig(TrainingConfig):
     """The multi-task student."""
 
+    later_keys = frozenset({"disagreement"})
     weighting: Literal["schedule", "equal", "uncertainty", "running"] = "schedule"
     """Loss weights: MuST's rule from the schedules of teacher and student, all equal to 1, learned uncertainties, or in
     inverse proportion to each loss's running mean.

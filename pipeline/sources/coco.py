@@ -41,6 +41,7 @@ IMAGES = ("images/{}", "{}", "images/{}2017", "{}2017", "images")
 class Config(SourceConfig):
     """A folder with annotations and images in COCO's usual places, or where `annotations` and `images` say."""
 
+    later_keys = SourceConfig.later_keys | {"masks"}
     kind: Literal["coco"] = "coco"
     path: str
     """Folder or URL."""

@@ -26,6 +26,7 @@ FROM_DEPTH = "from_depth"
 class Config(RasterConfig, MaskKeys, DepthKeys, NormalKeys, ArrayKeys):
     """Folders of images, masks, depth maps, normal maps and arrays below `path`."""
 
+    later_keys = RasterConfig.later_keys | {"arrays", *ArrayKeys.__annotations__}
     kind: Literal["rasters"] = "rasters"
     images: str = "images"
     """Folder of the images, relative to `path`. `{split}` in it stands for train, val, test and the like, as in
