@@ -53,7 +53,7 @@ def measure(root: str, overrides: Sequence[str]) -> dict[str, Any]:
     columns: dict[str, float] = {}
     for line in read_lines(outcome.metrics)[0]:
         name = f"{line.target.head} on {line.target.dataset}"
-        if not any(column.startswith(name) for column in columns):  # the leading metric comes first
+        if not any(column.startswith(f"{name}, ") for column in columns):  # the leading metric comes first
             columns[f"{name}, {line.metric} {ARROWS[line.better]}"] = line.values["student"]
     return {"metrics": columns, "weights": outcome.artifacts["student"].counts["weights"]}
 
@@ -84,7 +84,7 @@ def summary(seeds: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 def main(
     root: RootOption = must.DEFAULT_ROOT,
-    seeds: Annotated[str, typer.Option(help="Seeds of the students, with commas.")] = "0",
+    seeds: Annotated[str, typer.Option(help="Seeds of everything random, teachers too, with commas.")] = "0",
 ) -> None:
     """Measure what is not in the results yet, print, and write `balance-DEVICE` to the results."""
     device = find_device("auto")

@@ -17,6 +17,7 @@ from pipeline.recipe.base import Optimizer
 from pipeline.recipe.stage import CROSS_ENTROPY
 from selfsup.components.config import MethodConfig, ScaledRate
 from selfsup.components.heads import projector
+from selfsup.components.kmeans import dot_products
 from selfsup.components.losses import graph_contrast, label_graph, mean_cross_entropy
 from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views, forward_concat
 
@@ -25,8 +26,8 @@ STRONG = Policy(area=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, h
 """Of both strong views; for one of them the paper draws operations by RandAugment."""
 MEANS = 32
 """Steps whose mean probabilities tell how often each class is predicted."""
-QUEUE_STEPS = 5
-"""Steps whose images smooth pseudo labels."""
+QUEUE_BATCHES = 5
+"""Batches that have as many images as there are whose labels smooth pseudo labels."""
 
 
 class Config(MethodConfig):
@@ -37,6 +38,7 @@ class Config(MethodConfig):
     optimizer: Optimizer = "sgd"
     lr: float = Field(default_factory=ScaledRate(0.03, batch=512), gt=0)
     weight_decay: float = Field(default=5e-4, ge=0)
+    nesterov: bool = True
     decay: Literal["matrices", "all"] = "all"
     warmup: float = Field(default=0, ge=0, lt=1)
     clip: float | None = Field(default=None, gt=0)
@@ -81,21 +83,18 @@ class CoMatch(Method):
     queue_labels: Tensor
 
     def __init__(self, config: Config, backbone: Backbone, setting: StageSetting) -> None:
-        super().__init__(backbone, config.labels)
+        super().__init__(backbone, config.labels, config.labelled_loss)
         self.config, self.size = config, setting.size
         classes = max(len(setting.class_names), 2)
         self.classifier = nn.Linear(backbone.width, classes)
         self.head = projector([backbone.width, backbone.width, config.dim])
         self.register_buffer("means", torch.zeros(MEANS, classes))
-        self.register_buffer("queue", torch.zeros(QUEUE_STEPS * setting.batch, config.dim))
-        self.register_buffer("queue_labels", torch.zeros(QUEUE_STEPS * setting.batch, classes))
-
-    @property
-    def labelled_loss(self) -> str | None:
-        return CROSS_ENTROPY
+        self.register_buffer("queue", torch.zeros(QUEUE_BATCHES * setting.batch, config.dim))
+        self.register_buffer("queue_labels", torch.zeros(QUEUE_BATCHES * setting.batch, classes))
 
     def view_kinds(self) -> Sequence[ViewKind]:
-        return [ViewKind(self.size, policy) for policy in (WEAK, STRONG, STRONG)]
+        strong = ViewKind(self.size, STRONG)
+        return [ViewKind(self.size, WEAK, is_plain=True), strong, strong]
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         h = forward_concat(self.backbone, [*views.unlabelled, views.labelled])
@@ -128,8 +127,8 @@ class CoMatch(Method):
         mean = self.collectives.all_gather(probs).rows.mean(dim=0, keepdim=True)
         self.means.copy_(torch.cat([mean, self.means])[:MEANS])
         aligned = F.normalize(probs / self.means.sum(dim=0), p=1, dim=1)
-        similar = (z @ self.queue.T / self.config.temperature).softmax(dim=1)
-        smoothed = torch.lerp(aligned, similar @ self.queue_labels, self.config.smoothing)
+        similar = (dot_products(z, self.queue) / self.config.temperature).softmax(dim=1)
+        smoothed = torch.lerp(aligned, dot_products(similar, self.queue_labels.T), self.config.smoothing)
         return PseudoLabels(aligned, torch.where(self.queue_labels[-1].any(), smoothed, aligned))
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.models.backbone import Backbone
+from pipeline.models.backbone import Backbone, register_statistics
 from pipeline.recipe.base import Name, Optimizer
 from selfsup.components.config import MethodConfig, ScaledRate
 from selfsup.components.heads import MomentumEncoder, projector
@@ -76,10 +76,12 @@ class DepthContrast(Method):
         super().__init__(backbone, config.labels)
         self.config, self.size, self.teacher = config, setting.size, setting.teacher
         self.depth_backbone = copy.deepcopy(backbone)
+        register_statistics(self.depth_backbone, ((0.5,) * 3, (0.5 / CLIPPED,) * 3))
         self.image, self.depth = (Format(each, config, setting) for each in (backbone, self.depth_backbone))
 
     def view_kinds(self) -> Sequence[ViewKind]:
-        return [ViewKind(self.size, policy) for policy in (COLORS, COLORS, CROPS, CROPS)]
+        colored, plain = ViewKind(self.size, COLORS), ViewKind(self.size, CROPS, is_plain=True)
+        return [colored, colored, plain, plain]
 
     def other_backbones(self) -> Mapping[str, Backbone]:
         return {"depth": self.depth_backbone}

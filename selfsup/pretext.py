@@ -48,12 +48,13 @@ Pretext = Literal["rotation", "jigsaw", Function]
 
 
 class Config(MethodConfig):
-    """Pretexts; the schedule is RotNet's."""
+    """Pretexts; the schedule is RotNet's for CIFAR-10."""
 
     method: Literal["pretext"] = "pretext"
     optimizer: Optimizer = "sgd"
-    lr: float = Field(default_factory=ScaledRate(0.1, batch=192), gt=0)
+    lr: float = Field(default_factory=ScaledRate(0.1, batch=128), gt=0)
     weight_decay: float = Field(default=5e-4, ge=0)
+    nesterov: bool = True
     decay: Literal["matrices", "all"] = "all"
     warmup: float = Field(default=0, ge=0, lt=1)
     clip: float | None = Field(default=None, gt=0)
@@ -124,7 +125,7 @@ class Pretexts(Method):
 
     def _response_loss(self, name: str, images: Tensor, maps: Tensor) -> Tensor:
         """Return the mean absolute error of the responses of images in [0, 1], in cells of the map (B, C, h, w)."""
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             responses = F.adaptive_avg_pool2d(self.banks[name](images.float() * 255), (maps.shape[-2], maps.shape[-1]))
         return (self.heads[name](maps).float().sigmoid() - responses).abs().mean()
 
@@ -138,13 +139,11 @@ def rotate(images: Tensor, turns: Tensor) -> Tensor:
 def shuffle_tiles(images: Tensor, orders: Tensor) -> Tensor:
     """Shuffle the 3 x 3 tiles of images (B, C, S, S): place n, in rows, gets the tile `orders[:, n]`, int64 (B, 9).
 
-    A side that 3 does not divide is mirrored at its end first, and cut off afterwards.
+    Of a side that 3 does not divide, the last pixels are left out first, and mirrored ones added afterwards.
     """
-    side = images.shape[-1]
-    missing = -side % GRID
-    tile = (side + missing) // GRID
-    whole = F.pad(images, (0, missing, 0, missing), mode="reflect")
+    tile, missing = divmod(images.shape[-1], GRID)
+    whole = images[..., : GRID * tile, : GRID * tile]
     tiles = whole.unflatten(3, (GRID, tile)).unflatten(2, (GRID, tile)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
     shuffled = tiles[torch.arange(len(images), device=images.device)[:, None], orders]
     rows = shuffled.unflatten(1, (GRID, GRID)).permute(0, 3, 1, 4, 2, 5)
-    return rows.flatten(4, 5).flatten(2, 3)[..., :side, :side]
+    return F.pad(rows.flatten(4, 5).flatten(2, 3), (0, missing, 0, missing), mode="reflect")

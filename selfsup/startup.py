@@ -21,7 +21,7 @@ from selfsup.components.losses import mean_cross_entropy, nt_xent
 from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views, forward_concat
 
 POLICY = Policy()
-WHOLE = Policy(area=(1.0, 1.0), jitter=0, grayscale=0, blur=0)
+WHOLE = Policy(area=(1.0, 1.0), flip=0, jitter=0, grayscale=0, blur=0)
 """What the teacher sees."""
 
 
@@ -63,7 +63,7 @@ class Startup(Method):
     family: ClassVar[Family] = "contrastive"
 
     def __init__(self, config: Config, backbone: Backbone, setting: StageSetting) -> None:
-        super().__init__(backbone, config.labels)
+        super().__init__(backbone, config.labels, config.labelled_loss)
         self.config, self.size, self.teacher = config, setting.size, setting.teacher
         self.head = projector([backbone.width, backbone.width, config.dim], norm=True, norm_last=True)
         taught = setting.teacher.space.classes if setting.teacher else ("", "")
@@ -71,12 +71,9 @@ class Startup(Method):
         has_others = bool(setting.class_names) and setting.class_names != taught
         self.other_classifier = nn.Linear(backbone.width, len(setting.class_names)) if has_others else self.classifier
 
-    @property
-    def labelled_loss(self) -> str | None:
-        return CROSS_ENTROPY
-
     def view_kinds(self) -> Sequence[ViewKind]:
-        return [ViewKind(self.size, policy) for policy in (POLICY, POLICY, WHOLE)]
+        augmented = ViewKind(self.size, POLICY)
+        return [augmented, augmented, ViewKind(self.size, WHOLE, is_plain=True)]
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         assert self.teacher is not None

@@ -11,7 +11,7 @@ import numpy as np
 from ingest.label_precedence import LabelPrecedence
 from pipeline.data.dataset import Disagreement, ImageDataset, LabelSource
 from pipeline.errors import ConfigError
-from pipeline.recipe.student import PREVIOUS_STUDENT, DisagreementConfig, StudentConfig
+from pipeline.recipe.student import PREVIOUS_STUDENT, StudentConfig
 from pipeline.steps.artifact import Inputs
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import LabelSpace
@@ -26,8 +26,8 @@ MEASURED_IMAGES = 500
 class ComparedLabels:
     """Adds, to sources of pseudo labels, the labels that the recipe says they are compared with.
 
-    Without a student of a round before, those that are compared with its labels stay as they are; so do labels that
-    are this student's own.
+    Without a student of a round before, those that are compared with its labels stay as they are; so do labels that a
+    student made in a teacher's place, and those that would be compared with such labels of another teacher.
     """
 
     def __init__(self, config: StudentConfig, heads: Mapping[str, StudentHead], inputs: Inputs) -> None:
@@ -47,19 +47,20 @@ class ComparedLabels:
     def add_to(self, source: LabelSource, teacher: str, dataset: str, shard: ImageShard) -> LabelSource:
         """Return the source of a teacher's pseudo labels of a shard with what they are weighted by, if anything."""
         compared = self.config.get(teacher)
-        if compared is None or compared.against not in self._labels or _is_own(source, compared):
+        if compared is None or compared.against not in self._labels or _is_students(source):
             return source
         maker = student_maker(teacher) if compared.against == PREVIOUS_STUDENT else compared.against
-        other = dataclasses.replace(self.heads[teacher], teacher=maker, applicability=0.0)
+        other = dataclasses.replace(self.heads[teacher], teacher=maker, threshold=0.0, applicability=0.0)
         for ranked in self._labels[compared.against].sources(other, dataset, shard):
+            if compared.against != PREVIOUS_STUDENT and _is_students(ranked.source):
+                break  # they took the place of the other teacher's
             return dataclasses.replace(source, disagreement=Disagreement(ranked.source, compared.mode))
         return source
 
 
-def _is_own(source: LabelSource, compared: DisagreementConfig) -> bool:
-    """Return True for labels of the student that are to be compared with the student's."""
-    made_by_student = source.origin is not None and is_student(source.origin.origin_name)
-    return made_by_student and compared.against == PREVIOUS_STUDENT
+def _is_students(source: LabelSource) -> bool:
+    """Return True for labels that a student of a round before made in a teacher's place."""
+    return source.origin is not None and is_student(source.origin.origin_name)
 
 
 def check_comparable(teacher: str, space: LabelSpace, other: str, other_space: LabelSpace) -> None:

@@ -41,7 +41,8 @@ class FrozenTeacher(nn.Module):
     Raises ConfigError if the model tells no vectors, or with `with_map` no maps; DataError if weights are not finite.
     """
 
-    def __init__(self, predictor: Predictor, with_map: bool = False) -> None:
+    def __init__(self, predictor: Predictor, with_map: bool = False, with_vector: bool = True) -> None:
+        """Without `with_vector` it has its `output` alone."""
         super().__init__()
         predictor.check_weights()
         self._network: tuple[Any, ...] = (
@@ -54,6 +55,8 @@ class FrozenTeacher(nn.Module):
                 f"the model of teacher {heads!r} tells no map of an image: set maps to 0, or take a teacher of kind "
                 "backbone, supervised or checkpoint."
             )
+        if not with_vector:
+            return
         if not isinstance(predictor.network, VectorNetwork) or (features := self._look()) is None:
             raise ConfigError(
                 f"the model of teacher {heads!r} tells no vector of an image: take a teacher of kind backbone, "

@@ -35,7 +35,7 @@ class Config(TeacherConfig):
     """The function of the image."""
     wavelengths: list[float] = Field(default=[4.0, 8.0], min_length=1)
     """Wavelengths of `gabor` in pixels of the resized image: above 2, and 1.4 of them at most `image_size` - 1."""
-    orientations: int = Field(default=4, ge=2)
+    orientations: int = Field(default=4, ge=2, le=36)
     """Number of directions of `gabor` and `hog`, evenly spread over 180 degrees."""
     image_size: int = Field(default=128, multiple_of=32, ge=32)
     """Side of the square that images are resized to, pixels."""

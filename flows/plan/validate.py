@@ -118,6 +118,10 @@ def _check_disagreement(name: str, recipe: Recipe, spaces: Spaces) -> None:
     if teacher.is_live or not tasks.label(LabelSpace(teacher.task)).can_be_weighted:
         why = "is asked while the student learns" if teacher.is_live else f"is of task {teacher.task!r}"
         raise ConfigError(f"{place}: teacher {name!r} {why}, and its labels can't be weighted: leave it out.")
+    if recipe.student.loss_weights.get(name) == 0:
+        raise ConfigError(
+            f"{place}: student.loss_weights.{name} is 0, so that its labels are not learned: leave it out."
+        )
     if recipe.student.labels == "true_only":
         raise ConfigError(f"{place} weights pseudo labels, and student.labels is 'true_only': leave one of them out.")
     if against == PREVIOUS_STUDENT:
@@ -181,9 +185,10 @@ def _check_stage(stage: StageConfig, recipe: Recipe, spaces: Spaces) -> None:
         if stage.taught_task not in (None, teacher.task):
             raise ConfigError(
                 f"teacher {stage.taught_by!r} is of task {teacher.task!r}, and {stage.method!r} learns from one of "
-                f"task {stage.taught_task!r}."
+                f"task {stage.taught_task!r}: {_of_task(stage.taught_task, recipe)}."
             )
-        _check_readout(stage, teacher)
+        if stage.taught_task is None:
+            _check_readout(stage, teacher)
     if stage.labels is not None:
         with error_context("labels"):
             labelled_images(stage, class_names(stage.data, spaces))
@@ -193,6 +198,12 @@ def _check_stage(stage: StageConfig, recipe: Recipe, spaces: Spaces) -> None:
     if stage.learns_from_classes:
         with error_context(f"method {stage.method!r} learns from classes, and"):
             class_names(stage.data, spaces)
+
+
+def _of_task(task: str, recipe: Recipe) -> str:
+    """Return which teachers of the recipe are of a task, in words."""
+    found = [name for name, teacher in recipe.teachers.items() if teacher.task == task]
+    return f"{' or '.join(found)} would work" if found else "the recipe has none, add one"
 
 
 def _check_readout(stage: StageConfig, teacher: TeacherConfig) -> None:

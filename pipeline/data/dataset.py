@@ -151,12 +151,17 @@ class OpenSource(NamedTuple):
         """Return the label of a row of the image shard, as stored; None without one."""
         return _value(self.source, self.labels, row)
 
-    def weight(self, row: int, value: Value) -> float:
-        """Return what the label `value` of a row counts: 1 if it is compared with none."""
+    def weight(self, row: int) -> float:
+        """Return what the label of a row counts: 1 if it is compared with none.
+
+        Both labels are compared as their makers gave them, without thresholds.
+        """
         compared = self.source.disagreement
-        if compared is None or self.other is None or (other := _value(compared.other, self.other, row)) is None:
+        if compared is None or self.other is None:
             return 1.0
-        return compared.weight(self.labels.label.distance(value, other))
+        one = self.labels.value(self.source.label_row(row))
+        other = _value(compared.other, self.other, row)
+        return 1.0 if one is None or other is None else compared.weight(self.labels.label.distance(one, other))
 
 
 def _open(source: LabelSource, images: ImageShard) -> LabelShard:
@@ -212,9 +217,7 @@ class ImageDataset:
 
     def _weights(self, index: int, found: Mapping[str, tuple[Value, OpenSource]]) -> dict[str, float]:
         _, row = self.locate(index)
-        return {
-            head: opened.weight(row, value) for head, (value, opened) in found.items() if opened.source.disagreement
-        }
+        return {head: opened.weight(row) for head, (_, opened) in found.items() if opened.source.disagreement}
 
     def _labels(self, index: int) -> dict[str, tuple[Value, OpenSource]]:
         number, row = self.locate(index)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import reprlib
 from array import array
 from typing import Any
 
@@ -13,7 +15,9 @@ from pipeline.sources._boxes import as_numbers
 from pipeline.stores.rle import Size, check_runs, decode_mask, encode_mask, from_runs
 
 FARTHEST = 2
-"""How far from an image, in its sides, a polygon may reach: filling one takes time and memory for its length."""
+"""How far from an image, in its sides, a polygon may reach."""
+LONGEST = 4
+"""Longest outline of a polygon, in pixels of the image: filling one takes time and memory for its length."""
 MOST_PIXELS = 1 << 40
 """Of a run: a longer one fits no image either."""
 MISSING = "annotation without a segmentation dropped"
@@ -27,7 +31,8 @@ def compact(value: object) -> object:
         if value and all(isinstance(entry, list) for entry in value):
             return [compact(entry) for entry in value]
         if all(type(entry) in (int, float) for entry in value):
-            return array("d", value)
+            with contextlib.suppress(OverflowError):  # a whole number beyond all numbers, which is refused later
+                return array("d", value)
     return value
 
 
@@ -48,13 +53,15 @@ def _read_runs(value: dict[str, Any], size: Size) -> bytes:
     """Return compressed or listed run lengths in their one canonical form."""
     stated, counts = as_numbers(_as_list(value.get("size")), 2), value.get("counts")
     if stated != [size[1], size[0]]:
-        raise DataError(f"mask of another size than the image dropped: {value.get('size')!r:.40} (height, width)")
+        raise DataError(
+            f"mask of another size than the image dropped: {reprlib.repr(value.get('size')):.40} (height, width)"
+        )
     try:
         if isinstance(counts, str):
             return encode_mask(decode_mask(counts.encode("ascii"), size))
         numbers = as_numbers(_as_list(counts), len(counts)) if isinstance(counts, list | array) else None
         if numbers is None or any(not number.is_integer() for number in numbers):
-            raise DataError(f"mask with counts that are no whole numbers dropped: {counts!r:.40}")
+            raise DataError(f"mask with counts that are no whole numbers dropped: {reprlib.repr(counts):.40}")
         runs = np.clip(numbers, -1, MOST_PIXELS).astype(np.int64)
         check_runs(runs, size)
         return encode_mask(decode_mask(from_runs(runs, size), size))
@@ -66,7 +73,7 @@ def _read_polygons(value: object, size: Size) -> bytes:
     """Return the union of polygons, each a list x, y, x, y, ... in pixels, as COCO's tools fill them."""
     polygons = [value] if isinstance(value, array) else value
     if not isinstance(polygons, list):
-        raise DataError(f"segmentation that is neither polygons nor run lengths dropped: {value!r:.40}")
+        raise DataError(f"segmentation that is neither polygons nor run lengths dropped: {reprlib.repr(value):.40}")
     checked = [_check_polygon(polygon, size) for polygon in polygons]
     return bytes(coco.merge(coco.frPyObjects(checked, size[1], size[0]))["counts"])
 
@@ -76,7 +83,7 @@ def _check_polygon(polygon: object, size: Size) -> list[float]:
     listed = _as_list(polygon)
     numbers = as_numbers(listed, len(listed)) if isinstance(listed, list) else None
     if numbers is None:
-        raise DataError(f"polygon that is no list of numbers dropped: {polygon!r:.40}")
+        raise DataError(f"polygon that is no list of numbers dropped: {reprlib.repr(polygon):.40}")
     if len(numbers) % 2:
         raise DataError("polygon with an odd number of coordinates dropped")
     if len(numbers) < 6:
@@ -84,6 +91,9 @@ def _check_polygon(polygon: object, size: Size) -> list[float]:
     points = np.array(numbers).reshape(-1, 2)
     if (points < -FARTHEST * np.array(size)).any() or (points > (1 + FARTHEST) * np.array(size)).any():
         raise DataError("polygon far outside of the image dropped")
+    length = np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum()
+    if length > LONGEST * size[0] * size[1]:
+        raise DataError(f"polygon with an outline of {length:,.0f} pixels dropped")
     return numbers
 
 

@@ -49,6 +49,8 @@ class ViewKind:
     policy: Policy
     is_local: bool = False
     """It keeps its `policy.area` whatever a recipe says."""
+    is_plain: bool = False
+    """It keeps its whole policy whatever a recipe says: a teacher sees it, or what is told of it is learned."""
 
 
 class Position(NamedTuple):
@@ -123,9 +125,10 @@ class Method(nn.Module, ABC):
     """Buffers that a second pass on the same images leaves as the first one did. All others are copied before each step
     on a GPU, to be restored if memory runs out."""
 
-    def __init__(self, backbone: Backbone, labels: LabelledConfig | None) -> None:
+    def __init__(self, backbone: Backbone, labels: LabelledConfig | None, own_loss: str | None = None) -> None:
+        """`own_loss`: `labelled_loss` of the configuration, for a method with a loss of its own for labelled images."""
         super().__init__()
-        self.backbone, self.labels = backbone, labels
+        self.backbone, self.labels, self.own_loss = backbone, labels, own_loss
         self.collectives = Collectives()
 
     @property
@@ -136,7 +139,7 @@ class Method(nn.Module, ABC):
     @property
     def labelled_loss(self) -> str | None:
         """Name of the loss that is a mean over the labelled images; None without one."""
-        return self.labels.method if self.labels else None
+        return (self.own_loss or self.labels.method) if self.labels else None
 
     @abstractmethod
     def view_kinds(self) -> Sequence[ViewKind]:

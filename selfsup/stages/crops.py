@@ -17,6 +17,7 @@ from pipeline.data.decode import decode_image
 from selfsup.components.method import Policy, ViewKind
 
 ASPECT = (3 / 4, 4 / 3)
+WHOLE = (1.0, 1.0)
 ATTEMPTS = 10
 
 
@@ -34,11 +35,13 @@ def draw_crop(policy: Policy, size: tuple[int, int], rng: np.random.Generator) -
     """Draw a crop of an image of `size` = (width, height) pixels.
 
     Its share of the area is uniform, its aspect ratio uniform in the logarithm. If none of ten draws fits into the
-    image, it is the largest central crop with an allowed aspect ratio.
+    image, it is the largest central crop with an allowed aspect ratio. A policy of all the area takes the whole image.
     """
     width, height = size
     draws = rng.random((ATTEMPTS, 4))
     flip = bool(rng.random() < policy.flip)
+    if policy.area == WHOLE:
+        return Crop(0, 0, width, height, flip)
     low, high = (math.log(ratio) for ratio in ASPECT)
     for area, ratio, x, y in draws:
         pixels = width * height * (policy.area[0] + (policy.area[1] - policy.area[0]) * area)

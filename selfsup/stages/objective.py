@@ -21,13 +21,15 @@ SPREAD, RANK = "feature spread", "feature rank"
 
 
 def override_policies(kinds: Sequence[ViewKind], overrides: PolicyConfig) -> list[ViewKind]:
-    """Return a method's kinds of views with the recipe's `augment`. Local views keep their shares of the area."""
+    """Return a method's kinds of views with the recipe's `augment`. Plain views keep theirs, local ones their area."""
     given = overrides.model_dump(exclude_none=True)
     for_local = {name: value for name, value in given.items() if name != "area"}
-    return [
-        dataclasses.replace(kind, policy=dataclasses.replace(kind.policy, **(for_local if kind.is_local else given)))
-        for kind in kinds
-    ]
+
+    def overridden(kind: ViewKind) -> ViewKind:
+        changes = {} if kind.is_plain else for_local if kind.is_local else given
+        return dataclasses.replace(kind, policy=dataclasses.replace(kind.policy, **changes))
+
+    return list(map(overridden, kinds))
 
 
 class StageObjective(Objective):

@@ -92,7 +92,8 @@ def load_frozen_teacher(stage: MethodConfig, inputs: Inputs) -> FrozenTeacher | 
     if stage.taught_by is None:
         return None
     with error_context(f"stages.{stage.name}.teacher"):
-        return FrozenTeacher(open_teacher(inputs[f"teacher.{stage.taught_by}"]), stage.reads_maps)
+        teacher = open_teacher(inputs[f"teacher.{stage.taught_by}"])
+        return FrozenTeacher(teacher, stage.reads_maps, with_vector=stage.taught_task is None)
 
 
 def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:

@@ -104,7 +104,7 @@ def paste_mask(cells: NDArray[np.float32], box: Sequence[float], size: Size) -> 
     x0, y0, x1, y1 = box
     left, right = math.floor(x0), min(math.ceil(x1), size[0])
     top, bottom = math.floor(y0), min(math.ceil(y1), size[1])
-    if left >= right or top >= bottom:
+    if left >= right or top >= bottom or x0 >= x1 or y0 >= y1:
         return None
     rows = linear_weights((top - y0) / (y1 - y0), (bottom - y0) / (y1 - y0), cells.shape[0], bottom - top)
     columns = linear_weights((left - x0) / (x1 - x0), (right - x0) / (x1 - x0), cells.shape[1], right - left)

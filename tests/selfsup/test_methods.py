@@ -101,6 +101,16 @@ def test_method_losses_reach_every_parameter_and_state_dict_is_complete(name: st
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_method_losses_are_finite_in_bfloat16(name: str) -> None:
+    method = initialized(name)
+    for step in range(6):  # long enough to fill queues
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            total = torch.stack([loss.float() for loss in method.losses(views(method, step)).values()]).sum()
+        total.backward()
+        assert total.isfinite()
+
+
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("labels", ["suncet", "supcon"])
 def test_labelled_losses_of_contrastive_and_clustering_methods_only(name: str, labels: str) -> None:
     config_labels = {"method": labels, "images": 4}

@@ -29,13 +29,13 @@ def test_shuffle_tiles_puts_the_tile_that_is_asked_for_in_each_place(side: int) 
     orders = torch.tensor(ORDERS[:4])
     shuffled = shuffle_tiles(images, orders)
     assert shuffled.shape == images.shape
-    torch.testing.assert_close(shuffled[0], images[0], msg="the first order is the image as it is")
-    tile = -(-side // GRID)
+    tile = side // GRID
+    kept = GRID * tile
+    torch.testing.assert_close(shuffled[0, :, :kept, :kept], images[0, :, :kept, :kept])
     for place, source in enumerate(orders[2].tolist()):
         (row, column), (y, x) = divmod(place, GRID), divmod(source, GRID)
-        if max(row, column, y, x) < GRID - 1:  # the last tiles may be cut
-            found = shuffled[2, :, row * tile : (row + 1) * tile, column * tile : (column + 1) * tile]
-            torch.testing.assert_close(found, images[2, :, y * tile : (y + 1) * tile, x * tile : (x + 1) * tile])
+        found = shuffled[2, :, row * tile : (row + 1) * tile, column * tile : (column + 1) * tile]
+        torch.testing.assert_close(found, images[2, :, y * tile : (y + 1) * tile, x * tile : (x + 1) * tile])
 
 
 def test_shuffle_tiles_is_undone_by_the_inverse_order() -> None:
@@ -68,9 +68,7 @@ def test_pretexts_learn_the_turn_and_the_responses_of_the_turned_image() -> None
     torch.testing.assert_close(found["hog"], 3 * error)
 
 
-@pytest.mark.parametrize(
-    "pretexts", [["rotation"], ["jigsaw"], ["colors", "edges"], ["jigsaw", "rotation", "gabor"]], ids=str
-)
+@pytest.mark.parametrize("pretexts", CHOICES, ids=str)
 def test_pretexts_train_the_backbone_in_any_choice(pretexts: list[str]) -> None:
     method: Any = make("pretext", pretexts=pretexts)
     losses = method.losses(views(method))

@@ -31,10 +31,24 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "dino": {"lr": (5e-4, 1.25e-4), "weight_decay": 0.04, "weight_decay_end": 0.4, "warmup": 0.1, "clip": 3.0},
     "mae": {"lr": (1.5e-4, 3.75e-5), "weight_decay": 0.05, "beta2": 0.95, "warmup": 0.05},
     "distill": {"lr": (5e-4 / 6**0.5, 5e-4 / 24**0.5), "weight_decay": 0.04, "warmup": 0.05, "clip": 1.0},
-    "comatch": {"optimizer": "sgd", "lr": (0.015, 0.00375), "weight_decay": 5e-4, "decay": "all", "warmup": 0.0},
+    "comatch": {
+        "optimizer": "sgd",
+        "nesterov": True,
+        "lr": (0.015, 0.00375),
+        "weight_decay": 5e-4,
+        "decay": "all",
+        "warmup": 0.0,
+    },
     "startup": {"optimizer": "sgd", "lr": (0.05, 0.0125), "weight_decay": 1e-4, "decay": "all", "warmup": 0.0},
     "depthcontrast": {"optimizer": "sgd", "lr": (0.03, 0.0075), "weight_decay": 1e-4, "decay": "all", "warmup": 0.0},
-    "pretext": {"optimizer": "sgd", "lr": (0.133333, 0.0333333), "weight_decay": 5e-4, "decay": "all", "warmup": 0.0},
+    "pretext": {
+        "optimizer": "sgd",
+        "nesterov": True,
+        "lr": (0.2, 0.05),
+        "weight_decay": 5e-4,
+        "decay": "all",
+        "warmup": 0.0,
+    },
     "supcon": {"optimizer": "sgd", "lr": (0.125, 0.03125), "weight_decay": 1e-4, "decay": "all", "warmup": 0.01},
 }
 """Settings in which methods were published: learning rates for 256 and for 64 images."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -13,10 +14,14 @@ import torch.nn.functional as F
 from flows.plan.steps import build_steps
 from pipeline.errors import ConfigError
 from pipeline.recipe.reader import parse_recipe
+from pipeline.recipe.stage import PolicyConfig
 from pipeline.steps.workspace import Workspace
 from selfsup.components.losses import graph_contrast, label_graph, mean_cross_entropy
+from selfsup.stages.crops import draw_crop
+from selfsup.stages.objective import override_policies
 from selfsup.stages.step import stage_config
 from tests.conftest import WORLD, World
+from tests.selfsup import formulas
 from tests.selfsup.formulas import double, softmax, unit, vectors
 from tests.selfsup.sandbox import SMALL, StageSandbox, log, weights
 from tests.selfsup.small_methods import SETTING, backbone, config, make, views, with_teacher
@@ -93,6 +98,41 @@ def test_comatch_with_threshold_0_learns_the_soft_labels_of_all_images() -> None
     torch.testing.assert_close(found["pseudo"], F.cross_entropy(logits[1], aligned))
     none = make("comatch", threshold=1).losses(batch)["pseudo"]
     assert none.item() == 0
+
+
+def test_comatch_teaches_the_graph_of_smoothed_labels_to_the_strong_views() -> None:
+    method: Any = make("comatch", graph_threshold=0.3)
+    for step in range(6):
+        method.losses(views(method, step))
+    method.eval()
+    batch, before = views(method, 6), copy.deepcopy(method)
+    found = method.losses(batch)["graph"].item()
+    weak, first, second = (F.normalize(before.head(before.backbone(each)), dim=1) for each in batch.unlabelled)
+    labels = before._pseudo_labels(before.classifier(before.backbone(batch.unlabelled[0])), weak)
+    assert not torch.allclose(labels.aligned, labels.smoothed), "the queue is full"
+    expected = graph_contrast(first, second, label_graph(labels.smoothed, 0.3), 0.2).item()
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_startup_contrasts_the_augmented_views_as_simclr() -> None:
+    method: Any = make("startup")
+    method.eval()
+    batch = views(method)
+    z = [method.head(method.backbone(images)) for images in batch.unlabelled[:2]]
+    assert method.losses(batch)["simclr"].item() == pytest.approx(formulas.nt_xent(*z, 1.0), rel=1e-4)
+
+
+def test_plain_views_are_those_of_the_method_whatever_a_recipe_says() -> None:
+    changed = PolicyConfig(area=(0.3, 0.4), jitter=1, flip=0)
+    for name, plain in (("comatch", [0]), ("startup", [2]), ("depthcontrast", [2, 3]), ("simclr", [])):
+        kinds = make(name).view_kinds()
+        found = override_policies(kinds, changed)
+        assert [number for number, kind in enumerate(found) if kind == kinds[number]] == plain, name
+
+
+def test_draw_crop_of_all_the_area_is_the_whole_image() -> None:
+    policy = make("startup").view_kinds()[2].policy
+    assert draw_crop(policy, (1000, 300), np.random.default_rng(0)) == (0, 0, 1000, 300, False)
 
 
 def test_startup_learns_the_distributions_of_its_teacher() -> None:
