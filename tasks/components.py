@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.models.backbone import Backbone
-from pipeline.models.readout import Readout
+from pipeline.models.readout import Readout, ReadoutBackbone
 from pipeline.stores.rasters import cosines
 from tasks.task import Metric, masked_mean
 
@@ -65,7 +64,7 @@ class ComponentNetwork(nn.Module, ABC):
     `width`: D, the length of the vectors that the components are of.
     """
 
-    def __init__(self, backbone: Backbone, head: str, width: int, count: int) -> None:
+    def __init__(self, backbone: ReadoutBackbone, head: str, width: int, count: int) -> None:
         super().__init__()
         self.head, self.backbone = head, backbone
         self.components = PrincipalComponents(width, count)

@@ -9,16 +9,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.errors import ConfigError, error_context
+from pipeline.models.weights import expand_home
 from pipeline.recipe.teacher import TeacherConfig
+from pipeline.recipe.weight_names import HUB, PACKAGE, PUBLISHERS
 from pipeline.steps.artifact import Inputs
 from pipeline.stores.labels import LabelSpace
 from teachers._applicability import DOMAIN, sample_vectors
 from teachers._held_out import measure_published
+from teachers._hugging_face import check_installed
 
 if TYPE_CHECKING:
+    from pipeline.models.readout import ReadoutBackbone
     from tasks.prediction import Predictor
 
 FEATURES, FEATURE_MAPS = "features", "feature_maps"
@@ -33,16 +37,19 @@ MIN_IMAGES = 10
 
 
 class Config(TeacherConfig):
-    """A timm backbone, its weights, and images of the kind that the student is to know."""
+    """A published backbone, and images of the kind that the student is to know."""
 
     readout = "maps"
     kind: Literal["backbone"] = "backbone"
     task: Literal["features", "feature_maps"] = "features"
     """What is learned of it: its vector of an image, or its map."""
-    model: str
-    """Its name in timm."""
+    model: str | None = None
+    """Its name in timm; null for a backbone of Hugging Face transformers, whose weights tell what it is. Needs the
+    extra `transformers` then."""
     weights: str
-    """A file, `package:<module>/<file>`, or `timm` to download what timm publishes."""
+    """Of timm a file, `package:<module>/<file>`, or `timm` to download what timm publishes. Of transformers a folder
+    that `save_pretrained` wrote, or `hub:<owner>/<model>` to download from the Hugging Face hub: DINOv2, DINOv3,
+    SigLIP, CLIP, ViT, ConvNeXt, or the like."""
     domain: str
     """The set, labelled or not, that the principal components are fitted to, and that tells the applicability of its
     labels: of the pool's kind."""
@@ -52,14 +59,52 @@ class Config(TeacherConfig):
     image_size: int | None = Field(default=None, ge=32)
     """Side of the square that images are stretched to, pixels; the model's own if not given."""
 
+    @model_validator(mode="after")
+    def _of_one_library(self) -> Config:
+        is_timm = self.weights in PUBLISHERS or self.weights.startswith(PACKAGE)
+        if self.model is None and is_timm:
+            raise ValueError(
+                f"weights {self.weights!r} are of a timm model, and none is named: add model, as in "
+                f"{{model: vit_small_patch14_dinov2, weights: {self.weights}}}"
+            )
+        if self.model is not None and self.weights.startswith(HUB):
+            raise ValueError(_two_libraries(self.model, self.weights))
+        if self.model is None:
+            try:
+                check_installed()
+            except ValueError as error:
+                raise ValueError(f"no timm model is named, and for one of Hugging Face transformers {error}") from error
+        return self
+
     def model_names(self) -> Sequence[str]:
-        return [self.model]
+        return [self.model] if self.model else []
 
     def check(self) -> None:
-        """Raise ConfigError if timm does not know the model, it has no readout, or the weights are not its own."""
+        """Raise ConfigError if timm does not know the model, it has no readout, or the weights are not its own.
+
+        What is on the hub is checked once it is there.
+        """
         from pipeline.models.weight_loading import check_backbone
 
-        check_backbone(self.model, self.image_size or _published(self.model)["input_size"][-1], self.weights)
+        is_folder = expand_home(self.weights).is_dir()
+        if self.model is not None and is_folder:
+            raise ConfigError(_two_libraries(self.model, self.weights))
+        if self.model is not None:
+            check_backbone(self.model, self.image_size or _published(self.model)["input_size"][-1], self.weights)
+        elif is_folder:
+            _fetch(self)
+        elif not self.weights.startswith(HUB):
+            raise ConfigError(
+                f"weights {self.weights!r} are no folder that save_pretrained wrote, and no timm model is named that "
+                "they could be of: add model, or give a folder or hub:<owner>/<model>."
+            )
+
+
+def _two_libraries(model: str, weights: str) -> str:
+    return (
+        f"weights {weights!r} are of Hugging Face transformers, and model {model!r} is one of timm: leave out model, "
+        "or give a file of this model's weights."
+    )
 
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -70,16 +115,16 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     import torch
 
     from pipeline.models.checkpoint import save_model
-    from pipeline.models.weight_loading import load_weights
     from tasks.components import FittedVectors, PrincipalComponents
     from tasks.prediction import Predictor
 
     name, data = config["name"], config[DOMAIN]
     teacher = Config.model_validate({**config["teacher"], DOMAIN: data})
-    about = _describe(name, teacher)
-    predictor = _build({**about, "components": 1})
+    with error_context(f"teachers.{name}"):
+        backbone, built = _fetch(teacher)
+    about = {"format": next(key for key, task in TASKS.items() if task == teacher.task), "head": name, **built}
+    predictor = _predictor(backbone, {**about, "components": 1})
     network: Any = predictor.network
-    load_weights(network.backbone.model, teacher.model, teacher.weights)
     predictor.setup(inputs.runtime, about)
     fitting = Predictor(FittedVectors(network), {}, predictor.preprocessing)
     fitting.compute = predictor.compute
@@ -116,20 +161,26 @@ def _count_components(teacher: Config, images: int, each: int, width: int) -> in
     return teacher.components or min(MAP_COMPONENTS if is_map else width, width, images * each - 1)
 
 
-def _describe(name: str, teacher: Config) -> dict[str, Any]:
-    """Return the teacher's `model.json`, but for the number of its components."""
+def _fetch(teacher: Config) -> tuple[ReadoutBackbone, dict[str, Any]]:
+    """Return the backbone with its published weights, and what `model.json` says of it: enough for `_build`."""
     from pipeline.models.timm_models import statistics
+    from pipeline.models.weight_loading import load_weights
 
+    if teacher.model is None:
+        from teachers.models import transformers_backbones
+
+        return transformers_backbones.fetch(teacher.weights, teacher.task, teacher.image_size)
     published, (mean, std) = _published(teacher.model), statistics(teacher.model)
-    return {
-        "format": next(name for name, task in TASKS.items() if task == teacher.task),
+    about = {
         "model": teacher.model,
-        "head": name,
         "size": teacher.image_size or published["input_size"][-1],
         "bicubic": published["interpolation"] == "bicubic",
         "mean": list(mean),
         "std": list(std),
     }
+    backbone: Any = _build(about)
+    load_weights(backbone.model, teacher.model, teacher.weights)
+    return backbone, about
 
 
 def _published(model: str) -> dict[str, Any]:
@@ -149,15 +200,25 @@ def _space(about: Mapping[str, Any]) -> LabelSpace:
     return LabelSpace(TASKS[about["format"]], tuple(str(number + 1) for number in range(about["components"])))
 
 
-def _build(about: Mapping[str, Any]) -> Predictor:
-    """Build the teacher with random weights."""
+def _build(about: Mapping[str, Any]) -> ReadoutBackbone:
+    """Build the backbone of a `model.json` with random weights."""
+    if "config" in about:
+        from teachers.models import transformers_backbones
+
+        return transformers_backbones.build(about)
+    from pipeline.models.backbone import Backbone
+
+    return Backbone(about["model"], about["size"], (about["mean"], about["std"]))
+
+
+def _predictor(backbone: ReadoutBackbone, about: Mapping[str, Any]) -> Predictor:
+    """Return the teacher of a backbone, with components of zeros."""
     import tasks
     from tasks.feature_maps.model import BackboneMaps, FeatureMapNetwork
     from tasks.features.model import FeatureNetwork
     from tasks.prediction import Predictor, Preprocessing
 
-    space, statistics = _space(about), (about["mean"], about["std"])
-    built = about["model"], about["head"], about["size"], statistics, about["components"]
+    space, built = _space(about), (backbone, about["head"], about["components"])
     preprocessing = Preprocessing(about["size"], bicubic=about["bicubic"])
     if space.task == FEATURE_MAPS:
         return Predictor(FeatureMapNetwork(*built), {about["head"]: BackboneMaps(space)}, preprocessing)
@@ -169,6 +230,6 @@ def load(folder: Path) -> Predictor:
     from pipeline.models.checkpoint import load_model
 
     about, weights = load_model(folder)
-    predictor = _build(about)
+    predictor = _predictor(_build(about), about)
     predictor.network.load_state_dict(weights)
     return predictor

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +30,24 @@ class Readout(NamedTuple):
     """The features of B images."""
 
     vector: Tensor
-    """(B, D), what timm's model returns for the images."""
+    """(B, D), what the model returns for the images."""
     maps: list[Tensor]
     """The maps (B, C, S / stride, S / stride), finest first."""
+
+
+class ReadoutBackbone(Protocol):
+    """A backbone that is read as a vector and maps, of any library: an `nn.Module`, as `Backbone` is one of timm's."""
+
+    width: int
+    """D, the length of its vectors."""
+    channels: tuple[int, ...]
+    """Channels of each of its maps."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the vectors (B, D) of uint8 images (B, 3, S, S)."""
+
+    def readout(self, images: Tensor) -> Readout:
+        """Return the vectors and maps of uint8 images (B, 3, S, S)."""
 
 
 class ReadoutInfo(NamedTuple):

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from pipeline.data.augment import Placement, ValidSizes
 from pipeline.data.loader import WEIGHTS
-from pipeline.models.backbone import Backbone
-from pipeline.models.timm_models import Statistics
+from pipeline.models.readout import ReadoutBackbone
 from pipeline.stores.labels import Value
 from pipeline.stores.rasters import FULL_IMAGE, resample_linear
 from tasks.components import ComponentNetwork, ComponentSimilarity, component_loss
@@ -29,8 +28,7 @@ class FeatureMapNetwork(ComponentNetwork):
     uint8 images (B, 3, S, S) -> {head: (B, K, h, w)}.
     """
 
-    def __init__(self, name: str, head: str, image_size: int, statistics: Statistics, count: int) -> None:
-        backbone = Backbone(name, image_size, statistics)
+    def __init__(self, backbone: ReadoutBackbone, head: str, count: int) -> None:
         super().__init__(backbone, head, backbone.channels[-1], count)
 
     def forward_with_vector(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:

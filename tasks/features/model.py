@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.data.augment import ValidSizes
 from pipeline.data.loader import WEIGHTS
-from pipeline.models.backbone import Backbone
-from pipeline.models.timm_models import Statistics
+from pipeline.models.readout import ReadoutBackbone
 from pipeline.stores.labels import Value
 from tasks.components import ComponentNetwork, ComponentSimilarity, component_loss
 from tasks.task import FeatureInfo, Features, Prediction, Target, Task, stack
@@ -20,8 +19,7 @@ from tasks.task import FeatureInfo, Features, Prediction, Target, Task, stack
 class FeatureNetwork(ComponentNetwork):
     """A backbone and the principal components of its vectors: uint8 images (B, 3, S, S) -> {head: (B, K)}."""
 
-    def __init__(self, name: str, head: str, image_size: int, statistics: Statistics, count: int) -> None:
-        backbone = Backbone(name, image_size, statistics)
+    def __init__(self, backbone: ReadoutBackbone, head: str, count: int) -> None:
         super().__init__(backbone, head, backbone.width, count)
 
     def forward_with_vector(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:

@@ -55,17 +55,19 @@ def fetch(where: str, task: str) -> tuple[Any, Any]:
     return model, processor
 
 
-def load_network(where: str, part: str, task: str) -> Any:
+def load_network(where: str, part: str, task: str, optional: str = "") -> Any:
     """Load a model by the library's class `part`, in float32 and eval mode, from a folder or the hub.
 
-    Only safetensors are read. Raises ConfigError as `load_part` does, or if weights are not finite; DataError if they
-    lack a part of the model.
+    Only safetensors are read. `optional`: a module of the model that becomes None if it has no weights. Raises
+    ConfigError as `load_part` does, or if weights are not finite; DataError if they lack another part of the model.
     """
     options = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
     model, info = load_part(where, part, task, **options)
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise DataError(f"{where!r} has no weights for {missing}: it was not trained for {task}.")
+    missing = sorted(info["missing_keys"])
+    if optional and missing and all(key.startswith(f"{optional}.") for key in missing):
+        setattr(model, optional, None)
+    elif missing:
+        raise DataError(f"{where!r} has no weights for {', '.join(missing[:3])}: it was not trained for {task}.")
     check_finite_weights(dict(model.named_parameters()), where)
     return model
 
@@ -120,11 +122,22 @@ def describe_input(processor: Any, about: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"{about['weights']!r} was trained on images with blue first; only red first is supported.")
     return {
         "size": size,
-        # maps and boxes have to be of the whole image
-        "centre": center if MODELS[about["task"]] == MODELS["classification"] else None,
+        # maps, boxes and features have to be of the whole image
+        "centre": center if MODELS.get(about["task"]) == MODELS["classification"] else None,
         "bicubic": int(getattr(processor, "resample", None) or 0) == BICUBIC,
         **_statistics(processor),
     }
+
+
+def check_image_size(config: Any, size: int | None) -> None:
+    """Raise ConfigError unless images of this side in pixels are whole patches, or those the model was trained on."""
+    vision = getattr(config, "vision_config", config)
+    patch = getattr(vision, "patch_size", None)
+    if size and isinstance(patch, int) and size % patch and size != getattr(vision, "image_size", None):
+        raise ConfigError(
+            f"image_size {size} is no multiple of the {patch} pixels of the model's patches: "
+            f"{max(size // patch, 1) * patch} or {(size // patch + 1) * patch} would work."
+        )
 
 
 def preprocessing_of(about: Mapping[str, Any]) -> Preprocessing:

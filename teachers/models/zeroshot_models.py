@@ -13,7 +13,6 @@ from torchvision.ops import batched_nms, box_convert
 
 import tasks
 from pipeline.data.augment import ValidSizes
-from pipeline.errors import ConfigError
 from pipeline.models.checkpoint import read_tensors
 from pipeline.stores.labels import LabelSpace
 from tasks.prediction import Predictor
@@ -23,6 +22,7 @@ from tasks.task import Prediction
 from teachers.models.torchvision_models import Adapter, DetectedBoxes, Detector, resize_to_stride
 from teachers.models.transformers_models import (
     IMAGES,
+    check_image_size,
     describe_input,
     load_network,
     load_part,
@@ -44,18 +44,9 @@ def fetch(about: Mapping[str, Any]) -> tuple[Any, Any]:
     Raises ConfigError if there is no such model, it is not for the task, or it can't take images of the size.
     """
     config = load_config(about)
-    patch, side = _patch_and_side(config)
-    size = about["image_size"]
-    if size and patch and size % patch and size != side:
-        raise ConfigError(f"image_size {size} is no multiple of the {patch} pixels of the model's patches.")
+    check_image_size(config, about["image_size"])
     model = load_network(about["weights"], find_type(config, about).part, about["task"])
     return model, load_part(about["weights"], IMAGES, about["task"])
-
-
-def _patch_and_side(config: Any) -> tuple[int | None, int | None]:
-    """Return the side of a model's patches and of the images it was trained on, pixels; None if it has none."""
-    vision = getattr(config, "vision_config", None)
-    return getattr(vision, "patch_size", None), getattr(vision, "image_size", None)
 
 
 def describe(model: Any, processor: Any, about: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def backbone(method: str = "simclr", size: int = SETTING.size) -> Backbone:
 def frozen_teacher(size: int = 48) -> FrozenTeacher:
     """Return the features of a small transformer, for images of a side of its own."""
     torch.manual_seed(1)
-    network = FeatureNetwork("test_vit", "things", size, IMAGENET, 4)
+    network = FeatureNetwork(Backbone("test_vit", size, IMAGENET), "things", 4)
     return FrozenTeacher(Predictor(network, {"things": tasks.model(LabelSpace("features"))}, Preprocessing(size)), True)
 
 

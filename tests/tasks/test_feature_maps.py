@@ -17,6 +17,7 @@ from PIL import Image
 from scipy.linalg import hadamard
 
 from pipeline.data.augment import AugmentParams, Placement, full_image_box, transform_label
+from pipeline.models.backbone import Backbone
 from pipeline.models.timm_models import statistics
 from pipeline.stores.labels import LabelSpace, Value
 from pipeline.stores.rasters import FULL_IMAGE
@@ -207,7 +208,7 @@ def test_constant_label_is_the_mean_of_known_cells() -> None:
 @pytest.fixture(scope="module")
 def network() -> FeatureMapNetwork:
     torch.manual_seed(0)
-    return FeatureMapNetwork("test_vit", "dino", 96, statistics("test_vit"), 5).eval()
+    return FeatureMapNetwork(Backbone("test_vit", 96, statistics("test_vit")), "dino", 5).eval()
 
 
 @torch.no_grad()
