@@ -26,7 +26,8 @@ def find_weights(weights: str) -> Path:
         return _find_in_package(weights)
     path = expand_home(weights)
     if not os.path.isfile(path):  # not path.is_file(), which raises for a name that is too long
-        raise ConfigError(f"weights {weights!r}: no such file. A path, package:<module>/<file> or `timm` would work.")
+        found = "a folder, and no file" if os.path.isdir(path) else "no such file or folder"
+        raise ConfigError(f"weights {weights!r}: {found}. A path, package:<module>/<file> or `timm` would work.")
     return path
 
 
