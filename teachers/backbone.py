@@ -5,6 +5,7 @@ Its labels are the principal components of its vectors, or of the cells of its m
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,8 +14,9 @@ from pydantic import Field, model_validator
 
 from pipeline.errors import ConfigError, error_context
 from pipeline.models.weights import expand_home
+from pipeline.recipe.stage import PUBLISHED
 from pipeline.recipe.teacher import TeacherConfig
-from pipeline.recipe.weight_names import HUB, PACKAGE, PUBLISHERS
+from pipeline.recipe.weight_names import HUB, PACKAGE, is_path
 from pipeline.steps.artifact import Inputs
 from pipeline.stores.labels import LabelSpace
 from teachers._applicability import DOMAIN, sample_vectors
@@ -61,8 +63,7 @@ class Config(TeacherConfig):
 
     @model_validator(mode="after")
     def _of_one_library(self) -> Config:
-        is_timm = self.weights in PUBLISHERS or self.weights.startswith(PACKAGE)
-        if self.model is None and is_timm:
+        if self.model is None and (self.weights == PUBLISHED or self.weights.startswith(PACKAGE)):
             raise ValueError(
                 f"weights {self.weights!r} are of a timm model, and none is named: add model, as in "
                 f"{{model: vit_small_patch14_dinov2, weights: {self.weights}}}"
@@ -86,7 +87,7 @@ class Config(TeacherConfig):
         """
         from pipeline.models.weight_loading import check_backbone
 
-        is_folder = expand_home(self.weights).is_dir()
+        is_folder = is_path(self.weights) and os.path.isdir(expand_home(self.weights))
         if self.model is not None and is_folder:
             raise ConfigError(_two_libraries(self.model, self.weights))
         if self.model is not None:

@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError, first_line
 from pipeline.models.backbone import register_statistics
 from pipeline.models.readout import Readout
 from pipeline.models.timm_models import Statistics
+from pipeline.storage.shortage import shortage_of
 from teachers.models.transformers_models import (
     IMAGES,
     check_image_size,
@@ -54,6 +55,8 @@ class TransformersBackbone(nn.Module):
             with torch.no_grad():
                 vector, [cells] = self.readout(torch.full((1, 3, image_size, image_size), 128, dtype=torch.uint8))
         except Exception as error:  # models raise errors of any type for a size that they can't take
+            if shortage_of(error):
+                raise
             raise ConfigError(
                 f"a model of type {model.config.model_type!r} has no vector and map of images of {image_size} x "
                 f"{image_size} pixels ({first_line(error)}): {EXAMPLES} has, or, if the reason is the size, it may "
@@ -114,8 +117,9 @@ def _find_image_part(config: Any, weights: str) -> str:
     """Return the library's class for the part of a model that takes images. Raises ConfigError if it has none."""
     library: Any = transformers
     vision = getattr(config, "vision_config", config)
-    part: Any = library.MODEL_MAPPING.get(type(vision), None)
-    arguments = inspect.signature(part.forward).parameters if isinstance(part, type) else {}
+    part = library.MODEL_MAPPING.get(type(vision), None)
+    forward = getattr(part, "forward", None)
+    arguments = inspect.signature(forward).parameters if forward else {}
     required = {name for name, each in arguments.items() if each.default is each.empty} - {"self", "kwargs"}
     if "pixel_values" not in arguments or required - {"pixel_values"}:
         raise ConfigError(
