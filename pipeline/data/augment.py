@@ -142,7 +142,9 @@ def _source_box(params: AugmentParams, size: tuple[int, int]) -> Box:
 
 
 def _transform_bands(bands: Bands, params: AugmentParams, size: int) -> Bands:
-    """Transform each channel alone. Brightness scales its numbers, contrast is about its mean, which padding has."""
+    """Transform each channel alone: contrast is about its mean, which padding has, and brightness shifts by a share of
+    its deviation. So an offset in the numbers, as of degrees in kelvins, changes nothing.
+    """
     box, valid = _source_box(params, (bands.shape[1], bands.shape[0])), valid_size(params.box, size)
     made = np.empty((size, size, bands.shape[2]), np.float32)
     for channel in range(bands.shape[2]):
@@ -150,8 +152,8 @@ def _transform_bands(bands: Bands, params: AugmentParams, size: int) -> Bands:
         resized = np.asarray(band.resize(valid, Image.Resampling.BILINEAR, box=box, reducing_gap=2.0))
         if params.tone is not None:
             brightness, contrast = params.tone
-            mean = resized.mean(dtype=np.float64)
-            resized = (brightness * (contrast * (resized - mean) + mean)).astype(np.float32)
+            mean, std = resized.mean(dtype=np.float64), resized.std(dtype=np.float64)
+            resized = (contrast * (resized - mean) + mean + (brightness - 1) * std).astype(np.float32)
         made[..., channel] = resized.mean(dtype=np.float64)
         made[: valid[1], : valid[0], channel] = resized[:, ::-1] if params.flip else resized
     return made

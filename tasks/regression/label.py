@@ -110,12 +110,21 @@ class TaskLabel(RasterLabel):
         return ", ".join(f"{name} {number:.4g}{self._unit}" for name, number in named if not np.isnan(number))
 
     def distance(self, one: Value, other: Value) -> float:
-        """Return the mean absolute difference of the numbers known to both, as a share of each channel's range."""
+        """Return the mean absolute difference of the numbers known to both, in [0, 1].
+
+        It is in standard deviations of the label space, of which one or more counts as 1; without these, a share of
+        each channel's range in the two labels.
+        """
         left, right = on_finer_raster(one["values"].astype(np.float64), other["values"].astype(np.float64), np.nan)
-        both = np.stack([left, right])
-        low, high = (edge(both, axis=(0, 1, 2), where=~np.isnan(both), initial=start) for edge, start in EDGES)
-        share = np.abs(left - right) / np.maximum(high - low, np.finfo(np.float64).tiny)
-        return mean_where_known(share, ~np.isnan(left), ~np.isnan(right))
+        difference = np.abs(left - right) / self._scale(np.stack([left, right]))
+        return mean_where_known(np.minimum(difference, 1), ~np.isnan(left), ~np.isnan(right))
+
+    def _scale(self, labels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return for each channel the difference in labels (N, h, w, K) that counts as 1."""
+        if self.space.std:
+            return np.array(self.space.std)
+        low, high = (edge(labels, axis=(0, 1, 2), where=~np.isnan(labels), initial=start) for edge, start in EDGES)
+        return np.maximum(high - low, np.finfo(np.float64).tiny)
 
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         known, _ = super().count(row, threshold)

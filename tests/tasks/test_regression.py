@@ -87,6 +87,16 @@ def test_draw_shows_first_channel_or_the_first_three() -> None:
     assert (drawn[0, 0].tolist(), drawn[-1, -1].tolist()) == ([0, 255, 0], [255, 0, 0])
 
 
+def test_distance_is_in_deviations_of_the_label_space_or_else_a_share_of_the_range() -> None:
+    flat, near, far = ({"values": np.full((2, 2, 2), number, np.float32)} for number in (3.0, 3.1, 90.0))
+    assert LABEL.distance(flat, near) == pytest.approx((0.1 / 20 + 0.1 / 0.5) / 2, rel=1e-4)
+    assert LABEL.distance(flat, far) == 1
+    assert LABEL.distance(flat, flat) == 0
+    ramp = {"values": np.array([[[0.0], [10.0]]], np.float32)}
+    moved = {"values": np.array([[[5.0], [10.0]]], np.float32)}
+    assert TaskLabel(SOUND).distance(ramp, moved) == pytest.approx(0.25)
+
+
 def test_loss_is_the_mean_absolute_error_in_deviations() -> None:
     values = [random_value(seed, (8, 8)) for seed in range(2)]
     output = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)

@@ -123,11 +123,12 @@ def test_transform_image_pads_bands_with_their_mean() -> None:
     assert (transform_image(bands, AugmentParams((0, 0, 2, 1)), 16) == 7.5).all()
 
 
-def test_transform_image_scales_bands_and_their_contrast() -> None:
-    bands = np.zeros((8, 8, 2), np.float32)
-    bands[:4] = 10
-    made = transform_image(bands, AugmentParams(tone=(2.0, 0.5)), 8)
-    np.testing.assert_allclose(np.unique(made), [5, 15], rtol=1e-5)
+@pytest.mark.parametrize("offset", [0, 300, -5000])
+def test_transform_image_changes_the_tone_of_bands_by_their_deviation(offset: float) -> None:
+    bands = np.full((8, 8, 2), offset, np.float32)
+    bands[:4] += 10
+    made = transform_image(bands, AugmentParams(tone=(1.2, 0.5)), 8)
+    np.testing.assert_allclose(np.unique(made), [offset + 3.5, offset + 8.5], rtol=1e-5)
 
 
 def test_sample_params_draws_one_tone_for_any_channels() -> None:
