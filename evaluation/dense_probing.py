@@ -18,7 +18,7 @@ from evaluation.probe import MAX_MAP_IMAGES
 from pipeline.data.dataset import ImageDataset
 from pipeline.models.features import identity
 from pipeline.recipe.evaluation import Amount, StartConfig
-from tasks.training import fitted_space
+from tasks.task import Task
 
 CHUNK = 256
 """Test images whose maps are in memory at once."""
@@ -28,6 +28,8 @@ class _Fitted(NamedTuple):
     """A fitted probe: on `labels` labels, drawn by `seed`, for the amount `asked`."""
 
     name: str
+    task: Task
+    """Of the label space that the labels of this trial gave."""
     result: DenseProbeResult
     asked: Amount
     labels: int
@@ -42,8 +44,8 @@ class DenseProbing:
     ) -> None:
         self.config, self.extractor, self.scratch = config, extractor, scratch
         self.splits, self.counts = request
-        space = self.splits.space
-        self.task = tasks.model(fitted_space(space, self.splits.train, space.task))
+        self.space = self.splits.space
+        self.task = tasks.model(self.space)
         self.start = StartConfig.model_validate(config["start"]).name
 
     def records(self, probes: Sequence[str]) -> Iterator[Measurement]:
@@ -58,12 +60,13 @@ class DenseProbing:
         trials = list(itertools.product(draws.items(), range(config["seed"], config["seed"] + config["seeds"])))
         for number, ((labels, asked), seed) in enumerate(trials):
             train, val = self._labelled(labels, seed)
+            task = tasks.model(self.task.fit_space(train.values))
             for name in probes:
                 self.extractor.runtime.check_stop(config["name"])
-                about = f"{name}, {self.task.space.task}, {labels} labels, seed {seed}"
+                about = f"{name}, {self.space.task}, {labels} labels, seed {seed}"
                 self.extractor.runtime.progress(config["name"], number / len(trials), about)
-                data = self._data(train, val, seed, self.scratch / f"{name}-{self.task.space.task}-{labels}-{seed}")
-                fitted.append(_Fitted(name, probe_module(name).fit(data), asked, labels, seed))
+                data = self._data(task, (train, val), seed, f"{name}-{self.space.task}-{labels}-{seed}")
+                fitted.append(_Fitted(name, task, probe_module(name).fit(data), asked, labels, seed))
         for each, scores in zip(fitted, self._scores(fitted), strict=True):
             yield from self._measure(each, scores)
 
@@ -87,31 +90,31 @@ class DenseProbing:
                 rows = range(start, min(start + CHUNK, len(self.splits.test)))
                 images = self._maps(self.splits.test, rows, change)
                 for metric, each in zip(metrics, fitted, strict=True):
-                    update_metric(metric, each.result.module, self.task, images)
+                    update_metric(metric, each.result.module, each.task, images)
             for found, metric in zip(scores, metrics, strict=True):
                 found.append((corruption, metric.compute()))
         return scores
 
     def _maps(self, images: ImageDataset, rows: Sequence[int], change: Change = identity) -> LabelledMaps:
-        name, keys = self.task.space.task, images.keys()
+        name, keys = self.space.task, images.keys()
         maps = self.extractor.extract_maps(images, rows, change)
         values = [images.values(row)[name] for row in rows]
         sizes = [images.size(row) for row in rows]
         return LabelledMaps([keys[row] for row in rows], self.extractor.backbone.size, maps, values, sizes)
 
-    def _data(self, train: LabelledMaps, val: LabelledMaps, seed: int, scratch: Path) -> DenseProbeData:
+    def _data(self, task: Task, maps: tuple[LabelledMaps, LabelledMaps], seed: int, folder: str) -> DenseProbeData:
         backbone = self.extractor.backbone
         return DenseProbeData(
             name=self.config["name"],
-            task=self.task,
-            train=train,
-            val=val,
+            task=task,
+            train=maps[0],
+            val=maps[1],
             strides=backbone.strides,
             channels=backbone.channels,
             width=self.config["width"],
             proposals=self.config["proposals"],
             seed=seed,
-            scratch=scratch,
+            scratch=self.scratch / folder,
             runtime=self.extractor.runtime,
         )
 
@@ -125,7 +128,7 @@ class DenseProbing:
             backbone=self.extractor.backbone.name,
             protocol=f"{fitted.name} v{probe.VERSION}",
             dataset=self.config["set"],
-            task=self.task.space.task,
+            task=self.space.task,
             split=self.splits.name,
             n=len(self.splits.test),
             asked=fitted.asked,

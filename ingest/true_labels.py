@@ -78,9 +78,8 @@ def train_classes(sets: Mapping[str, IngestedSet]) -> tuple[tuple[str, ...], dic
 def drop_unlabelled(shard: DatasetShard) -> DatasetShard:
     """Keep only the rows of the shard that have a label in one of its sources."""
     known = np.zeros(len(shard.images), dtype=bool)
-    for label_sources in shard.label_sources.values():
-        for source in label_sources:
-            known |= source.has_label(shard.images)
+    for head in shard.label_sources:
+        known |= shard.has_label(head)
     return dataclasses.replace(shard, rows=shard.rows[known[shard.rows]])
 
 

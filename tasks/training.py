@@ -42,6 +42,7 @@ MEAN = "mean"
 IMAGES = "images"
 """Name of the amount of all images."""
 STATISTICS_IMAGES = 2000
+"""Labelled images that a label space's statistics are measured on, at most."""
 AUTOTUNE_IMAGES = 4
 """Images of the training step that is timed on a CPU."""
 
@@ -180,13 +181,14 @@ class TrainingResult:
 def fitted_space(space: LabelSpace, images: ImageDataset, head: str) -> LabelSpace:
     """Return the label space with what its task has to know of the labels of `head` of the images that are learned.
 
-    Of more than STATISTICS_IMAGES images, so many are looked at, drawn at random.
+    Of more than STATISTICS_IMAGES images with such a label, so many are looked at, drawn at random. Raises DataError if
+    the task needs to know something and no label tells it.
     """
 
     def values() -> Iterator[Value]:
-        for index in sorted(random_order(images.keys(), 0)[:STATISTICS_IMAGES].tolist()):
-            if (value := images.values(index).get(head)) is not None:
-                yield value
+        labelled, keys = images.labelled(head), images.keys()
+        drawn = labelled[random_order([keys[index] for index in labelled], 0)[:STATISTICS_IMAGES]]
+        yield from (images.values(index)[head] for index in sorted(drawn.tolist()))
 
     return tasks.model(space).fit_space(values())
 

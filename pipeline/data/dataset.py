@@ -118,6 +118,16 @@ class DatasetShard:
     channels: int = RGB
     """Channels of the images."""
 
+    def has_label(self, head: str) -> NDArray[np.bool_]:
+        """Return a mask of the images of the shard, whatever `rows` are used, that have a label of the head.
+
+        Raises DataError if a label file does not fit the shard.
+        """
+        known = np.zeros(len(self.images), np.bool_)
+        for source in self.label_sources.get(head, ()):
+            known |= source.has_label(self.images)
+        return known
+
 
 @dataclasses.dataclass
 class ImageSample:
@@ -210,6 +220,11 @@ class ImageDataset:
     def labels(self, index: int) -> dict[str, tuple[Value, LabelSource]]:
         """Return the labels of an image as stored, each with its source, by head; heads without one are left out."""
         return {head: (value, opened.source) for head, (value, opened) in self._labels(index).items()}
+
+    def labelled(self, head: str) -> NDArray[np.int64]:
+        """Return the indices of the images that have a label of the head."""
+        masks = [shard.has_label(head)[shard.rows] for shard in self.shards]
+        return np.flatnonzero(np.concatenate([np.zeros(0, np.bool_), *masks]))
 
     def weights(self, index: int) -> dict[str, float]:
         """Return what the labels of an image that are compared with others count, in [0, 1], by head."""

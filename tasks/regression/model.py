@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.data.augment import Placement, ValidSizes
 from pipeline.data.loader import WEIGHTS
+from pipeline.errors import DataError
 from pipeline.stores.labels import LabelSpace, Value
 from pipeline.stores.rasters import DENSE_STRIDE, FULL_IMAGE, resample_nearest
 from tasks.task import (
@@ -130,7 +131,10 @@ class TaskModel(DenseTask):
         return {"values": (total / np.maximum(count, 1)).astype(np.float32)}
 
     def fit_space(self, values: Iterable[Value]) -> LabelSpace:
-        """Return the label space with mean and standard deviation of each channel, over all known cells."""
+        """Return the label space with mean and standard deviation of each channel, over all known cells.
+
+        Raises DataError if there is none.
+        """
         count, total, square = np.zeros((3, self.channels), dtype=np.float64)
         for value in values:
             array = value["values"].astype(np.float64)
@@ -138,6 +142,11 @@ class TaskModel(DenseTask):
             count += known.sum(axis=(0, 1))
             total += array.sum(axis=(0, 1), where=known)
             square += (array**2).sum(axis=(0, 1), where=known)
+        if not count.any():
+            raise DataError(
+                f"the training labels of {', '.join(self.space.classes)} have no known number: add arrays with some, "
+                "or check what `unknown` states."
+            )
         mean = total / np.maximum(count, 1)
         variance = square / np.maximum(count, 1) - mean**2
         std = np.sqrt(np.where(variance > CONSTANT * square / np.maximum(count, 1), variance, 1))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import tasks
 from evaluation.dense_probe import DenseProbeData, LabelledMaps, score_on_maps, train_on_maps
@@ -19,10 +20,11 @@ from pipeline.errors import ConfigError
 from pipeline.models import features
 from pipeline.recipe.base import FitConfig
 from pipeline.steps.runtime import Runtime
+from pipeline.storage.root import Root
 from pipeline.stores.labels import LabelSpace
 from pipeline.training import autotune
 from pipeline.training.autotune import ComputeConfig
-from tests.evaluation.measuring import Bench, Record, scratch
+from tests.evaluation.measuring import Bench, Record, noise_of, read_set, scratch
 
 DENSE = {"segmentation", "depth", "normals"}
 DEPTH = tasks.model(LabelSpace("depth"))
@@ -74,6 +76,29 @@ def test_probe_reads_and_learns_in_bfloat16(bench: Bench, monkeypatch: pytest.Mo
     monkeypatch.setattr(autotune, "autotune", lambda *_: ComputeConfig("cpu", "bf16", True, {}))
     records = probed(bench, "linear", "linear_dense", "detector")
     assert {record["task"] for record in records} == {"classification", "detection", *DENSE}
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_dense_probing_standardizes_regression_by_the_labels_of_each_trial(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(12):
+        split = "test" if number < 4 else "train"
+        for folder in ("images", "arrays"):
+            (tmp_path / f"fields/{folder}/{split}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise_of(number, "dark")).save(tmp_path / f"fields/images/{split}/{number}.png")
+        np.save(tmp_path / f"fields/arrays/{split}/{number}.npy", np.full((4, 4), 2.0**number))
+    folders = {"images": "images/{split}", "arrays": "arrays/{split}"}
+    bench.sets["fields"] = read_set(
+        Root.of(tmp_path / "root"), "fields", kind="rasters", path=str(tmp_path / "fields"), **folders
+    )
+    trials, fit = [], linear_dense.fit
+    monkeypatch.setattr(linear_dense, "fit", lambda data: trials.append(data) or fit(data))
+    bench.probe("linear_dense", on="fields", start=scratch(), width=8, proposals=8, labels=[3, "all"])
+    assert len(trials) == 2
+    for trial in trials:
+        learned = np.mean([value["values"] for value in trial.train.values])
+        assert trial.task.space.mean == pytest.approx((learned,))
 
 
 def maps_of(count: int, seed: int = 0) -> LabelledMaps:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +12,10 @@ from PIL import Image
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
 from pipeline.data.augment import Placement
+from pipeline.data.dataset import DatasetShard, ImageDataset
 from pipeline.errors import DataError
 from pipeline.stores.labels import LabelSpace, Value
+from tasks import training
 from tasks.prediction import to_numpy
 from tasks.regression.label import TaskLabel
 from tasks.regression.model import GRID, TaskModel
@@ -123,6 +128,23 @@ def test_fit_space_measures_training_labels() -> None:
     np.testing.assert_allclose(fitted.std, np.nanstd(flat, axis=0), rtol=1e-5)
     constant = TASK.fit_space([{"values": np.full((2, 2, 2), 7.1, np.float32)}])
     assert constant.std == (1.0, 1.0), "a channel that does not vary is not divided by what rounding leaves"
+
+
+def test_fit_space_refuses_labels_without_a_known_number() -> None:
+    for values in ([], [{"values": np.full((2, 2, 2), np.nan, np.float32)}]):
+        with pytest.raises(DataError, match="labels of height, slope have no known number"):
+            TASK.fit_space(values)
+
+
+def test_fitted_space_draws_among_the_images_with_a_label_of_the_head(
+    make_dataset_shard: Callable[..., DatasetShard], noise: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "STATISTICS_IMAGES", 2)
+    values = [{"values": np.full((2, 2, 2), number, np.float32)} for number in (3, 5)]
+    labels = {"few": (LABEL, [*[None] * 18, *values]), "all": (LABEL, [random_value(0)] * 20)}
+    dataset = ImageDataset([make_dataset_shard("s", [noise(number) for number in range(20)], labels)])
+    fitted = training.fitted_space(SPACE, dataset, "few")
+    assert (fitted.mean, fitted.std) == ((4, 4), (1, 1))
 
 
 def test_metrics_agree_with_scikit_learn_over_known_numbers() -> None:
