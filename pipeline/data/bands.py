@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from pipeline.data.arrays import decode_npy
 from pipeline.data.decode import PIXEL_LIMIT, Inspection, decode_image, decode_numbers, inspect_image
@@ -22,6 +22,12 @@ from pipeline.storage.shortage import raise_shortage
 RGB = 3
 """Channels of pictures, which are decoded as such."""
 MOST_CHANNELS = 16
+MOST_NUMBERS = PIXEL_LIMIT * RGB
+"""Numbers of an image of bands; those of more are refused."""
+LARGEST = 1e30
+"""Numbers of a larger size are no measurements, but mark their absence, and would overflow in networks."""
+WHITE_IS_ZERO = 0
+"""TIFF's number for it."""
 NPY, TIFF = b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 BAND_SUFFIXES = (".npy",)
 """Suffixes of images that are no pictures."""
@@ -41,21 +47,50 @@ def decode_pixels(data: bytes, channels: int, at_least: tuple[int, int] | None =
 def decode_bands(data: bytes, channels: int) -> Bands:
     """Decode an image to its numbers, (H, W, `channels`) float32: uint8, uint16 and float32 without loss.
 
-    Raises DataError, with the channels that the file has, if these are others, or a number is not finite.
+    Raises DataError, with the channels that the file has, if these are others, and with the first number that is not
+    finite or above LARGEST in size.
     """
     if channels > 1 and not data.startswith((NPY, *TIFF)):
         raise DataError(f"is a picture, and no image of {channels} channels: these are TIFF files or NumPy's arrays")
-    numbers = _decode(data)
+    numbers = _decode_one_band(data) if channels == 1 and data.startswith(TIFF) else _decode(data)
     numbers = numbers[..., None] if numbers.ndim == 2 else numbers
-    if (found := numbers.shape[2]) != channels:
-        raise DataError(f"has {found} channels, not {channels}: make such images a set with `channels: {found}`")
+    _check_channels(numbers.shape, channels)
     if numbers.dtype.kind not in "buif":
         raise DataError(f"holds {numbers.dtype}, no plain numbers")
     with np.errstate(over="ignore"):
         bands = numbers.astype(np.float32)
-    if not np.isfinite(bands).all():
-        raise DataError("holds numbers that are not finite; write a number for them that stands for no measurement")
+    _check_range(bands)
     return bands
+
+
+def _check_channels(shape: tuple[int, ...], channels: int) -> None:
+    found = shape[2]
+    if found == channels:
+        return
+    if found > MOST_CHANNELS:
+        raise DataError(
+            f"has the shape {shape}, not (height, width, {channels}): write the bands last, or a TIFF that states its "
+            "planar configuration"
+        )
+    set_of_such = "of pictures, without the key `channels`" if found == RGB else f"with `channels: {found}`"
+    raise DataError(f"has {found} channels, not {channels}: make such images a set {set_of_such}")
+
+
+def _check_range(bands: Bands) -> None:
+    usable = np.abs(bands) <= LARGEST  # false for NaN
+    if usable.all():
+        return
+    row, column, channel = (int(each) for each in np.unravel_index(usable.argmin(), bands.shape))
+    raise DataError(
+        f"holds {int((~usable).sum()):,} numbers that are not finite or above {LARGEST:g}, the first of them, "
+        f"{bands[row, column, channel]:g}, in channel {channel + 1}, row {row + 1}, column {column + 1}: images have "
+        "no number for missing measurements; fill them from their surroundings, or leave the image out"
+    )
+
+
+def _check_count(shape: tuple[int, ...], what: str) -> None:
+    if math.prod(shape) > MOST_NUMBERS:
+        raise DataError(f"{what} of {math.prod(shape):,} numbers, over the limit of {MOST_NUMBERS:,}")
 
 
 def inspect_pixels(data: bytes, channels: int) -> Inspection:
@@ -97,8 +132,22 @@ def decode_picture(data: bytes, at_least: tuple[int, int] | None = None) -> Imag
 def _decode(data: bytes) -> NDArray[Any]:
     """Return the numbers of a file, (H, W) or (H, W, C)."""
     if data.startswith(NPY):
-        return decode_npy(data)
+        numbers = decode_npy(data)
+        _check_count(numbers.shape, "an array")
+        return numbers
     return _decode_tiff(data) if data.startswith(TIFF) else decode_numbers(data)
+
+
+def _decode_one_band(data: bytes) -> NDArray[Any]:
+    """Return the numbers of a TIFF that should have one band: without the extra where it has one page, in grey."""
+    try:
+        numbers = decode_numbers(data)
+        with Image.open(io.BytesIO(data)) as image:
+            pages = getattr(image, "n_frames", 1)
+    except Exception as error:  # Pillow raises nearly anything on damaged files, and does not read all that are whole
+        raise_shortage(error, "decoding a TIFF")
+        return _decode_tiff(data)
+    return numbers if pages == 1 else _decode_tiff(data)
 
 
 def _decode_tiff(data: bytes) -> NDArray[Any]:
@@ -112,8 +161,8 @@ def _decode_tiff(data: bytes) -> NDArray[Any]:
             whole = file.series[0]
             axes, shape = whole.axes, whole.shape
             if axes in ("YX", "YXS") or (len(axes) == 3 and axes.endswith("YX")):
-                if math.prod(shape) > PIXEL_LIMIT * RGB:
-                    raise DataError(f"{math.prod(shape):,} numbers, over the limit of {PIXEL_LIMIT * RGB:,}")
+                _check_page(whole.keyframe)
+                _check_count(shape, "an image")
                 numbers = np.asarray(whole.asarray())
                 return numbers if axes in ("YX", "YXS") else np.moveaxis(numbers, 0, -1)
     except DataError:
@@ -122,6 +171,16 @@ def _decode_tiff(data: bytes) -> NDArray[Any]:
         raise_shortage(error, "decoding a TIFF")
         raise DataError(f"damaged, or no TIFF that can be read ({error})") from error
     raise DataError(f"a TIFF of the shape {shape}; rows, columns and bands, or a page for each band, would work")
+
+
+def _check_page(page: Any) -> None:
+    """Raise DataError for a TIFF's page whose numbers would be read turned or inverted, or take too much memory."""
+    _check_count(page.chunks, "a tile or strip")  # decoded whole, whatever the image's size
+    orientation = page.tags.get(ExifTags.Base.Orientation)
+    if orientation is not None and orientation.value != 1:
+        raise DataError(f"is stored turned (orientation {orientation.value}); save it upright, with orientation 1")
+    if page.photometric == WHITE_IS_ZERO:
+        raise DataError("its numbers are stored inverted (WhiteIsZero); save them as BlackIsZero")
 
 
 def _picture(numbers: NDArray[Any]) -> Image.Image:

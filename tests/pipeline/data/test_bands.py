@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import sys
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.data import bands
 from pipeline.data.augment import AugmentParams, sample_params, seeded_generator, transform_image
 from pipeline.data.bands import decode_bands, decode_picture, decode_pixels, inspect_pixels
 from pipeline.errors import DataError
@@ -26,8 +29,16 @@ RAMP = np.arange(4 * 6 * 5).reshape(4, 6, 5)
 
 def tiff(numbers: NDArray[Any], **options: Any) -> bytes:
     file = io.BytesIO()
-    tifffile.imwrite(file, numbers, photometric="minisblack", **{"planarconfig": "contig", **options})
+    tifffile.imwrite(file, numbers, **{"photometric": "minisblack", "planarconfig": "contig", **options})
     return file.getvalue()
+
+
+def tiff_of_tiles(side: int) -> bytes:
+    """Return a TIFF of 5 bands that states tiles of another side than its own."""
+    data = tiff(RAMP.astype(np.uint8), tile=(16, 16))
+    for tag in (322, 323):  # width and height of tiles
+        data = data.replace(struct.pack("<HHII", tag, 4, 1, 16), struct.pack("<HHII", tag, 4, 1, side))
+    return data
 
 
 def npy(numbers: NDArray[Any]) -> bytes:
@@ -40,6 +51,9 @@ def png(numbers: NDArray[Any]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(numbers).save(file, "PNG")
     return file.getvalue()
+
+
+HUGE_TILES = tiff_of_tiles(65520)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
@@ -75,16 +89,50 @@ def test_decode_bands_reads_one_channel(encode: Any) -> None:
     ("data", "channels", "says"),
     [
         (tiff(RAMP.astype(np.uint8)), 4, "has 5 channels, not 4: make such images a set with `channels: 5`"),
-        (npy(np.where(RAMP == 7, np.nan, RAMP)), 5, "holds numbers that are not finite"),
+        (tiff(RAMP.astype(np.uint8)[..., :3]), 5, "has 3 channels, not 5: make such images a set of pictures"),
+        (npy(np.zeros((250, 6, 5)).T), 5, r"has the shape \(5, 6, 250\), not \(height, width, 5\)"),
+        (
+            npy(np.where(RAMP % 6 == 1, np.nan, RAMP)),
+            5,
+            "holds 20 .*, nan, in channel 2, row 1, column 1",
+        ),
+        (npy(np.where(RAMP == 44, -3.4e38, RAMP)), 5, r"holds 1 .*, -3.4e\+38, in channel 5, row 2, column 3"),
+        (tiff(RAMP.astype(np.uint8), extratags=[(274, "H", 1, 6, True)]), 5, "is stored turned .orientation 6"),
+        (tiff(RAMP[..., 0].astype(np.uint8), photometric="miniswhite", planarconfig=None), 1, "inverted .WhiteIsZero"),
+        (tiff(np.moveaxis(RAMP, -1, 0).astype(np.uint8), planarconfig=None), 1, "has 5 channels, not 1"),
+        (HUGE_TILES, 5, "a tile or strip of 21,464,352,000 numbers, over the limit"),
         (tiff(RAMP.astype(np.uint8))[:-40], 5, "damaged, or no TIFF|truncated"),
         (npy(RAMP)[:-8], 5, "truncated"),
         (png(np.zeros((4, 6, 3), np.uint8)), 5, "is a picture, and no image of 5 channels"),
     ],
-    ids=["channels", "nan", "short tiff", "short npy", "picture"],
+    ids=[
+        *("channels", "pictures", "bands first", "nan", "large", "turned", "inverted", "pages", "huge tiles"),
+        *("short tiff", "short npy", "picture"),
+    ],
 )
 def test_decode_bands_refuses(data: bytes, channels: int, says: str) -> None:
     with pytest.raises(DataError, match=says):
         decode_bands(data, channels)
+
+
+def test_decode_bands_reads_one_band_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    gray = tiff(RAMP[..., 0].astype(np.uint16), planarconfig=None)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    np.testing.assert_array_equal(decode_bands(gray, 1), RAMP[..., :1])
+
+
+@pytest.mark.parametrize("rows", [1, 2**32 - 1])
+def test_decode_bands_reads_strips_of_any_number_of_rows(rows: int) -> None:
+    data = tiff(RAMP.astype(np.uint8), rowsperstrip=4)
+    changed = data.replace(struct.pack("<HHII", 278, 4, 1, 4), struct.pack("<HHII", 278, 4, 1, rows))
+    np.testing.assert_array_equal(decode_bands(changed if rows > 4 else data, 5), RAMP)
+
+
+def test_decode_bands_has_one_limit_for_arrays_and_tiff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bands, "MOST_NUMBERS", RAMP.size - 1)
+    for data in (npy(RAMP), tiff(RAMP.astype(np.uint8))):
+        with pytest.raises(DataError, match="of 120 numbers, over the limit of 119"):
+            decode_bands(data, 5)
 
 
 @pytest.mark.parametrize("data", [tiff(RAMP.astype(np.uint16)), npy(RAMP)], ids=["tiff", "npy"])
