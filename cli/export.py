@@ -116,21 +116,23 @@ class LabelExport(NamedTuple):
 def export_labels(recipe: Recipe, root: Root, request: LabelExport, progress: Progress | None = None) -> dict[str, Any]:
     """Write the labels that the recipe's student learns from, and return the content of `export.json`.
 
-    Raises ConfigError for an unknown form or head or an unusable folder, DataError if labels are not made yet.
+    Raises ConfigError for an unknown form or head, a form that can't hold the images, or an unusable folder, DataError
+    if labels are not made yet.
     """
     import tasks
     from flows.plan.run_plan import find_inputs
-    from pipeline.export import load_writer, with_names, write_export
+    from pipeline.export import check_channels, load_writer, with_names, write_export
     from pipeline.recipe.student import StudentConfig
     from pipeline.storage.atomic import check_absent
     from pipeline.stores.naming import learned_labels
     from student.dataset import heads_of
-    from student.export_samples import count_images, labelled_samples
+    from student.export_samples import count_images, image_channels, labelled_samples
 
     form, out, _, names = request
     load_writer(form)  # errors in it are raised before anything slow
     check_absent(out)
     step, inputs = find_inputs(recipe, root, "student")
+    check_channels(form, image_channels(inputs))
     student = StudentConfig.model_validate(step.config["student"])
     known = {name: head for name, head in heads_of(student, inputs).items() if not head.is_live}
     heads = {name: known[require_one_of(name, known, "--head")] for name in request.heads or known}

@@ -48,6 +48,11 @@ def count_images(inputs: Inputs) -> int:
     return int(inputs["pool"].counts["images"]) + sum(counts)
 
 
+def image_channels(inputs: Inputs) -> int:
+    """Return the channels of the pool's images."""
+    return next(ingested.channels for ingested in _pooled(inputs).values())
+
+
 def _pooled(inputs: Inputs) -> dict[str, IngestedSet]:
     """Return the sets of the pool by name."""
     return {name: IngestedSet(inputs[f"data.{name}"]) for name in inputs["pool"].manifest["config"]["pool"]}
@@ -74,7 +79,8 @@ def held_out_shards(heads: Mapping[str, StudentHead], inputs: Inputs) -> Iterato
             }
             rows = np.flatnonzero([key not in seen for key in shard.keys])
             seen.update(shard.keys)
-            yield DatasetShard(shard, rows, {head: each for head, each in label_sources.items() if each}, name)
+            held = {head: each for head, each in label_sources.items() if each}
+            yield DatasetShard(shard, rows, held, name, sets[name].channels)
 
 
 def _positions(split: str, shards: Iterator[DatasetShard]) -> Iterator[_Position]:

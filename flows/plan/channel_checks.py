@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from flows.plan.evaluation_steps import probed_sets
 from flows.plan.resolve import ResolvedRecipe
 from pipeline.data.bands import RGB
 from pipeline.errors import ConfigError
@@ -42,7 +43,7 @@ def _for_rgb(resolved: ResolvedRecipe) -> Iterator[tuple[str, str, Iterable[str]
     for stage in resolved.stages:
         yield f"stages.{stage.name}", "stages", [*stage.data, *recipe.pool]
     if evaluate.probes:
-        yield "evaluate.probes", "probes", [*(evaluate.probe_sets or recipe.data), *recipe.pool]
+        yield "evaluate.probes", "probes", [*probed_sets(evaluate, resolved.spaces), *recipe.pool]
     if evaluate.finetune:
         yield "evaluate.finetune", "fine-tuning", [*evaluate.finetune, *recipe.pool]
     for name, config in recipe.compare.items():
@@ -64,5 +65,5 @@ def _check_rgb(place: str, subject: str, sets: Iterable[str], channels: Mapping[
         if channels[name] != RGB:
             raise ConfigError(
                 f"{place}: {subject} can only take images of {RGB} channels; set {name!r} has {channels[name]}. Leave "
-                f"{place.partition('.')[0]} out, or take sets of pictures."
+                f"{place} out, or take sets of pictures."
             )

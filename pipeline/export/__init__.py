@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from numpy.typing import NDArray
 
+from pipeline.data.bands import RGB
 from pipeline.errors import ConfigError, require_one_of
 from pipeline.export._names import ExportNames
 from pipeline.recipe.plugins import modules
@@ -38,6 +39,8 @@ TRAIN, VAL = "train", "val"
 """The splits: the images that the student learns from, and those that are held out."""
 Names = Literal["source", "hash"]
 """Names of exported images: those of their files, or their keys."""
+ANY_CHANNELS = ("masks", "webdataset")
+"""Forms for images of any number of channels: their readers open no image by themselves."""
 BELOW_THRESHOLD = "below the threshold, left out"
 """Reason why a classification is left out: no class reaches the threshold."""
 
@@ -207,6 +210,14 @@ def write_export(
     counted and left out. Raises as `Forms.write` does.
     """
     return FORMS.write(form, out, heads, lambda writer: {**about, **_add_all(writer, samples)})
+
+
+def check_channels(form: str, channels: int) -> None:
+    """Raise ConfigError, with the forms that can, if a form can't hold images of so many channels."""
+    if channels != RGB and form not in ANY_CHANNELS:
+        raise ConfigError(
+            f"--to {form} takes images of {RGB} channels; these have {channels}: {' and '.join(ANY_CHANNELS)} take any."
+        )
 
 
 def select_heads(

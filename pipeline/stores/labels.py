@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar, get_args
@@ -93,10 +94,13 @@ class LabelSpace:
 
     @classmethod
     def from_json(cls, data: Any) -> LabelSpace:
-        """Return the label space that `to_json` stated. Raises DataError for anything else."""
+        """Return the label space that `to_json` stated. Raises DataError for anything else, and names a statistic that
+        can't be.
+        """
         match data:
             case {"task": str(task), "classes": [*classes], "scale": "metric" | "relative" as scale, **more}:
                 if all(isinstance(name, str) for name in classes) and _are_of_regression(more, len(classes)):
+                    _check_statistics(more)
                     fields: dict[str, Any] = {str(name): more[name] for name in more}
                     fields |= {name: tuple(fields[name]) for name in STATISTICS if name in fields}
                     return cls(task, tuple(classes), scale, **fields)
@@ -118,6 +122,15 @@ def _are_of_regression(fields: Mapping[Any, Any], channels: int) -> bool:
         for each in numbers
     )
     return of_types and are_numbers and len(numbers) != 1 and fields.keys() <= {"unit", "aligned", *STATISTICS}
+
+
+def _check_statistics(fields: Mapping[Any, Any]) -> None:
+    """Raise DataError unless each mean is finite, and each standard deviation finite and above 0."""
+    for name in STATISTICS:
+        for channel, number in enumerate(fields.get(name, ())):
+            if not math.isfinite(number) or (name == "std" and number <= 0):
+                wanted = "a finite number above 0" if name == "std" else "a finite number"
+                raise DataError(f"the label space's {name} of channel {channel} is {number!r}, not {wanted}.")
 
 
 class LabelOrigin(NamedTuple):

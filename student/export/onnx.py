@@ -2,12 +2,15 @@
 
 Input: `images` (B, 3, S, S) uint8, RGB, or (B, C, S, S) float32 of images of C other channels, each a whole image
 resized to the square of side S; for a student with `resize: pad`, resized and padded at the right or the bottom, where
-outputs mean nothing. Outputs: each head's
-prediction, called `<head>_<array>`: `probs` (B, K); `classes` and `confidence` (B, S/4, S/4); `depth` (B, S/4, S/4);
-`normals` (B, S/4, S/4, 3); `responses` of textures (B, S/4, S/4, K); `vector` of features (B, K); `map` of feature maps
-(B, S/16, S/16, K); `values` of regression (B, S/4, S/4, K). Detection's `boxes` (N, 4), x0 y0 x1 y1 relative to the
-input, `scores` (N,) and `classes` (N,) are of one image, and so are those of masks, with `masks` (N, 28, 28),
-probabilities of the cells of each box: a graph with either takes one image at a time; others take batches of any size.
+outputs mean nothing.
+
+Outputs: each head's prediction, called `<head>_<array>`: `probs` (B, K); `classes` and `confidence` (B, S/4, S/4);
+`depth` (B, S/4, S/4); `normals` (B, S/4, S/4, 3); `responses` of textures (B, S/4, S/4, K); `vector` of features (B,
+K); `map` of feature maps (B, S/16, S/16, K); `values` of regression (B, S/4, S/4, K). Detection's `boxes` (N, 4), x0 y0
+x1 y1 relative to the input, `scores` (N,) and `classes` (N,) are of one image, and so are those of masks, with `masks`
+(N, 28, 28), probabilities of the cells of each box: a graph with either takes one image at a time; others take batches
+of any size.
+
 The graph's metadata (key `must`, JSON) holds S, `resize`, the classes of every head and the unit of depth.
 """
 

@@ -17,7 +17,9 @@ from PIL import Image
 import must
 from browser.loading import Loading
 from browser.pictures import Pictures
+from cli.export import LabelExport, export_labels
 from cli.main import main
+from flows.plan.run_plan import find_inputs
 from flows.plan.steps import build_steps
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.checkpoint import read_tensors
@@ -25,8 +27,11 @@ from pipeline.recipe.reader import parse_recipe
 from pipeline.steps.artifact import read_json
 from pipeline.storage.root import Root
 from student.export import export_student
+from student.export_samples import held_out_shards
 
 SIDE, IMAGES = 32, 20
+LOWEST, HIGHEST = (5000, 10, 300, 800, 20000), (6000, 90, 2000, 5000, 50000)
+"""By channel."""
 RECIPE = """
 name: bands
 runtime: {runner: inline, device: cpu, precision: "32", workers: 1}
@@ -42,8 +47,8 @@ student: {backbone: test_resnet, image_size: 32, width: 16, steps: 30, batch: 8,
 
 
 def bands(number: int) -> np.ndarray:
-    """Return reflectances (H, W, 5) in 16 bits, of which the fourth is near infrared."""
-    coarse = np.random.default_rng(number).integers(300, 3000, (3, 3, 5))
+    """Return reflectances (H, W, 5) in 16 bits, of which the fourth is near infrared, each channel in its own range."""
+    coarse = np.random.default_rng(number).integers(LOWEST, HIGHEST, (3, 3, 5))
     return coarse.repeat(11, axis=0).repeat(11, axis=1)[:SIDE, :SIDE].astype(np.uint16)
 
 
@@ -79,9 +84,10 @@ def test_run_learns_from_images_of_five_channels(outcome: Any) -> None:
 
 def test_teacher_normalizes_by_the_statistics_of_its_own_images(outcome: Any) -> None:
     tensors = outcome.artifacts["teacher.index"].load("model.safetensors", read_tensors)[1]
-    mean = tensors["backbone.mean"].flatten() / 255
+    mean, std = (tensors[f"backbone.{name}"].flatten() / 255 for name in ("mean", "std"))
     every = np.stack([bands(number) for number in range(IMAGES)])
     np.testing.assert_allclose(mean, every.mean(axis=(0, 1, 2)), rtol=0.15)  # the held-out ones are among them
+    np.testing.assert_allclose(std, every.std(axis=(0, 1, 2)), rtol=0.15)
 
 
 def test_predict_takes_files_of_five_channels_and_refuses_others(outcome: Any, sets: Path, tmp_path: Path) -> None:
@@ -104,6 +110,15 @@ def test_export_student_of_five_channels_is_a_timm_checkpoint(outcome: Any, tmp_
     assert model.eval()(torch.zeros(1, 5, SIDE, SIDE)).isfinite().all()
     with pytest.raises(ConfigError, match="hf takes students of images of 3 channels; these have 5"):
         export_student("hf", outcome.artifacts["student"], tmp_path / "hf")
+
+
+def test_export_labels_refuses_forms_that_hold_pictures_alone(outcome: Any, sets: Path, tmp_path: Path) -> None:
+    recipe = parse_recipe((sets / "bands.yaml").read_text("utf-8"), "r")
+    root = Root.of(str(sets / "root"))
+    with pytest.raises(ConfigError, match="--to coco takes images of 3 channels; these have 5: masks and webdataset"):
+        export_labels(recipe, root, LabelExport("coco", tmp_path / "coco"))
+    export_labels(recipe, root, LabelExport("webdataset", tmp_path / "tars"))
+    assert {shard.channels for shard in held_out_shards({}, find_inputs(recipe, root, "student")[1])} == {5}
 
 
 def test_ingest_quarantines_an_image_of_other_channels(sets: Path, tmp_path: Path) -> None:
@@ -136,7 +151,8 @@ def test_ingest_quarantines_an_image_of_other_channels(sets: Path, tmp_path: Pat
         ("resized={fields: 64}", "resized: reduced copies can only take images of 3 channels; set 'fields' has 5"),
         (
             "teachers.texture={kind: analytic}",
-            "teachers.texture: models of kind 'analytic' can only take images of 3 channels",
+            "teachers.texture: models of kind 'analytic' can only take images of 3 channels; set 'tiles' has 5. Leave "
+            "teachers.texture out",
         ),
     ],
 )

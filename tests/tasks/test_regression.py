@@ -50,6 +50,20 @@ def test_label_space_from_json_refuses_other_fields(wrong: dict[str, object]) ->
         LabelSpace.from_json({"task": "regression", "classes": ["a", "b"], "scale": "metric", **wrong})
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"mean": [0, 1], "std": [1, 0]}, "std of channel 1 is 0, not a finite number above 0"),
+        ({"mean": [0, 1], "std": [-2.0, 1]}, "std of channel 0 is -2.0"),
+        ({"mean": [float("nan"), 1], "std": [1, 1]}, "mean of channel 0 is nan, not a finite number"),
+        ({"mean": [0, 1], "std": [float("inf"), 1]}, "std of channel 0 is inf"),
+    ],
+)
+def test_label_space_from_json_refuses_statistics_that_cannot_be(wrong: dict[str, object], says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        LabelSpace.from_json({"task": "regression", "classes": ["a", "b"], "scale": "metric", **wrong})
+
+
 def test_encode_keeps_all_numbers_and_sums_them_up() -> None:
     value = random_value(0)
     row = LABEL.encode(value)
