@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from ingest.dataset import IngestedSet
+from pipeline.data.bands import RGB
 from pipeline.errors import ConfigError
 from pipeline.sources._splits import SPLITS
 from pipeline.steps.artifact import EXTERNAL_FILES, MANIFEST, Artifact, parse_manifest
@@ -35,6 +36,7 @@ class CataloguedShard:
     dataset: str
     split: str
     shard: ImageShard
+    channels: int = RGB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +133,8 @@ def _read_manifests(root: Root, known: Mapping[str, ReadManifest]) -> dict[str, 
 
 
 def _image_shards(name: str, ingested: IngestedSet) -> Iterator[CataloguedShard]:
-    return (CataloguedShard(name, split, shard) for split in SPLITS for shard in ingested.images(split).shards)
+    shards = ((split, shard) for split in SPLITS for shard in ingested.images(split).shards)
+    return (CataloguedShard(name, split, shard, ingested.channels) for split, shard in shards)
 
 
 def _pseudo_label_stores(root: Root, artifacts: Iterable[Artifact]) -> list[CataloguedStore]:

@@ -44,7 +44,7 @@ class Pictures:
         """Return the upright image, its longer side scaled to `side` pixels."""
         found, row = self.loading.locate(image)
         shard = self._open(found.shard.tar, found.shard.index)  # an open shard keeps its index in memory
-        return thumbnail(decode_picture(shard.read(row), at_least=(side, side)), side)
+        return thumbnail(decode_picture(shard.read(row), (side, side), found.channels), side)
 
     def row(self, store: Store, image: int) -> Row | None:
         """Return the row of an image in a store's label file; None if the store has no file of its shard."""

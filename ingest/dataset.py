@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from ingest.incremental import image_shard, shard_tars
+from pipeline.data.bands import RGB
 from pipeline.errors import ConfigError
 from pipeline.steps.artifact import Artifact, read_json
 from pipeline.storage.root import StoredFile
@@ -60,7 +61,7 @@ class IngestedSet:
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
-        self.channels: int = artifact.manifest["config"].get("source", {}).get("channels", 3)
+        self.channels: int = artifact.manifest["config"].get("source", {}).get("channels", RGB)
         """Channels of its images."""
         summary = artifact.load("set.json", read_json)
         self.splits: dict[str, int] = summary["splits"]

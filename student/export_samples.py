@@ -106,4 +106,5 @@ def _read_sample(position: _Position) -> ExportSample:
         {head: source.origin for head, (_, source) in labels.items() if source.origin},
         shard.dataset,
         split,
+        channels=shard.channels,
     )

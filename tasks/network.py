@@ -27,11 +27,12 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import tasks
 from pipeline.data.bands import MOST_CHANNELS, RGB
+from pipeline.data.statistics import Statistics
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.backbone import Backbone, register_statistics
 from pipeline.models.checkpoint import load_model, read_tensors, save_model
 from pipeline.models.readout import Readout, untrained_parameters
-from pipeline.models.timm_models import Statistics, statistics
+from pipeline.models.timm_models import statistics
 from pipeline.models.weight_loading import load_weights
 from pipeline.models.weights import NETWORK, network_settings_file
 from pipeline.recipe.augment import Resize
@@ -150,7 +151,7 @@ class Network(nn.Module):
         return build_pyramid(self.backbone.strides, self.backbone.channels, self.config.width)
 
     def features(self, images: Tensor) -> Features:
-        """Return the features of uint8 images (B, 3, S, S)."""
+        """Return the features of images (B, C, S, S)."""
         if self.pyramid is None:
             return Features(self.backbone(images))
         vector, maps = self.backbone.readout(images)
@@ -158,7 +159,7 @@ class Network(nn.Module):
         return Features(vector, *pyramid_levels(self.pyramid, maps, self.config.image_size if fused else None))
 
     def forward(self, images: Tensor, heads: Sequence[str] | None = None) -> dict[str, Any]:
-        """Return raw outputs by head, of all heads or those named, for uint8 images (B, 3, S, S)."""
+        """Return raw outputs by head, of all heads or those named, for images (B, C, S, S)."""
         return self._outputs(self.features(images), self.tasks if heads is None else heads)
 
     def forward_with_vector(self, images: Tensor) -> tuple[dict[str, Any], Tensor | None]:
@@ -167,12 +168,12 @@ class Network(nn.Module):
         return self._outputs(features, self.tasks), features.vector
 
     def vector(self, images: Tensor) -> Tensor:
-        """Return the backbone's vectors (B, D) of uint8 images (B, 3, S, S)."""
+        """Return the backbone's vectors (B, D) of images (B, C, S, S)."""
         vector: Tensor = self.backbone(images)
         return vector
 
     def readout(self, images: Tensor) -> Readout:
-        """Return the backbone's vectors and maps of uint8 images (B, 3, S, S)."""
+        """Return the backbone's vectors and maps of images (B, C, S, S)."""
         return self.backbone.readout(images)
 
     def _outputs(self, features: Features, heads: Iterable[str]) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class VectorNetwork(Protocol):
     """A network that tells a vector of each image beside its outputs."""
 
     def forward_with_vector(self, images: Tensor) -> tuple[dict[str, Any], Tensor | None]:
-        """Return raw outputs by head, and vectors (B, D) of uint8 images (B, 3, S, S); None if the model has none."""
+        """Return raw outputs by head, and vectors (B, D) of images (B, C, S, S); None if the model has none."""
 
     def vector(self, images: Tensor) -> Tensor | None:
         """Return the vectors (B, D) alone."""
@@ -121,7 +121,7 @@ class Predictor:
         label = predictor.values(predictor.predict(images, sizes), index=0, size=sizes[0])["depth"]
 
     Args:
-        network: from uint8 images (B, 3, S, S) to a dict of raw outputs by head.
+        network: from images (B, C, S, S) to a dict of raw outputs by head.
         heads: the task that reads each head's output.
         preprocessing: how images are resized to S x S.
     """
@@ -157,7 +157,7 @@ class Predictor:
             )
 
     def predict(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> dict[str, Prediction]:
-        """Return predictions by head, as NumPy arrays, of preprocessed images: uint8 (B, 3, S, S).
+        """Return predictions by head, as NumPy arrays, of preprocessed images (B, C, S, S).
 
         `sizes`: (width, height) of the images before preprocessing, in pixels. Halves the batch for as long as the
         device's memory does not hold it. Raises ConfigError if one image is too much.
@@ -188,7 +188,7 @@ class Predictor:
         )
 
     def embed(self, images: Tensor) -> NDArray[np.float32] | None:
-        """Return the vectors (B, D) of preprocessed images: uint8 (B, 3, S, S); None if the model tells none."""
+        """Return the vectors (B, D) of preprocessed images (B, C, S, S); None if the model tells none."""
         network = self.network
         if not isinstance(network, VectorNetwork):
             return None

@@ -53,7 +53,7 @@ def embed_all(predictor: Predictor, dataset: ImageDataset, runtime: Runtime) -> 
 
 
 def _prepared(predictor: Predictor, dataset: ImageDataset, runtime: Runtime) -> Generator[tuple[range, Tensor]]:
-    """Yield the indices and the preprocessed images, uint8 (B, 3, S, S), of batches of a dataset, in order."""
+    """Yield the indices and the preprocessed images (B, C, S, S), of batches of a dataset, in order."""
     preprocess = predictor.preprocessing
 
     def load(rows: range) -> tuple[range, Tensor]:

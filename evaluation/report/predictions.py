@@ -106,9 +106,10 @@ def apply_threshold(head: SampleHead, value: Value) -> tuple[Value, str]:
 
 def held_out_images(samples: RunSamples, head: SampleHead, target: EvaluationTarget, count: int) -> list[StoredImage]:
     """Return the first `count` images of a split, by their keys; only ones with a true label if the set has any."""
-    shards = samples.sets[target.dataset].images(target.split).shards
+    ingested = samples.sets[target.dataset]
+    shards, channels = ingested.images(target.split).shards, ingested.channels
     keyed = sorted((key, number, row) for number, shard in enumerate(shards) for row, key in enumerate(shard.keys))
-    images = (StoredImage(target.dataset, target.split, shards[number], row) for _, number, row in keyed)
+    images = (StoredImage(target.dataset, target.split, shards[number], row, channels) for _, number, row in keyed)
     if samples.has_true_labels(head, target.dataset):
         images = (image for image in images if samples.true_label(head, image) is not None)
     return list(itertools.islice(images, count))

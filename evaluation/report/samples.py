@@ -17,7 +17,7 @@ from evaluation.report.run_record import RunRecord
 from ingest.dataset import IngestedSet
 from ingest.label_precedence import LabelPrecedence
 from ingest.pool import read_pool
-from pipeline.data.bands import decode_picture
+from pipeline.data.bands import RGB, decode_picture
 from pipeline.steps.artifact import Artifact
 from pipeline.storage.root import StoredFile
 from pipeline.stores.images import ImageRow, ImageShard
@@ -65,6 +65,7 @@ class StoredImage:
     split: str
     shard: ImageShard
     row: int
+    channels: int = RGB
 
     @property
     def metadata(self) -> ImageRow:
@@ -72,7 +73,7 @@ class StoredImage:
 
     def open(self, min_size: tuple[int, int] = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)) -> Image.Image:
         """Return the upright image, at least `min_size` (width, height) unless it is smaller itself."""
-        return decode_picture(self.shard.read(self.row), at_least=min_size)
+        return decode_picture(self.shard.read(self.row), min_size, self.channels)
 
 
 class RunSamples:
@@ -153,7 +154,9 @@ def pool_images(samples: RunSamples, count: int, pool: Artifact | None = None) -
     for name in pc.unique(table["set"]).to_pylist():
         first = table.filter(pc.equal(table["set"], name)).sort_by("key").slice(0, count)
         shards = {shard.name: shard for shard in samples.sets[name].images("train").shards}
-        by_set.append([StoredImage(name, "train", shards[row["shard"]], row["row"]) for row in first.to_pylist()])
+        channels = samples.sets[name].channels
+        rows = ((shards[row["shard"]], row["row"]) for row in first.to_pylist())
+        by_set.append([StoredImage(name, "train", shard, row, channels) for shard, row in rows])
     turns = itertools.chain.from_iterable(itertools.zip_longest(*by_set))
     return list(itertools.islice((image for image in turns if image), count))
 

@@ -63,7 +63,7 @@ def _set_images(samples: RunSamples, name: str) -> Iterator[StoredImage]:
     splits = ((split, shard) for split in SPLITS for shard in samples.sets[name].images(split).shards)
     for split, shard in splits:
         for _, row in sorted((key, row) for row, key in enumerate(shard.keys)):
-            yield StoredImage(name, split, shard, row)
+            yield StoredImage(name, split, shard, row, samples.sets[name].channels)
         return
 
 

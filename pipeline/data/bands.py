@@ -100,9 +100,14 @@ def inspect_pixels(data: bytes, channels: int) -> Inspection:
     """
     if channels == RGB:
         return _inspect_picture(data)
-    height, width, _ = decode_bands(data, channels).shape
+    return inspect_bands(data, channels)[0]
+
+
+def inspect_bands(data: bytes, channels: int) -> tuple[Inspection, Bands]:
+    """Return an image's size and format with its numbers, which are decoded to tell. Raises as `decode_bands` does."""
+    bands = decode_bands(data, channels)
     suffix = "npy" if data.startswith(NPY) else "tif" if data.startswith(TIFF) else "png"
-    return Inspection(width, height, suffix)
+    return Inspection(bands.shape[1], bands.shape[0], suffix), bands
 
 
 def _inspect_picture(data: bytes) -> Inspection:
@@ -115,10 +120,16 @@ def _inspect_picture(data: bytes) -> Inspection:
         raise
 
 
-def decode_picture(data: bytes, at_least: tuple[int, int] | None = None) -> Image.Image:
+def decode_picture(data: bytes, at_least: tuple[int, int] | None = None, channels: int = RGB) -> Image.Image:
     """Decode any image to a picture for people, RGB of 8 bits: of one that is no picture the first three channels, or
     the first alone, each stretched over its range. Raises DataError with the reason.
+
+    Args:
+        channels: of the set, or those that a model takes. Of a file from elsewhere, RGB: what is no picture is then
+            recognised where Pillow can't read it.
     """
+    if channels != RGB:
+        return _picture(decode_bands(data, channels))
     if data.startswith(NPY):
         return _picture(_decode(data))
     try:

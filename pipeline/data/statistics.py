@@ -11,13 +11,15 @@ from pipeline.data.bands import RGB, decode_bands
 from pipeline.data.dataset import ImageDataset
 from pipeline.data.decode import decode_image
 
+Statistics = tuple[Sequence[float], Sequence[float]]
+"""Mean and standard deviation per channel, for images in [0, 1]; of other channels than 3, in their own numbers."""
 MAX_IMAGES, SIDE = 2000, 64
 """Images that mean and standard deviation are measured on, at most, and the side in pixels that they are resized to."""
 CONSTANT = 1e-12
 """Share of a channel's mean square below which its variance is none, but what rounding leaves."""
 
 
-def image_statistics(images: ImageDataset) -> tuple[Sequence[float], Sequence[float]]:
+def image_statistics(images: ImageDataset) -> Statistics:
     """Return mean and standard deviation per channel of images spread evenly over the set.
 
     Pictures are in [0, 1], images of other channels than RGB in their own numbers.
@@ -36,7 +38,7 @@ def image_statistics(images: ImageDataset) -> tuple[Sequence[float], Sequence[fl
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def own_statistics(images: ImageDataset) -> tuple[Sequence[float], Sequence[float]] | None:
+def own_statistics(images: ImageDataset) -> Statistics | None:
     """Return the statistics of images of other channels than RGB, which no published model has any for; else None."""
     return None if images.channels == RGB else image_statistics(images)
 

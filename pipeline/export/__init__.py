@@ -73,6 +73,8 @@ class ExportSample:
     """TRAIN or VAL; all images of a split come one after another."""
     name: str = ""
     """Path of the image in the export, below the form's folder for images; empty for its key."""
+    channels: int = RGB
+    """Channels of the image."""
 
     @property
     def file_name(self) -> str:

@@ -11,13 +11,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from pipeline.data.statistics import Statistics
 from pipeline.models.gradient_checkpointing import checkpoint_blocks
 from pipeline.models.readout import Readout, read, readout_info
-from pipeline.models.timm_models import Statistics, create_timm_classifier, create_timm_model
+from pipeline.models.timm_models import create_timm_classifier, create_timm_model
 
 
 class Backbone(nn.Module):
-    """A timm model without classifier: images (B, 3, S, S), uint8 or float32 in [0, 1], -> their vectors (B, `width`).
+    """A timm model without classifier: images (B, C, S, S), uint8 or float32 in [0, 1], -> their vectors (B, `width`).
 
     `size` is the side of the images it is meant for, pixels. Transformers take views of any side that is a multiple of
     their patches, convolutional networks of any side. Of other channels than 3, as many as there are `statistics`,

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.data.statistics import Statistics
 from pipeline.errors import ConfigError
 from pipeline.models.backbone import Backbone
 from pipeline.models.checkpoint import ABOUT as MODEL
 from pipeline.models.checkpoint import WEIGHTS as MODEL_WEIGHTS
 from pipeline.models.checkpoint import read_tensors, write_tensors
-from pipeline.models.timm_models import Statistics, create_timm_model, statistics
+from pipeline.models.timm_models import create_timm_model, statistics
 from pipeline.models.weight_loading import adapt_weights, load_weights, match_weights
 from pipeline.models.weights import NETWORK
 from pipeline.recipe.evaluation import StartConfig

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipeline.data.bands import RGB
 from pipeline.errors import ConfigError, first_line
 from pipeline.models.gradient_checkpointing import checkpoint_blocks
 from pipeline.models.timm_models import create_timm_model
@@ -64,7 +65,7 @@ class ReadoutInfo(NamedTuple):
 
 
 def read(model: Any, images: Tensor, indices: Sequence[int]) -> Readout:
-    """Return the vectors and the maps of normalised images (B, 3, S, S). The last of `indices` is the model's last map.
+    """Return the vectors and the maps of normalised images (B, C, S, S). The last of `indices` is the model's last map.
 
     Batch norms of the head take their statistics from the vectors; cells are normalised by the running ones.
     """
@@ -114,7 +115,7 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 
 
 @functools.cache
-def readout_info(name: str, image_size: int, channels: int = 3) -> ReadoutInfo:
+def readout_info(name: str, image_size: int, channels: int = RGB) -> ReadoutInfo:
     """Return what the readout of a timm model gives for images of so many channels, found out without arithmetic.
 
     Raises ConfigError if it can't be defined: the model gives no maps, or several last ones, or can't take the size.

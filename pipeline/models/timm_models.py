@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipeline.data.bands import RGB
+from pipeline.data.statistics import Statistics
 from pipeline.errors import require_one_of
-
-Statistics = tuple[Sequence[float], Sequence[float]]
-"""Mean and standard deviation per channel, for images in [0, 1]; of other channels than 3, in their own numbers."""
 
 # timm takes seconds to load, for it loads torchvision. It is in the functions that need it: a recipe with stages is
 # read, and its run planned, without it.
 # ruff: noqa: PLC0415
 
 
-def create_timm_model(name: str, image_size: int, drop_path: float = 0.0, channels: int = 3) -> nn.Module:
+def create_timm_model(name: str, image_size: int, drop_path: float = 0.0, channels: int = RGB) -> nn.Module:
     """Create the timm model without classifier and with random weights, for images of any side if it supports that.
 
     `drop_path`: stochastic depth of its blocks, from 0 in the first to this in the last; models with batch norms, as
@@ -96,14 +94,14 @@ def _has_tag(name: str) -> bool:
         return False
 
 
-def statistics(name: str, channels: int = 3) -> Statistics:
+def statistics(name: str, channels: int = RGB) -> Statistics:
     """Return the statistics that timm states for the model; of images of other `channels` than 3 those that change no
     number. Raises ConfigError if timm has no such model.
     """
     import timm
 
     check_model_name(name)
-    if channels != 3:
+    if channels != RGB:
         return (0.0,) * channels, (1.0,) * channels
     config = timm.get_pretrained_cfg(name)
     if config is None:

@@ -31,7 +31,7 @@ class Writer(BaseWriter):
     def add(self, sample: ExportSample) -> None:
         scale = min(1.0, MOST_SIDE / max(sample.size))
         size = (max(1, round(sample.size[0] * scale)), max(1, round(sample.size[1] * scale)))
-        image = decode_picture(sample.data, at_least=size)
+        image = decode_picture(sample.data, size, sample.channels)
         if image.size != size:
             image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
         for head, value in sample.values.items():

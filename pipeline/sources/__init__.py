@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from pipeline.data.bands import RGB
 from pipeline.sources._splits import Split
 from pipeline.stores.labels import LabelSpace, Value
 
@@ -68,7 +69,7 @@ class BaseSource(ABC):
         images = {record.name: record.read() for record in source.records()}
     """
 
-    channels: int = 3
+    channels: int = RGB
     """Channels of its images, as the recipe states them; set by `ingest.ingest.open_source`."""
 
     @classmethod

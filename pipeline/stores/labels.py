@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar, get_args
@@ -26,6 +25,7 @@ from pipeline.storage.parquet import explain_parquet_errors
 from pipeline.storage.root import PathOrFile, StoredFile
 from pipeline.stores.calibration import Calibration
 from pipeline.stores.rasters import DENSE_STRIDE, Box
+from pipeline.stores.space_fields import STATISTICS, are_of_regression, check_statistics
 
 SCHEMA_VERSION = 2
 ROW_GROUP = 256
@@ -99,38 +99,12 @@ class LabelSpace:
         """
         match data:
             case {"task": str(task), "classes": [*classes], "scale": "metric" | "relative" as scale, **more}:
-                if all(isinstance(name, str) for name in classes) and _are_of_regression(more, len(classes)):
-                    _check_statistics(more)
+                if all(isinstance(name, str) for name in classes) and are_of_regression(more, len(classes)):
+                    check_statistics(more)
                     fields: dict[str, Any] = {str(name): more[name] for name in more}
                     fields |= {name: tuple(fields[name]) for name in STATISTICS if name in fields}
                     return cls(task, tuple(classes), scale, **fields)
         raise DataError(f"{data!r:.80} is no label space, which has a task, a list of classes and a scale.")
-
-
-STATISTICS = ("mean", "std")
-
-
-def _are_of_regression(fields: Mapping[Any, Any], channels: int) -> bool:
-    """Return True if these are fields of a label space beside task, classes and scale, and have values of their types.
-
-    `channels`: how many numbers there are of each statistic.
-    """
-    of_types = isinstance(fields.get("unit", ""), str) and isinstance(fields.get("aligned", True), bool)
-    numbers = [fields[name] for name in STATISTICS if name in fields]
-    are_numbers = all(
-        isinstance(each, list) and len(each) == channels and all(isinstance(one, float | int) for one in each)
-        for each in numbers
-    )
-    return of_types and are_numbers and len(numbers) != 1 and fields.keys() <= {"unit", "aligned", *STATISTICS}
-
-
-def _check_statistics(fields: Mapping[Any, Any]) -> None:
-    """Raise DataError unless each mean is finite, and each standard deviation finite and above 0."""
-    for name in STATISTICS:
-        for channel, number in enumerate(fields.get(name, ())):
-            if not math.isfinite(number) or (name == "std" and number <= 0):
-                wanted = "a finite number above 0" if name == "std" else "a finite number"
-                raise DataError(f"the label space's {name} of channel {channel} is {number!r}, not {wanted}.")
 
 
 class LabelOrigin(NamedTuple):

@@ -133,7 +133,7 @@ def _parse_choice(text: bytes, device: str, origin: str) -> ComputeConfig:
 
 
 def autotune_inference(runtime: Runtime, key: Any, model: nn.Module, images: Tensor) -> ComputeConfig:
-    """Return the fastest way to run the model forward on images (B, 3, S, S); otherwise as `autotune`."""
+    """Return the fastest way to run the model forward on images (B, C, S, S); otherwise as `autotune`."""
 
     def call(placed: nn.Module, compute: ComputeConfig) -> None:
         with torch.inference_mode(), compute.autocast():

@@ -82,7 +82,8 @@ def _samples(model: TrainedModel, request: FilesRequest) -> Iterator[ExportSampl
     )
     for labels in stream:
         any_found, image = True, labels.image
-        yield ExportSample(image_key(image), image.data, image.suffix, labels.size, labels.name, labels.values)
+        key, channels = image_key(image), image.source.channels
+        yield ExportSample(key, image.data, image.suffix, labels.size, labels.name, labels.values, channels=channels)
     check_any(any_found, problems)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.bands import RGB, decode_picture, inspect_pixels
-from pipeline.data.decode import rgb_image
+from pipeline.data.bands import RGB, Pixels, decode_picture, inspect_bands, inspect_pixels
+from pipeline.data.decode import Inspection, rgb_image
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources import SourceRecord
 from pipeline.sources._files import read_image
@@ -33,11 +33,13 @@ class ImageInput:
     name: str
     read: Callable[[], bytes | Image.Image]
     """Return the file's bytes, or the pixels, upright. Raises DataError if that can't be."""
+    channels: int = RGB
+    """Those that the model takes."""
 
     def image(self) -> Image.Image:
         """Return the whole image, upright and in RGB. Raises DataError with the reason."""
         content = self.read()
-        return decode_picture(content) if isinstance(content, bytes) else content
+        return decode_picture(content, channels=self.channels) if isinstance(content, bytes) else content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,17 +100,23 @@ def _from_array(array: NDArray[np.uint8]) -> Image.Image:
 
 def prepare(source: ImageInput, preprocessing: Preprocessing) -> PreparedImage:
     """Return the image as the input of a model with this preprocessing; what can't be read says why."""
+    channels = preprocessing.channels
+    source = dataclasses.replace(source, channels=channels)
     try:
         content = source.read()
-        channels = preprocessing.channels
         if isinstance(content, Image.Image):
             if channels != RGB:
                 raise DataError(f"is a picture in RGB; the model takes files of {channels} channels, .npy or .tif")
             return PreparedImage(source, content.size, preprocessing(content, content.size))
-        found = inspect_pixels(content, channels)
+        found, pixels = _decode(content, preprocessing)
         size = (found.width, found.height)
-        return PreparedImage(
-            source, size, preprocessing(preprocessing.decode(content, size), size), content, found.suffix
-        )
+        return PreparedImage(source, size, preprocessing(pixels, size), content, found.suffix)
     except DataError as error:
         return PreparedImage(source, reason=str(error))
+
+
+def _decode(data: bytes, preprocessing: Preprocessing) -> tuple[Inspection, Pixels]:
+    if preprocessing.channels != RGB:
+        return inspect_bands(data, preprocessing.channels)
+    found = inspect_pixels(data, RGB)
+    return found, preprocessing.decode(data, (found.width, found.height))

@@ -13,9 +13,9 @@ from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 import tasks
 from pipeline.data.augment import ValidSizes
+from pipeline.data.statistics import Statistics
 from pipeline.errors import ConfigError, require_one_of
 from pipeline.models.backbone import register_statistics
-from pipeline.models.timm_models import Statistics
 from pipeline.models.weight_loading import match_weights, read_matching_weights
 from pipeline.stores.labels import LabelSpace
 from pipeline.stores.rasters import DENSE_STRIDE

@@ -12,10 +12,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from pipeline.data.statistics import Statistics
 from pipeline.errors import ConfigError, first_line
 from pipeline.models.backbone import register_statistics
 from pipeline.models.readout import Readout
-from pipeline.models.timm_models import Statistics
 from pipeline.storage.shortage import shortage_of
 from teachers.models.transformers_models import (
     IMAGES,

@@ -12,8 +12,8 @@ import transformers
 from torch import Tensor, nn
 
 import tasks
+from pipeline.data.statistics import Statistics
 from pipeline.errors import ConfigError, DataError
-from pipeline.models.timm_models import Statistics
 from pipeline.models.weight_loading import check_finite_weights
 from pipeline.models.weights import expand_home
 from pipeline.recipe.weight_names import HUB

@@ -156,6 +156,13 @@ def test_decode_picture_stretches_the_first_three_channels_or_one(channels: int)
     assert (found[..., 0] == found[..., 2]).all() == (channels < 3)
 
 
+def test_decode_picture_of_four_bands_takes_none_for_transparency() -> None:
+    numbers = np.random.default_rng(0).integers(0, 256, (8, 8, 4), np.uint8)
+    data = tiff(numbers, photometric="rgb", extrasamples=["unassalpha"])
+    shown, other = (np.asarray(decode_picture(data, channels=4)), np.asarray(decode_picture(npy(numbers))))
+    np.testing.assert_array_equal(shown, other)
+
+
 def test_transform_image_moves_bands_as_it_does_colors() -> None:
     rgb = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     params = AugmentParams((0.1, 0.2, 0.8, 1.3), flip=True)
