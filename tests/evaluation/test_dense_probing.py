@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -92,9 +93,10 @@ def test_dense_probing_standardizes_regression_by_the_labels_of_each_trial(
     bench.sets["fields"] = read_set(
         Root.of(tmp_path / "root"), "fields", kind="rasters", path=str(tmp_path / "fields"), **folders
     )
-    trials, fit = [], linear_dense.fit
-    monkeypatch.setattr(linear_dense, "fit", lambda data: trials.append(data) or fit(data))
+    fit = mock.Mock(wraps=linear_dense.fit)
+    monkeypatch.setattr(linear_dense, "fit", fit)
     bench.probe("linear_dense", on="fields", start=scratch(), width=8, proposals=8, labels=[3, "all"])
+    trials = [call.args[0] for call in fit.call_args_list]
     assert len(trials) == 2
     for trial in trials:
         learned = np.mean([value["values"] for value in trial.train.values])
