@@ -94,15 +94,16 @@ class LabelSpace:
 
     @classmethod
     def from_json(cls, data: Any) -> LabelSpace:
-        """Return the label space that `to_json` stated. Raises DataError for anything else, and names a statistic that
-        can't be.
+        """Return the label space that `to_json` stated, whatever else is stated beside it.
+
+        Raises DataError for anything else, and names a statistic that can't be.
         """
         match data:
             case {"task": str(task), "classes": [*classes], "scale": "metric" | "relative" as scale, **more}:
                 if all(isinstance(name, str) for name in classes) and are_of_regression(more, len(classes)):
                     check_statistics(more)
-                    fields: dict[str, Any] = {str(name): more[name] for name in more}
-                    fields |= {name: tuple(fields[name]) for name in STATISTICS if name in fields}
+                    fields: dict[str, Any] = {name: more[name] for name in ("unit", "aligned") if name in more}
+                    fields |= {name: tuple(more[name]) for name in STATISTICS if name in more}
                     return cls(task, tuple(classes), scale, **fields)
         raise DataError(f"{data!r:.80} is no label space, which has a task, a list of classes and a scale.")
 

@@ -13,7 +13,7 @@ STATISTICS = ("mean", "std")
 
 
 def are_of_regression(fields: Mapping[Any, Any], channels: int) -> bool:
-    """Return True if these are fields of a label space beside task, classes and scale, and have values of their types.
+    """Return True if those of the fields beside task, classes and scale that label spaces have are of their types.
 
     `channels`: how many numbers there are of each statistic.
     """
@@ -23,7 +23,7 @@ def are_of_regression(fields: Mapping[Any, Any], channels: int) -> bool:
         isinstance(each, list) and len(each) == channels and all(isinstance(one, float | int) for one in each)
         for each in numbers
     )
-    return of_types and are_numbers and len(numbers) != 1 and fields.keys() <= {"unit", "aligned", *STATISTICS}
+    return of_types and are_numbers and len(numbers) != 1
 
 
 def check_statistics(fields: Mapping[Any, Any]) -> None:
