@@ -102,8 +102,8 @@ class LabelSpace:
             case {"task": str(task), "classes": [*classes], "scale": "metric" | "relative" as scale, **more}:
                 if all(isinstance(name, str) for name in classes) and are_of_regression(more, len(classes)):
                     check_statistics(more)
-                    fields: dict[str, Any] = {name: more[name] for name in ("unit", "aligned") if name in more}
-                    fields |= {name: tuple(more[name]) for name in STATISTICS if name in more}
+                    fields: dict[str, Any] = {name: data[name] for name in ("unit", "aligned") if name in data}
+                    fields |= {name: tuple(data[name]) for name in STATISTICS if name in data}
                     return cls(task, tuple(classes), scale, **fields)
         raise DataError(f"{data!r:.80} is no label space, which has a task, a list of classes and a scale.")
 

@@ -93,7 +93,11 @@ def test_export_labels_accepts_an_empty_folder(finished_root: Path, recipe: Path
         (["--to", "cocoa"], 2, "--to 'cocoa' is unknown. Did you mean 'coco'? Known: coco, "),
         (["--to", "coco", "--names", "file"], 2, "--names 'file' is unknown. Known: hash, source"),
         (["--to", "coco", "--head", "mask"], 2, "--head 'mask' is unknown. Did you mean 'masks'"),
-        (["--to", "coco", "--head", "gabor"], 2, "coco can hold labels for detection, segmentation, and the heads are"),
+        (
+            ["--to", "coco", "--head", "gabor"],
+            2,
+            "coco can hold labels for detection, masks, segmentation, and the heads are",
+        ),
         (["--to", "coco", "-o", "student.thresholds.mask=1"], 2, "student.thresholds names 'mask'"),
         (["--to", "coco", "-o", "data.pool.seed=77"], 3, "there is nothing for pool, label, data.pool as the recipe"),
     ],

@@ -109,7 +109,11 @@ def test_predict_writes_coco_and_copies_no_image(run: Callable[..., None], recip
         (["photos", "out", "--to", "json", "--model", "mask"], 2, "model 'mask' is unknown. Did you mean 'masks'"),
         (["photos", "out", "--to", "json", "--threshold", "high"], 2, "--threshold 'high': write a number"),
         (["photos", "out", "--to", "json", "--threshold", "7"], 2, "threshold 7.0: is no probability"),
-        (["photos", "out", "--to", "coco", "--head", "gabor"], 2, "coco can hold labels for detection, segmentation"),
+        (
+            ["photos", "out", "--to", "coco", "--head", "gabor"],
+            2,
+            "coco can hold labels for detection, masks, segmentation",
+        ),
         (["nowhere", "out", "--to", "json"], 2, "nowhere: there is no such file or folder"),
         (["photos/*.bmp", "out", "--to", "json"], 2, "photos/*.bmp: there is no file or folder that matches this"),
         (["photos", "photos", "--to", "json"], 2, "photos: already exists and is not empty"),
