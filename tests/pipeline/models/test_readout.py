@@ -205,14 +205,14 @@ class Untrainable(nn.Module):
 def test_try_training_step_refuses_a_model_that_fails_in_a_step(
     fails: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readout, "create_timm_model", lambda *_: Untrainable(fails))
+    monkeypatch.setattr(readout, "create_timm_model", lambda *_, **__: Untrainable(fails))
     with pytest.raises(ConfigError, match=rf"{fails!r} can't be trained with 2 images of 64 x 64 .*{says}.*resnet50"):
         try_training_step(fails, 64, 2, "cpu")
 
 
 def test_try_training_step_takes_no_shortage_for_a_fault_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readout, "readout_info", lambda *_: ReadoutInfo(4, (32,), (4,), (0,)))
-    monkeypatch.setattr(readout, "create_timm_model", lambda *_: Untrainable("memory"))
+    monkeypatch.setattr(readout, "create_timm_model", lambda *_, **__: Untrainable("memory"))
     with pytest.raises(MemoryError):
         try_training_step("memory", 64, 2, "cpu")
 
