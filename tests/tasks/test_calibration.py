@@ -16,6 +16,7 @@ from pipeline.stores.codecs import share_to_byte
 from pipeline.stores.labels import IGNORE, LabelSpace, Value
 from tasks import calibration
 from tasks.calibration import Calibrator, ClassifiedExamples, Examples, ScoredExamples, thin
+from tasks.task import Task
 
 RNG = np.random.default_rng(0)
 CLASSES = ("cup", "spoon")
@@ -160,7 +161,7 @@ def test_segmentation_examples_count_levels_of_known_pixels() -> None:
 @pytest.mark.parametrize("task", tasks.names())
 def test_label_can_be_calibrated_where_the_task_has_examples(task: str) -> None:
     space = LabelSpace(task, ("1@45", "1@135"))
-    overrides = "scored_examples" in vars(type(tasks.model(space)))
+    overrides = type(tasks.model(space)).scored_examples is not Task.scored_examples
     assert tasks.label(space).can_be_calibrated == overrides
 
 

@@ -67,7 +67,7 @@ def test_run_stage_keeps_initial_backbone_and_makes_fresh_heads(
         assert torch.equal(weights(untrained)[name], one), "without any step, the backbone is the initial one"
     sandbox.run(first, name="third", method="mocov2", start="garments")
     assert not torch.equal(seen[0]["head.0.weight"], seen[1]["head.0.weight"]), "each stage has a fresh head"
-    torch.testing.assert_close(seen[0]["queue"].norm(dim=1), torch.ones(len(seen[0]["queue"])))
+    torch.testing.assert_close(seen[0]["queue.keys"].norm(dim=1), torch.ones(len(seen[0]["queue.keys"])))
 
 
 @pytest.mark.parametrize(
