@@ -1,6 +1,6 @@
 """Measure how a student of ten teachers weighs their losses best: by hand, equally, by uncertainty, by running means.
 
-    python -m benchmarks.balance                  # one seed, half an hour on two cores
+    python -m benchmarks.balance                  # one seed
     python -m benchmarks.balance --seeds 0,1,2    # a row that is in the results is not measured again
 
 The quick start's teachers and their data, and four functions of the image as teachers beside them. The student is
