@@ -49,10 +49,6 @@ class Config(MethodConfig):
     queue: int | None = Field(default=None, ge=1)
     """Keys in the queue of each format; null for 65,536, or for as many images as whole batches hold, if fewer."""
 
-    @property
-    def taught_by(self) -> str | None:
-        return self.teacher
-
     def build(self, backbone: Backbone, setting: StageSetting) -> Method:
         return DepthContrast(self, backbone, setting)
 

@@ -47,10 +47,6 @@ class Config(MethodConfig):
         return self
 
     @property
-    def taught_by(self) -> str | None:
-        return self.teacher
-
-    @property
     def reads_maps(self) -> bool:
         return self.maps > 0
 

@@ -36,8 +36,9 @@ def tile_orders(count: int) -> list[list[int]]:
     rng = np.random.default_rng(0)
     candidates = rng.permuted(np.tile(np.arange(GRID**2), (1000, 1)), axis=1)
     chosen = [np.arange(GRID**2)]
-    for _ in range(count - 1):
-        nearest = np.min([(candidates != order).sum(axis=1) for order in chosen], axis=0)
+    nearest = np.full(len(candidates), GRID**2)
+    while len(chosen) < count:
+        nearest = np.minimum(nearest, (candidates != chosen[-1]).sum(axis=1))
         chosen.append(candidates[int(nearest.argmax())])
     return [order.tolist() for order in chosen]
 

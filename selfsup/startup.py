@@ -45,10 +45,6 @@ class Config(MethodConfig):
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of the softmax over cosines."""
 
-    @property
-    def taught_by(self) -> str | None:
-        return self.teacher
-
     def build(self, backbone: Backbone, setting: StageSetting) -> Method:
         return Startup(self, backbone, setting)
 

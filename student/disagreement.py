@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -81,10 +81,7 @@ def mean_weights(dataset: ImageDataset) -> dict[str, float]:
     """Return the mean weight of the labels that are compared with others, by head, of some of the images."""
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), MEASURED_IMAGES)).astype(int))
     found: dict[str, list[float]] = {}
-    for head, weight in _weights(dataset, chosen.tolist()):
-        found.setdefault(head, []).append(weight)
+    for index in chosen.tolist():
+        for head, weight in dataset.weights(index).items():
+            found.setdefault(head, []).append(weight)
     return {head: round(statistics.fmean(weights), 4) for head, weights in found.items()}
-
-
-def _weights(dataset: ImageDataset, indices: list[int]) -> Iterator[tuple[str, float]]:
-    return (pair for index in indices for pair in dataset.weights(index).items())

@@ -13,14 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-)
+from pydantic import ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
@@ -36,16 +29,18 @@ from pipeline.models.timm_models import statistics
 from pipeline.models.weight_loading import load_weights
 from pipeline.models.weights import NETWORK, network_settings_file
 from pipeline.recipe.augment import Resize
+from pipeline.recipe.base import GrowingModel
 from pipeline.recipe.teacher import TrainingConfig
 from pipeline.stores.labels import LabelSpace
 from pipeline.stores.rasters import DENSE_STRIDE
 from tasks.task import PYRAMID_STRIDES, FeatureInfo, Features, Task
 
 
-class NetworkConfig(BaseModel):
+class NetworkConfig(GrowingModel):
     """Everything that `Network` is built from; saved beside its weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    later_keys = frozenset({"channels"})
 
     backbone: str
     image_size: int = Field(multiple_of=32, ge=32, le=65_536)
@@ -60,11 +55,6 @@ class NetworkConfig(BaseModel):
     seed: int = Field(default=0, ge=0)
     channels: int = Field(default=RGB, ge=1, le=MOST_CHANNELS)
     """Of the images."""
-
-    @model_serializer(mode="wrap")
-    def _leave_out_rgb(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = serialize(self)
-        return {name: value for name, value in fields.items() if name != "channels" or value != RGB}
 
     @classmethod
     def of_settings(cls, settings: Mapping[str, Any], origin: str) -> NetworkConfig:

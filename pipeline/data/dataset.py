@@ -161,15 +161,15 @@ class OpenSource(NamedTuple):
         """Return the label of a row of the image shard, as stored; None without one."""
         return _value(self.source, self.labels, row)
 
-    def weight(self, row: int) -> float:
-        """Return what the label of a row counts: 1 if it is compared with none.
+    def weight(self, row: int, value: Value) -> float:
+        """Return what the label of a row, of which `value` is learned, counts: 1 if it is compared with none.
 
         Both labels are compared as their makers gave them, without thresholds.
         """
         compared = self.source.disagreement
         if compared is None or self.other is None:
             return 1.0
-        one = self.labels.value(self.source.label_row(row))
+        one = self.labels.value(self.source.label_row(row)) if self.source.threshold else value
         other = _value(compared.other, self.other, row)
         return 1.0 if one is None or other is None else compared.weight(self.labels.label.distance(one, other))
 
@@ -232,7 +232,9 @@ class ImageDataset:
 
     def _weights(self, index: int, found: Mapping[str, tuple[Value, OpenSource]]) -> dict[str, float]:
         _, row = self.locate(index)
-        return {head: opened.weight(row) for head, (_, opened) in found.items() if opened.source.disagreement}
+        return {
+            head: opened.weight(row, value) for head, (value, opened) in found.items() if opened.source.disagreement
+        }
 
     def _labels(self, index: int) -> dict[str, tuple[Value, OpenSource]]:
         number, row = self.locate(index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.data.augment import AugmentParams, transform_image
 from pipeline.data.bands import RGB, decode_bands
@@ -28,14 +29,17 @@ def image_statistics(images: ImageDataset) -> Statistics:
     for index in range(0, len(images), -(-len(images) // MAX_IMAGES)):
         _, pixels = images.decode(index, lambda data: _pixels(data, images.channels))
         sums, squares, count = sums + pixels.sum(0), squares + (pixels**2).sum(0), count + len(pixels)
-    mean = sums / count
-    variance = squares / count - mean**2
-    if images.channels == RGB:
-        variance = np.maximum(variance, 1e-6)
-    else:
-        variance = np.where(variance > CONSTANT * squares / count, variance, 1)
-    std = np.sqrt(variance)
+    mean, square = sums / count, squares / count
+    std = np.sqrt(np.maximum(square - mean**2, 1e-6)) if images.channels == RGB else deviations(mean, square)
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def deviations(mean: NDArray[np.float64], square: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the standard deviations of channels, given the means of their numbers and of these squared; 1 for a
+    channel that does not vary.
+    """
+    variance = square - mean**2
+    return np.sqrt(np.where(variance > CONSTANT * square, variance, 1))
 
 
 def own_statistics(images: ImageDataset) -> Statistics | None:

@@ -51,14 +51,12 @@ class NamedBackbone(NamedTuple):
     """True if it makes the forward pass alone."""
 
 
-class BaseConfig(BaseModel):
-    """A section of the recipe: frozen, and unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+class GrowingModel(BaseModel):
+    """A model that keys are added to, and whose dump stays the same while these have their defaults."""
 
     later_keys: ClassVar[frozenset[str]] = frozenset()
-    """Keys that sections did not always have: left out of a dump, which steps are known by, while they have their
-    defaults, so that what was made before stays."""
+    """Keys that were not always there: left out of a dump, which steps are known by, while they have their defaults, so
+    that what was made before stays."""
 
     @model_serializer(mode="wrap")
     def _leave_out_later_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -67,6 +65,12 @@ class BaseConfig(BaseModel):
             if key in fields and getattr(self, key) == type(self).model_fields[key].default:
                 del fields[key]
         return fields
+
+
+class BaseConfig(GrowingModel):
+    """A section of the recipe: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -138,8 +138,9 @@ class StageConfig(FitConfig):
 
     @property
     def taught_by(self) -> str | None:
-        """The teacher of the recipe that the method learns from, if it learns from one."""
-        return None
+        """The teacher of the recipe that the method learns from: the key `teacher` of methods that have it."""
+        teacher: str | None = getattr(self, "teacher", None)
+        return teacher
 
     @property
     def reads_maps(self) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.data.augment import Placement, ValidSizes
 from pipeline.data.loader import WEIGHTS
+from pipeline.data.statistics import CONSTANT, deviations
 from pipeline.errors import DataError
 from pipeline.stores.labels import LabelSpace, Value
 from pipeline.stores.rasters import DENSE_STRIDE, FULL_IMAGE, resample_nearest
@@ -31,8 +32,6 @@ from tasks.task import (
 
 GRID = 32
 """Cells of a side that a network predicts of an array that does not lie over the image; more are interpolated."""
-CONSTANT = 1e-12
-"""Share of a channel's mean square below which its variance is none, but what rounding leaves."""
 
 
 class RegressionErrors(Metric):
@@ -148,8 +147,7 @@ class TaskModel(DenseTask):
                 "or check what `unknown` states."
             )
         mean = total / np.maximum(count, 1)
-        variance = square / np.maximum(count, 1) - mean**2
-        std = np.sqrt(np.where(variance > CONSTANT * square / np.maximum(count, 1), variance, 1))
+        std = deviations(mean, square / np.maximum(count, 1))
         return dataclasses.replace(self.space, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
 
     def _standardize(self, values: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -50,12 +52,15 @@ class StageSandbox:
             {pool.name: made, **{f"data.{name}": self.sets[f"data.{name}"] for name in stage["data"]}}, self.runtime
         )
 
-    def run(self, before: Artifact | None = None, **settings: Any) -> Artifact:
-        """Train a stage of these settings, from the backbone of the artifact `before`."""
+    def run(
+        self, before: Artifact | None = None, teachers: Mapping[str, Artifact] = MappingProxyType({}), **settings: Any
+    ) -> Artifact:
+        """Train a stage of these settings, from the backbone of the artifact `before`; `teachers` by step."""
         stage, start = {**SMALL, **settings}, "before" if before else None
         config: dict[str, Any] = {"name": "stage.one", "stage": stage, "seed": SEED, "start": start}
         found = self.inputs(stage)
-        given = dataclasses.replace(found, artifacts={**found.artifacts, **({"before": before} if before else {})})
+        others = {**teachers, **({"before": before} if before else {})}
+        given = dataclasses.replace(found, artifacts={**found.artifacts, **others})
         step = make_step(f"stage.{stage['name']}", "selfsup.stages.step:run_stage", config, tuple(given.artifacts))
         made, _ = Workspace(self.runtime.root).get_or_make(step, given)
         return made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from typing import Any
 
 import pytest
@@ -14,14 +13,12 @@ from flows.plan.steps import build_steps
 from pipeline.errors import ConfigError
 from pipeline.models.checkpoint import read_tensors
 from pipeline.recipe.reader import parse_recipe
-from pipeline.steps.workspace import Workspace
 from selfsup.stages.step import stage_config
 from tests.conftest import WORLD, World
 from tests.disk import folder_of
 from tests.selfsup import formulas
 from tests.selfsup.sandbox import SMALL, StageSandbox, log, weights
 from tests.selfsup.small_methods import make, views
-from tests.steps import make_step
 
 
 def test_depthcontrast_contrasts_each_format_with_the_keys_and_the_queue_of_each() -> None:
@@ -91,13 +88,7 @@ def test_depthcontrast_with_trainable_norm_trains_the_norms_of_both_backbones() 
 def test_run_stage_leaves_the_backbone_of_depth_as_well(sandbox: StageSandbox, world: World) -> None:
     asked = {"method": "depthcontrast", "teacher": "depth", "data": ["kinds"], "steps": 2}
     stage = stage_config({**SMALL, **asked}).model_dump(mode="json")
-    images = sandbox.inputs(stage)
-    given = dataclasses.replace(
-        images, artifacts={**images.artifacts, "teacher.depth": world.artifacts["teacher.depth"]}
-    )
-    config = {"name": "stage.one", "stage": stage, "seed": 0, "start": None}
-    step = make_step("stage.garments", "selfsup.stages.step:run_stage", config, tuple(given.artifacts))
-    made, _ = Workspace(sandbox.runtime.root).get_or_make(step, given)
+    made = sandbox.run(teachers={"teacher.depth": world.artifacts["teacher.depth"]}, **stage)
     assert made.has("depth/backbone.json")
     depth = read_tensors(folder_of(made) / "depth" / "backbone.safetensors")[1]
     own = weights(made)

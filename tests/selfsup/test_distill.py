@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from flows.plan.steps import build_steps
 from pipeline.errors import ConfigError
 from pipeline.recipe.reader import parse_recipe
 from pipeline.steps.artifact import Artifact
-from pipeline.steps.workspace import Workspace
 from selfsup.components.losses import map_distillation, queue_distillation
 from selfsup.distill import mix_pairs
 from selfsup.stages.step import stage_config
@@ -25,7 +23,6 @@ from tests.conftest import WORLD, World
 from tests.selfsup.formulas import double, softmax, unit, vectors
 from tests.selfsup.sandbox import SMALL, StageSandbox, log, weights
 from tests.selfsup.small_methods import SETTING, classifier, frozen_teacher, initialized, make, views
-from tests.steps import make_step
 
 DISTILL = {**SMALL, "method": "distill", "lr": 0.001, "steps": 3}
 
@@ -170,14 +167,8 @@ def test_frozen_teacher_refuses_models_that_tell_too_little() -> None:
 
 
 def test_run_stage_distills_from_a_teacher_of_the_recipe(sandbox: StageSandbox, world: World) -> None:
-    stage = {**DISTILL, "teacher": "kinds"}
-    images = sandbox.inputs(stage)
-    given = dataclasses.replace(
-        images, artifacts={**images.artifacts, "teacher.kinds": world.artifacts["teacher.kinds"]}
-    )
-    config = {"name": "stage.one", "stage": stage, "seed": 0, "start": None}
-    step = make_step("stage.garments", "selfsup.stages.step:run_stage", config, tuple(given.artifacts))
-    made, _ = Workspace(sandbox.runtime.root).get_or_make(step, given)
+    stage: dict[str, Any] = {**DISTILL, "teacher": "kinds"}
+    made = sandbox.run(teachers={"teacher.kinds": world.artifacts["teacher.kinds"]}, **stage)
     assert made.counts["family"] == "distillation"
     assert weights(made)
     assert all({"distill", "maps"} <= line["losses"].keys() for line in log(made))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from flows.plan.steps import build_steps
 from pipeline.errors import ConfigError
 from pipeline.recipe.reader import parse_recipe
 from pipeline.recipe.stage import PolicyConfig
-from pipeline.steps.workspace import Workspace
 from selfsup.components.losses import graph_contrast, label_graph, mean_cross_entropy
 from selfsup.stages.crops import draw_crop
 from selfsup.stages.objective import override_policies
@@ -25,7 +23,6 @@ from tests.selfsup import formulas
 from tests.selfsup.formulas import double, softmax, unit, vectors
 from tests.selfsup.sandbox import SMALL, StageSandbox, log, weights
 from tests.selfsup.small_methods import SETTING, backbone, config, make, views, with_teacher
-from tests.steps import make_step
 
 PROBS = torch.tensor([[0.9, 0.1, 0.0], [1.0, 0.0, 0.0], [0.0, 0.95, 0.05], [0.4, 0.3, 0.3]])
 
@@ -174,13 +171,7 @@ def test_run_stage_learns_from_a_classifier_of_the_recipe(sandbox: StageSandbox,
         "batch": 8,
     }
     stage = stage_config({**SMALL, **asked}).model_dump(mode="json")
-    images = sandbox.inputs(stage)
-    given = dataclasses.replace(
-        images, artifacts={**images.artifacts, "teacher.kinds": world.artifacts["teacher.kinds"]}
-    )
-    config = {"name": "stage.one", "stage": stage, "seed": 0, "start": None}
-    step = make_step("stage.garments", "selfsup.stages.step:run_stage", config, tuple(given.artifacts))
-    made, _ = Workspace(sandbox.runtime.root).get_or_make(step, given)
+    made = sandbox.run(teachers={"teacher.kinds": world.artifacts["teacher.kinds"]}, **stage)
     assert all({"simclr", "teacher", "cross_entropy"} <= line["losses"].keys() for line in log(made))
 
 
