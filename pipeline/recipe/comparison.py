@@ -14,7 +14,7 @@ from pipeline.recipe.evaluation import MeasurementConfig
 from pipeline.recipe.stage import SCRATCH, STUDENT, Share
 
 NO_STAGE, SUPERVISED = "none", "supervised"
-"""Rows that every comparison has beside its methods: no stage, and supervised training on the same images."""
+"""Rows beside those of methods: no stage, from scratch and from each start; supervised training on the same images."""
 COMPARE = "compare"
 """The section of a recipe, and the beginning of the names of the steps that train or measure for it."""
 TRIAL = "trial"
@@ -42,7 +42,7 @@ class CompareConfig(MeasurementConfig):
     every key of *schedule* but the shared ones and `accumulate`, and no `drop_path`. What a method states itself holds
     either way."""
     starts: Annotated[list[str], UniqueItems] = Field(default=[STUDENT], min_length=1)
-    """What every method starts from, as in `evaluate.starts`."""
+    """What every method starts from, as in `evaluate.starts`. Each, and scratch, is also measured without a stage."""
     backbones: Annotated[list[str], UniqueItems] = []
     """timm models for starts from scratch, each combined with every method; none for the student's."""
     shares: Annotated[list[Share], UniqueItems] = Field(default=[1.0], min_length=1)
@@ -84,7 +84,7 @@ class CompareConfig(MeasurementConfig):
     def trials(self, backbones: Mapping[str, str]) -> Iterator[Trial]:
         """Yield all rows, seed by seed. `backbones`: timm names, of the student and of each start but scratch."""
         scratch, pairs = self.backbones or [backbones[STUDENT]], self.pairs(backbones)
-        alone = dict.fromkeys([*((SCRATCH, name) for name in scratch), (STUDENT, backbones[STUDENT]), *pairs])
+        alone = dict.fromkeys([*((SCRATCH, name) for name in scratch), *pairs])
         for seed in range(self.seeds):
             yield from (Trial(NO_STAGE, *pair, share=None, steps=None, seed=seed) for pair in alone)
             for pair, share, steps in itertools.product(pairs, self.shares, self.steps):

@@ -66,6 +66,16 @@ def test_comparison_steps_have_scratch_student_and_supervised_rows() -> None:
     assert ("supervised", "student") not in rows, "the images have no labels to be supervised by"
 
 
+def test_comparison_steps_from_scratch_alone_need_no_student() -> None:
+    steps = steps_of(SMALL.replace("probes", "starts: [scratch], probes"))
+    needed = [name for name, step in steps.items() if step.section[0] == "compare" and "student" in step.inputs]
+    assert not needed
+    rows = {
+        (trial["method"], trial["start"]) for trial in trials_of(SMALL.replace("probes", "starts: [scratch], probes"))
+    }
+    assert rows == {("none", "scratch"), ("supervised", "scratch"), ("simclr", "scratch")}
+
+
 def test_comparison_steps_train_and_measure_all_methods_alike() -> None:
     steps = steps_of(CROSSED)
     stages = [step for step in steps.values() if "stage" in step.config]
