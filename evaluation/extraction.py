@@ -19,7 +19,7 @@ from pipeline.training import autotune
 from pipeline.training.device import find_device
 
 Change = Callable[[Any], Any]
-"""What an image (S, S, 3) uint8 is put through before the backbone sees it."""
+"""What an image is put through before the backbone sees it."""
 AUTOTUNE_IMAGES = 16
 """Images of the forward pass that is timed on a CPU."""
 
@@ -38,8 +38,8 @@ class FeatureExtractor:
         self.runtime = runtime
         backbone = start.build().eval()
         count = autotune.timed_images(find_device(runtime.device), AUTOTUNE_IMAGES, BATCH)
-        images = torch.rand(count, 3, start.size, start.size)
-        key = [start.name, start.size, "features"]
+        images = torch.rand(count, start.channels, start.size, start.size)
+        key = [start.name, start.size, start.channels, "features"]
         self.compute = autotune.autotune_inference(runtime, key, backbone, images)
         self.backbone: Backbone = self.compute.place(backbone)
 

@@ -21,6 +21,7 @@ from evaluation.schedules import SCHEDULES, FinetuneSchedule
 from ingest.resized import read_resized
 from pipeline.data.bands import Pixels
 from pipeline.data.dataset import ImageDataset
+from pipeline.data.statistics import own_statistics
 from pipeline.errors import error_context
 from pipeline.models.backbone import register_statistics
 from pipeline.models.initial import InitialBackbone, backbone_from_config
@@ -170,7 +171,7 @@ class _Finetuning:
     ) -> FineTuned:
         train, val = read_resized(datasets[0], self.inputs), datasets[1]
         fit, runtime = FitConfig.model_validate(settings), self.runtime
-        start = backbone_from_config(self.start, self.inputs, trial.seed)
+        start = backbone_from_config(self.start, self.inputs, trial.seed, own_statistics(trial.splits.train))
         blank = self.schedule.blank_head
         space = fitted_space(trial.splits.space, datasets[0], trial.task)
         network = build_finetuning_network(start, {trial.task: space}, self.config, blank, trial.seed)
@@ -227,7 +228,8 @@ def build_finetuning_network(
     """
     heads = {name: space.to_json() for name, space in spaces.items()}
     settings = {key: config[key] for key in ("width", "proposals")}
-    network = Network(NetworkConfig(backbone=start.name, image_size=start.size, heads=heads, seed=seed, **settings))
+    settings |= {"image_size": start.size, "channels": start.channels}
+    network = Network(NetworkConfig(backbone=start.name, heads=heads, seed=seed, **settings))
     if start.weights is not None:
         network.backbone.model.load_state_dict(start.weights)
     register_statistics(network.backbone, start.statistics)

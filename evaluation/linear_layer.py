@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import tasks
 from ingest.true_labels import CLASSIFICATION
-from pipeline.data.loader import Batch
+from pipeline.data.loader import Batch, to_float
 from pipeline.errors import ConfigError
 from pipeline.models.backbone import Backbone
 from pipeline.training.objective import Objective
@@ -37,7 +37,7 @@ class FrozenLinear(Objective):
 
     def forward(self, batch: Batch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            features = self.backbone(batch.images.float() / 255)
+            features = self.backbone(to_float(batch.images))
         target = batch.targets[CLASSIFICATION]["target"]["probs"]
         loss = shares[CLASSIFICATION] * F.cross_entropy(self.linear(features).float(), target)
         return loss, {CLASSIFICATION: loss.detach()}

@@ -39,7 +39,6 @@ class Config(MethodConfig):
     lr: float = Field(default_factory=ScaledRate(0.03, batch=512), gt=0)
     weight_decay: float = Field(default=5e-4, ge=0)
     nesterov: bool = True
-    decay: Literal["matrices", "all"] = "all"
     warmup: float = Field(default=0, ge=0, lt=1)
     clip: float | None = Field(default=None, gt=0)
     dim: int = Field(default=64, ge=2)

@@ -23,6 +23,8 @@ COLORS = Policy(area=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, h
 """MoCo-v2's views, for the encoder of images."""
 CROPS = Policy(area=(0.2, 1.0), jitter=0, grayscale=0, blur=0)
 """What the teacher sees, and the encoder of depth its answer to."""
+PART = 0.5
+"""What each of the four losses counts, as in the authors' configurations."""
 CLIPPED = 2.5
 """Standard deviations of an image's depth that are black and white."""
 
@@ -83,7 +85,7 @@ class DepthContrast(Method):
         return {"depth": self.depth_backbone}
 
     def losses(self, views: Views) -> dict[str, Tensor]:
-        """Return InfoNCE of the queries of each format with the keys of each: two losses within, and two across."""
+        """Return half of InfoNCE of the queries of each format with the keys of each: two losses within, two across."""
         for backbone, of_format in ((self.backbone, self.image), (self.depth_backbone, self.depth)):
             encoder = nn.Sequential(backbone, of_format.head)
             of_format.key_encoder.update_from(encoder, self.config.key_momentum, views.step)
@@ -97,9 +99,8 @@ class DepthContrast(Method):
             gathered, own = shuffled_keys(of_format.key_encoder, shown, self.collectives)
             keys = F.normalize(gathered, dim=1)
             for other, queries in (("image", image), ("depth", depth)):
-                losses[f"{other} to {name}"] = of_format.queue.contrast(
-                    queries, keys[own], views.index, self.config.temperature
-                )
+                contrast = of_format.queue.contrast(queries, keys[own], views.index, self.config.temperature)
+                losses[f"{other} to {name}"] = PART * contrast
             of_format.queue.enqueue(keys, index)
         return losses | self.labelled_losses(labelled[0] if labelled else image, views)
 

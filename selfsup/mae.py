@@ -78,7 +78,7 @@ class MAE(Method):
         heads = config.width // HEAD_WIDTH
         self.decoder_blocks = nn.Sequential(*(Block(config.width, heads, qkv_bias=True) for _ in range(config.depth)))
         self.decoder_norm = nn.LayerNorm(config.width)
-        self.decoder_pred = nn.Linear(config.width, self.patch_size**2 * 3)
+        self.decoder_pred = nn.Linear(config.width, self.patch_size**2 * backbone.image_channels)
         grid = setting.size // self.patch_size
         positions = build_sincos2d_pos_embed([grid, grid], config.width)
         self.register_buffer("decoder_pos_embed", positions, persistent=False)
@@ -138,7 +138,7 @@ def random_masking(tokens: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """Cut images (B, 3, S, S) into patches of side p, row by row: (B, (S / p)^2, p^2 3)."""
+    """Cut images (B, C, S, S) into patches of side p, row by row: (B, (S / p)^2, p^2 C)."""
     batch, channels, height, width = images.shape
     grid = images.reshape(batch, channels, height // patch_size, patch_size, width // patch_size, patch_size)
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, patch_size * patch_size * channels)

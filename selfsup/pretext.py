@@ -73,6 +73,11 @@ class Config(MethodConfig):
                 raise ValueError(f"weights names {name!r}, and pretexts are {', '.join(self.pretexts)}")
         return self
 
+    @property
+    def needs_pictures(self) -> bool:
+        """True if it asks for responses of functions, which are of colors and of gray."""
+        return bool(set(self.pretexts) - {"rotation", "jigsaw"})
+
     def build(self, backbone: Backbone, setting: StageSetting) -> Method:
         return Pretexts(self, backbone, setting)
 

@@ -77,11 +77,10 @@ class Startup(Method):
         h = forward_concat(self.backbone, [*augmented, views.labelled])
         z = forward_concat(self.head, h[:2])
         pairs, own = self.collectives.all_gather(torch.stack(z, dim=1).float())
+        taught, probs = torch.cat([self.classifier(each) for each in h[:2]]), self.teacher.probs(whole).repeat(2, 1)
         losses = {
             "simclr": nt_xent(pairs[:, 0], pairs[:, 1], self.config.temperature, own),
-            "teacher": F.kl_div(
-                self.classifier(h[0]).float().log_softmax(dim=1), self.teacher.probs(whole), reduction="batchmean"
-            ),
+            "teacher": F.kl_div(taught.float().log_softmax(dim=1), probs, reduction="batchmean"),
         }
         if views.classes is not None:
             losses[CROSS_ENTROPY] = mean_cross_entropy(self.other_classifier(h[2]).float(), views.classes)

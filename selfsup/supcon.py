@@ -17,6 +17,8 @@ from selfsup.components.losses import supcon
 from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views, forward_concat
 
 POLICY = Policy(area=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0)
+BASE_TEMPERATURE = 0.07
+"""The authors' code, for which the learning rate is, multiplies the loss by the temperature over this."""
 
 
 class Config(MethodConfig):
@@ -64,4 +66,5 @@ class SupCon(Method):
         z = torch.cat(forward_concat(self.head, forward_concat(self.backbone, views.unlabelled)))
         everyone, own = self.collectives.all_gather(z.float())
         classes = self.collectives.all_gather(self.classes[views.index].repeat(2)).rows
-        return {"supcon": supcon(everyone, classes, self.config.temperature, own)}
+        loss = supcon(everyone, classes, self.config.temperature, own)
+        return {"supcon": self.config.temperature / BASE_TEMPERATURE * loss}

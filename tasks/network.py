@@ -184,7 +184,9 @@ class Network(nn.Module):
         return losses
 
     def untrained_parameters(self) -> list[str]:
-        """Return timm's names of the backbone's parameters that none of the heads gives a gradient to."""
+        """Return timm's names of the backbone's parameters that no head gives a gradient to; all of a frozen one."""
+        if self.backbone.frozen:
+            return [name for name, _ in self.backbone.model.named_parameters()]
         read = {task.reads for task in self.tasks.values()}
         return untrained_parameters(
             self.backbone.name, self.backbone.size, vector="vector" in read, maps=bool(read - {"vector"})

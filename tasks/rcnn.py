@@ -60,11 +60,18 @@ def default_proposals(image_size: int) -> int:
 
 
 class _FloatAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision is untyped
-    """Anchors in float32: torchvision's have the precision of the maps, and bfloat16 can't tell 1,000 from 1,003."""
+    """Anchors in float32, as far apart as the cells of their maps.
+
+    torchvision's have the precision of the maps, and bfloat16 can't tell 1,000 from 1,003. It takes a side over its
+    cells for the stride, which is too little where a map is rounded up: P7 of 224 pixels has 2 x 2 cells of 128.
+    """
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        anchors: list[Tensor] = super().forward(image_list, [level[:1, :1].float() for level in feature_maps])
-        return anchors
+        device = feature_maps[0].device
+        self.set_cell_anchors(torch.float32, device)
+        strides = [[torch.tensor(stride, device=device)] * 2 for stride in PYRAMID_STRIDES]
+        levels = self.grid_anchors([[*level.shape[-2:]] for level in feature_maps], strides)
+        return [torch.cat(levels)] * len(image_list.image_sizes)
 
 
 class _ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]

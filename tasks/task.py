@@ -138,12 +138,16 @@ class Task(ABC):
         `output` is the head's on the images of `target`, in the same order.
         """
 
-    def live_target(self, output: Any, side: int) -> Target:
+    def live_target(self, output: Any, side: int, valid: Tensor | None = None) -> Target:
         """Return the target that a teacher's raw output on a batch is, if its label `can_be_live`.
 
-        The network that learns it takes images of `side` x `side` pixels.
+        The network that learns it takes images of `side` x `side` pixels. `valid`: as in `Batch`.
         """
         raise NotImplementedError(f"{self.space.task}: a teacher's output is no target")
+
+    def live_known(self, images: int, side: int, valid: Tensor | None) -> Tensor:
+        """Return what `known` says of a `live_target` of so many images; by default that all is known."""
+        return torch.ones(images, dtype=torch.bool)
 
     @abstractmethod
     def known(self, target: Target) -> Tensor:

@@ -92,11 +92,14 @@ class SupervisedObjective(Objective):
             known, weights = self.network.tasks[name].known(entry["target"]), entry["target"].get(WEIGHTS)
             counted = known if weights is None else known * per_image(weights, known)
             amounts |= {name: float(counted.sum()), _images_of(name): float(_any_known(known).sum())}
-        return amounts | {part: amounts[IMAGES] for name in self.live for part in (name, _images_of(name))}
+        for name in self.live:
+            told = self.network.tasks[name].live_known(len(batch.keys), batch.images.shape[-1], batch.valid)
+            amounts |= {name: float(told.sum()), _images_of(name): amounts[IMAGES]}
+        return amounts
 
     def forward(self, batch: Batch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch.images.contiguous(memory_format=self.memory_format)
-        targets = {**batch.targets, **self._live_targets(batch.images)}
+        targets = {**batch.targets, **self._live_targets(batch)}
         if not targets:
             return self.network.backbone(images).float().mean() * 0, {}
         losses = self.network.losses(images, targets)
@@ -106,12 +109,13 @@ class SupervisedObjective(Objective):
         }
         return self.combine(losses, counted), {name: shares[name] * loss.detach() for name, loss in losses.items()}
 
-    def _live_targets(self, images: Tensor) -> dict[str, Any]:
+    def _live_targets(self, batch: Batch) -> dict[str, Any]:
         """Return what live teachers say of the images, as entries of `Batch.targets`."""
+        images = batch.images
         rows, teachers = torch.arange(len(images), device=images.device), cast(dict[str, FrozenTeacher], self.live)
         said = {name: teacher.output(images) for name, teacher in teachers.items()}
         return {
-            name: {"rows": rows, "target": self.network.tasks[name].live_target(output, images.shape[-1])}
+            name: {"rows": rows, "target": self.network.tasks[name].live_target(output, images.shape[-1], batch.valid)}
             for name, output in said.items()
         }
 

@@ -78,7 +78,8 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     schedule = TeacherSchedule(teacher.batch, teacher.lr, teacher.optimizer_name())
     measured = found.scores, found.baseline, found.images
     Teacher("supervised", space, teacher.data, schedule, *measured, found.calibration).write(out)
-    return {"images": len(images), **found.counts(), **trained.counts()}
+    untrained = network.untrained_parameters()
+    return {"images": len(images), "untrained": untrained, **found.counts(), **trained.counts()}
 
 
 def load(folder: Path) -> Predictor:

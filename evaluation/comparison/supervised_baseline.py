@@ -11,6 +11,7 @@ from ingest.dataset import IngestedSet
 from ingest.pool import pool_keys
 from ingest.resized import read_resized
 from ingest.true_labels import true_label_dataset
+from pipeline.data.statistics import own_statistics
 from pipeline.models.initial import backbone_from_config, save_backbone
 from pipeline.recipe.augment import AugmentConfig
 from pipeline.recipe.base import FitConfig
@@ -29,12 +30,12 @@ def train(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
     Raises DataError if none of the images has a label.
     """
     seed = config["seed"]
-    start = backbone_from_config(StartConfig.model_validate(config["start"]), inputs, seed)
     labelled = IngestedSet(inputs[f"data.{config['set']}"])
     heads = {task: task for task in labelled.spaces}
     keys = pool_keys(inputs[config["pool"]], config["share"], seed)
     others = {key for shard in labelled.images("train").shards for key in shard.keys} - keys
     dataset = read_resized(true_label_dataset(labelled, "train", heads, others), inputs)
+    start = backbone_from_config(StartConfig.model_validate(config["start"]), inputs, seed, own_statistics(dataset))
     spaces = {task: fitted_space(space, dataset, task) for task, space in labelled.spaces.items()}
     network = build_finetuning_network(start, spaces, config, blank=False, seed=seed)
     fit = FitConfig.model_validate(config["supervised"])

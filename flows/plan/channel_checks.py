@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from flows.plan.evaluation_steps import probed_sets
-from flows.plan.resolve import ResolvedRecipe
+from flows.plan.resolve import ResolvedRecipe, method_place
 from pipeline.data.bands import RGB
 from pipeline.errors import ConfigError
 from pipeline.recipe.comparison import COMPARE
 from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.stage import SCRATCH, STUDENT, StageConfig
 from pipeline.recipe.teacher import TeacherConfig
 
 
@@ -26,6 +27,10 @@ def check_channels(resolved: ResolvedRecipe) -> None:
             _check_rgb(place, f"models of kind {teacher.kind!r}", _seen_by(teacher, recipe), channels)
         _check_same(place, "a teacher", _seen_by(teacher, recipe), channels)
     _check_same("evaluate.sets", "the student", [*recipe.pool, *recipe.evaluate.sets], channels)
+    for place, seen, starts in _measured_and_stages(resolved):
+        _check_same(place, "a backbone", seen, channels)
+        for start in starts:
+            _check_start(place, start, seen[0], resolved)
     for place, subject, sets in _for_rgb(resolved):
         _check_rgb(place, subject, sets, channels)
 
@@ -37,17 +42,69 @@ def _seen_by(teacher: TeacherConfig, recipe: Recipe) -> list[str]:
     return [*(name for name in named if name is not None), *labelled]
 
 
-def _for_rgb(resolved: ResolvedRecipe) -> Iterator[tuple[str, str, Iterable[str]]]:
-    """Yield what takes pictures in RGB alone: its place, what it is, and the sets that it reads or starts from."""
+def _measured_and_stages(resolved: ResolvedRecipe) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield where backbones see other sets than the student's and teachers': the place, the sets, and the steps that
+    they start from.
+    """
     recipe, evaluate = resolved.recipe, resolved.recipe.evaluate
     for stage in resolved.stages:
-        yield f"stages.{stage.name}", "stages", [*stage.data, *recipe.pool]
-    if evaluate.probes:
-        yield "evaluate.probes", "probes", [*probed_sets(evaluate, resolved.spaces), *recipe.pool]
-    if evaluate.finetune:
-        yield "evaluate.finetune", "fine-tuning", [*evaluate.finetune, *recipe.pool]
+        yield f"stages.{stage.name}", stage.data, [_step_of(stage)]
+    measured = [start.step for start in resolved.starts if start.step]
+    for name in probed_sets(evaluate, resolved.spaces):
+        yield "evaluate.probes", [name], measured
+    for name in evaluate.finetune:
+        yield "evaluate.finetune", [name], measured
     for name, config in recipe.compare.items():
-        yield f"{COMPARE}.{name}", "comparisons", [config.measured_on, *config.data, *recipe.pool]
+        steps = [each.start.step for each in resolved.comparisons[name] if each.start.step]
+        yield f"{COMPARE}.{name}", [config.measured_on, *config.data], steps
+
+
+def _step_of(stage: StageConfig) -> str:
+    """Return the step that leaves the backbone that a stage starts from; "" if none does."""
+    if stage.start == STUDENT:
+        return STUDENT
+    return "" if stage.from_weights or stage.start == SCRATCH else f"stage.{stage.start}"
+
+
+def _check_start(place: str, step: str, seen: str, resolved: ResolvedRecipe) -> None:
+    """Raise ConfigError if the backbone of a step is for other images than a set's, unless it is for pictures: then its
+    first convolution is adapted.
+    """
+    data, known = resolved.recipe.data, _seen_in(step, resolved)
+    if known is not None and data[known].channels not in (RGB, data[seen].channels):
+        raise ConfigError(
+            f"{place}: the backbone of {step!r} is for images of {data[known].channels} channels, as in set {known!r}; "
+            f"set {seen!r} has {data[seen].channels}. Take a set of as many, or start from scratch."
+        )
+
+
+def _seen_in(step: str, resolved: ResolvedRecipe) -> str | None:
+    """Return a set of the images that a step's backbone was trained on; None if it was not trained here."""
+    kind, _, name = step.partition(".")
+    match kind:
+        case "student":
+            return resolved.recipe.pool[0]
+        case "stage":
+            return next(stage.data[0] for stage in resolved.stages if stage.name == name)
+        case "teacher":
+            return resolved.recipe.teachers[name].training_set
+    return None
+
+
+def _for_rgb(resolved: ResolvedRecipe) -> Iterator[tuple[str, str, Iterable[str]]]:
+    """Yield what takes pictures in RGB alone: its place, what it is, and the sets that it reads."""
+    recipe, evaluate = resolved.recipe, resolved.recipe.evaluate
+    stages = {f"stages.{stage.name}": stage for stage in resolved.stages}
+    for name, trials in resolved.comparisons.items():
+        stages |= {method_place(name, each.trial): each.stage for each in trials if each.stage}
+        if recipe.compare[name].corruptions:
+            yield f"{COMPARE}.{name}.corruptions", "corruptions", [recipe.compare[name].measured_on]
+    for place, stage in stages.items():
+        if stage.needs_pictures:
+            yield place, f"this use of method {stage.method!r}", stage.data
+    if evaluate.corruptions:
+        measured = [*probed_sets(evaluate, resolved.spaces), *evaluate.finetune]
+        yield "evaluate.corruptions", "corruptions", measured
     yield "resized", "reduced copies", recipe.resized
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.bands import Bands, Pixels
+from pipeline.data.bands import Bands, Pixels, resize_bands
 from pipeline.recipe.augment import AugmentConfig, Resize
 from pipeline.stores.labels import Label, Value
 from pipeline.stores.rasters import DENSE_STRIDE, FULL_IMAGE, Box
@@ -146,16 +146,14 @@ def _transform_bands(bands: Bands, params: AugmentParams, size: int) -> Bands:
     its deviation. So an offset in the numbers, as of degrees in kelvins, changes nothing.
     """
     box, valid = _source_box(params, (bands.shape[1], bands.shape[0])), valid_size(params.box, size)
+    resized = resize_bands(bands, box, valid)
+    if params.tone is not None:
+        brightness, contrast = params.tone
+        mean, std = resized.mean((0, 1), np.float64), resized.std((0, 1), np.float64)
+        resized = (contrast * (resized - mean) + mean + (brightness - 1) * std).astype(np.float32)
     made = np.empty((size, size, bands.shape[2]), np.float32)
-    for channel in range(bands.shape[2]):
-        band = Image.fromarray(np.ascontiguousarray(bands[..., channel]))
-        resized = np.asarray(band.resize(valid, Image.Resampling.BILINEAR, box=box, reducing_gap=2.0))
-        if params.tone is not None:
-            brightness, contrast = params.tone
-            mean, std = resized.mean(dtype=np.float64), resized.std(dtype=np.float64)
-            resized = (contrast * (resized - mean) + mean + (brightness - 1) * std).astype(np.float32)
-        made[..., channel] = resized.mean(dtype=np.float64)
-        made[: valid[1], : valid[0], channel] = resized[:, ::-1] if params.flip else resized
+    made[:] = resized.mean((0, 1), np.float64)
+    made[: valid[1], : valid[0]] = resized[:, ::-1] if params.flip else resized
     return made
 
 

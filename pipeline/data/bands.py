@@ -93,6 +93,17 @@ def _check_count(shape: tuple[int, ...], what: str) -> None:
         raise DataError(f"{what} of {math.prod(shape):,} numbers, over the limit of {MOST_NUMBERS:,}")
 
 
+def resize_bands(bands: Bands, box: tuple[float, float, float, float], size: tuple[int, int]) -> Bands:
+    """Return the region `box` (x0, y0, x1, y1), in pixels, of bands (H, W, C), resized to `size` (width, height):
+    bilinear with anti-aliasing, each channel alone.
+    """
+    resized = np.empty((size[1], size[0], bands.shape[2]), np.float32)
+    for channel in range(bands.shape[2]):
+        band = Image.fromarray(np.ascontiguousarray(bands[..., channel]))
+        resized[..., channel] = np.asarray(band.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=2.0))
+    return resized
+
+
 def inspect_pixels(data: bytes, channels: int) -> Inspection:
     """Read all of an image file of a set of so many channels, and return its size and format.
 

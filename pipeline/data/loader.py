@@ -38,6 +38,8 @@ class Batch:
     keys: list[str]
     targets: dict[str, dict[str, Any]]
     """By head: `rows`, the positions (n,) in the batch that have a label, and `target`."""
+    valid: Tensor | None = None
+    """(width, height) of each image's valid region, int64 (B, 2), in pixels; None if nothing is padded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,11 @@ class LoaderConfig:
     threads: int = 2
     slots: range | None = None
     """Which of a batch's images this process takes; None for all."""
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Return pictures, uint8, as float32 in [0, 1]; bands, which are float32, stay as they are."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 class LocalSamples:
@@ -111,4 +118,6 @@ def collate_samples(samples: Sequence[ImageSample], collate: Mapping[str, Collat
             if any(head in samples[row].weights for row in rows):
                 target[WEIGHTS] = torch.tensor([samples[row].weights.get(head, 1.0) for row in rows])
             targets[head] = {"rows": torch.tensor(rows), "target": target}
-    return Batch(images, [sample.key for sample in samples], targets)
+    sizes = torch.tensor([sample.valid for sample in samples])
+    padded = bool((sizes < images.shape[-1]).any())
+    return Batch(images, [sample.key for sample in samples], targets, sizes if padded else None)

@@ -43,6 +43,11 @@ class Backbone(nn.Module):
         register_statistics(self, statistics)
         self._grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in self.modules())
 
+    @property
+    def image_channels(self) -> int:
+        """Channels of its images; `channels` are those of its maps."""
+        return self.mean.shape[1]
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the vectors of the images (B, `width`)."""
         with self._precision(images):

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.augment import AugmentParams, transform_image
+from pipeline.data.bands import decode_pixels
 from pipeline.data.dataset import ImageDataset
-from pipeline.data.decode import decode_image
-from pipeline.data.loader import stack_images
+from pipeline.data.loader import stack_images, to_float
 from pipeline.data.prefetch import prefetch
 from pipeline.models.backbone import Backbone
 from pipeline.steps.runtime import Runtime
 
 BATCH, BATCHES_PER_THREAD = 64, 2
 """Images in a batch, and batches that are prefetched per thread."""
-Pixels = NDArray[np.uint8]
+Input = NDArray[Any]
+"""An image as a network takes it: (S, S, 3) uint8, or (S, S, C) float32 of a set of C channels."""
 
 
-def identity(pixels: Pixels) -> Pixels:
+def identity(pixels: Input) -> Input:
     """Return the image as it is."""
     return pixels
 
@@ -34,14 +35,14 @@ def extract_features(
     images: ImageDataset,
     indices: Sequence[int],
     runtime: Runtime,
-    transform: Callable[[Pixels], Pixels] = identity,
+    transform: Callable[[Input], Input] = identity,
 ) -> Tensor:
     """Return vectors (N, D) float32, on the host, of these images of a dataset.
 
     The backbone computes on the device it is on, in eval mode. Raises Stopped if a stop is asked for.
 
     Args:
-        transform: applied to each image (S, S, 3) uint8, which is resized as a whole to the backbone's square before.
+        transform: applied to each image, which is resized as a whole to the backbone's square before.
     """
     with _eval_mode(backbone):
         return _concat(
@@ -55,7 +56,7 @@ def extract_maps(
     images: ImageDataset,
     indices: Sequence[int],
     runtime: Runtime,
-    transform: Callable[[Pixels], Pixels] = identity,
+    transform: Callable[[Input], Input] = identity,
 ) -> list[Tensor]:
     """Return maps, as `extract_features` returns vectors: for each stride (N, C, h, w) float16, on the host."""
     with _eval_mode(backbone):
@@ -90,12 +91,12 @@ def _batches(
     images: ImageDataset,
     indices: Sequence[int],
     runtime: Runtime,
-    transform: Callable[[Pixels], Pixels],
+    transform: Callable[[Input], Input],
 ) -> Iterator[Tensor]:
-    """Yield images (B, 3, S, S), float32 in [0, 1], on the backbone's device. Threads decode in advance."""
+    """Yield images (B, C, S, S) on the backbone's device, as `to_float` makes them. Threads decode in advance."""
 
-    def load_image(index: int) -> Pixels:
-        image = decode_image(images.read(index)[1], at_least=(backbone.size, backbone.size))
+    def load_image(index: int) -> Input:
+        image = decode_pixels(images.read(index)[1], images.channels, (backbone.size, backbone.size))
         return transform(transform_image(image, AugmentParams(), backbone.size))
 
     def load_batch(batch: Sequence[int]) -> Tensor:
@@ -106,4 +107,4 @@ def _batches(
     with contextlib.closing(ahead) as loaded:
         for batch in loaded:
             runtime.check_stop("extracting features")
-            yield batch.to(backbone.mean.device).float() / 255
+            yield to_float(batch.to(backbone.mean.device))

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.data.bands import RGB
 from pipeline.data.statistics import Statistics
 from pipeline.errors import ConfigError
 from pipeline.models.backbone import Backbone
@@ -37,6 +38,11 @@ class InitialBackbone:
     weights: dict[str, Tensor] | None
     """By timm's names; None for random ones."""
 
+    @property
+    def channels(self) -> int:
+        """Channels of its images."""
+        return len(self.statistics[0])
+
     def build(self, drop_path: float = 0.0) -> Backbone:
         """Build the backbone with these weights. `drop_path`: see `pipeline.models.timm_models.create_timm_model`."""
         backbone = Backbone(self.name, self.size, self.statistics, drop_path)
@@ -48,8 +54,26 @@ class InitialBackbone:
         """Return the backbone for images of another side: position embeddings are resampled."""
         weights = self.weights
         if weights is not None and size != self.size:
-            weights = adapt_weights(create_timm_model(self.name, size), weights, self.name)
+            weights = adapt_weights(create_timm_model(self.name, size, channels=self.channels), weights, self.name)
         return dataclasses.replace(self, size=size, weights=weights)
+
+    def with_channels(self, own: Statistics | None) -> InitialBackbone:
+        """Return the backbone for images of as many channels as `own` has statistics of; None for pictures.
+
+        One for pictures becomes one for bands, normalised by `own`: its first convolution is adapted as timm does.
+        Raises ConfigError for other pairs of different numbers.
+        """
+        channels = len(own[0]) if own else RGB
+        if channels == self.channels:
+            return self
+        if own is None or self.channels != RGB:
+            raise ConfigError(
+                f"a backbone for images of {self.channels} channels can't take images of {channels}: start from one "
+                f"for {channels}, or from scratch."
+            )
+        model = create_timm_model(self.name, self.size, channels=channels)
+        weights = self.weights and adapt_weights(model, self.weights, self.name)
+        return dataclasses.replace(self, statistics=own, weights=weights)
 
 
 def backbone_from_artifact(artifact: Artifact) -> InitialBackbone:
@@ -74,9 +98,9 @@ def backbone_from_artifact(artifact: Artifact) -> InitialBackbone:
     )
 
 
-def random_backbone(name: str, size: int) -> InitialBackbone:
-    """Return a backbone whose weights are drawn when it is built."""
-    return InitialBackbone(name, size, statistics(name), None)
+def random_backbone(name: str, size: int, own: Statistics | None = None) -> InitialBackbone:
+    """Return a backbone whose weights are drawn when it is built. `own`: statistics of bands; None for pictures."""
+    return InitialBackbone(name, size, own or statistics(name), None)
 
 
 def backbone_from_weights(name: str, size: int, weights: str) -> InitialBackbone:
@@ -86,15 +110,20 @@ def backbone_from_weights(name: str, size: int, weights: str) -> InitialBackbone
     return InitialBackbone(name, size, statistics(name), model.state_dict())
 
 
-def backbone_from_config(config: StartConfig, inputs: Inputs, seed: int) -> InitialBackbone:
-    """Return the backbone that a recipe names, for its size of images. Random weights are those of the seed."""
+def backbone_from_config(
+    config: StartConfig, inputs: Inputs, seed: int, own: Statistics | None = None
+) -> InitialBackbone:
+    """Return the backbone that a recipe names, for its size of images. Random weights are those of the seed.
+
+    `own`: see `InitialBackbone.with_channels`, which raises ConfigError if the backbone can't take the images.
+    """
     if config.step is not None:
-        return backbone_from_artifact(inputs[config.step]).resized(config.image_size)
+        return backbone_from_artifact(inputs[config.step]).resized(config.image_size).with_channels(own)
     assert config.backbone
     if config.weights:
-        return backbone_from_weights(config.backbone, config.image_size, config.weights)
+        return backbone_from_weights(config.backbone, config.image_size, config.weights).with_channels(own)
     torch.manual_seed(seed)
-    start = random_backbone(config.backbone, config.image_size)
+    start = random_backbone(config.backbone, config.image_size, own)
     return dataclasses.replace(start, weights=start.build().model.state_dict())
 
 

@@ -62,7 +62,7 @@ class CompareConfig(MeasurementConfig):
     finetune: bool = False
     """True to fine-tune as well, by `schedule`."""
     seeds: int = Field(default=3, ge=1)
-    """Repetitions of everything: training, draws of images and of labels."""
+    """Repetitions: each row's training, and its draws of images and labels. What rows start from is trained once."""
     splits: Literal["test", "val"] = "test"
     """Held-out split to measure on; the other one if the set lacks it."""
 

@@ -148,6 +148,11 @@ class StageConfig(FitConfig):
         return False
 
     @property
+    def needs_pictures(self) -> bool:
+        """True if it can only learn from images of 3 channels, as those that a teacher is asked about."""
+        return self.taught_by is not None
+
+    @property
     def from_weights(self) -> bool:
         """True if it starts from published weights, or from those in a file."""
         return self.start is not None and names_weights(self.start)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.decode import decode_image
+from pipeline.data.bands import RGB, Pixels, decode_pixels, resize_bands
 from selfsup.components.method import Policy, ViewKind
 
 ASPECT = (3 / 4, 4 / 3)
@@ -57,16 +57,27 @@ def draw_crop(policy: Policy, size: tuple[int, int], rng: np.random.Generator) -
     return Crop((width - w) // 2, (height - h) // 2, w, h, flip)
 
 
-def resized_crop(image: Image.Image, crop: Crop, size: int) -> NDArray[np.uint8]:
-    """Crop an RGB image and resize it to (size, size, 3) uint8, bilinear with anti-aliasing."""
+def resized_crop(image: Pixels, crop: Crop, size: int) -> NDArray[Any]:
+    """Crop an image and resize it, bilinear with anti-aliasing: a picture to (size, size, 3) uint8, bands (H, W, C) to
+    (size, size, C) float32.
+    """
     box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
+    if isinstance(image, np.ndarray):
+        bands = resize_bands(image, box, (size, size))
+        return bands[:, ::-1] if crop.flip else bands
     view = image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
     return np.asarray(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.flip else view)
 
 
-def draw_views(data: bytes, kinds: Sequence[ViewKind], rng: np.random.Generator) -> list[NDArray[np.uint8]]:
-    """Decode an image once and draw a view (S, S, 3) uint8 of each kind. Raises DataError if it can't be decoded."""
+def draw_views(
+    data: bytes, kinds: Sequence[ViewKind], rng: np.random.Generator, channels: int = RGB
+) -> list[NDArray[Any]]:
+    """Decode an image of so many channels once and draw a view of each kind, as `resized_crop` makes it.
+
+    Raises DataError if it can't be decoded.
+    """
     # of a smaller image, the smallest and narrowest crops would have fewer pixels than their view
     side = max(math.ceil(kind.size / math.sqrt(kind.policy.area[0] * ASPECT[0])) for kind in kinds)
-    image = decode_image(data, at_least=(side, side))
-    return [resized_crop(image, draw_crop(kind.policy, image.size, rng), kind.size) for kind in kinds]
+    image = decode_pixels(data, channels, at_least=(side, side))
+    size = (image.shape[1], image.shape[0]) if isinstance(image, np.ndarray) else image.size
+    return [resized_crop(image, draw_crop(kind.policy, size, rng), kind.size) for kind in kinds]

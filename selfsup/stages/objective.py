@@ -44,7 +44,8 @@ class StageObjective(Objective):
     ) -> None:
         super().__init__()
         self.method, self.memory_format, self.communicates = method, memory_format, method.communicates
-        self.color_jitters = nn.ModuleList(ColorJitter(kind) for kind in kinds)
+        channels = method.backbone.image_channels
+        self.color_jitters = nn.ModuleList(ColorJitter(kind, channels) for kind in kinds)
 
     def restored_buffers(self) -> list[Tensor]:
         idempotent = {f"method.{name}" for name in self.method.idempotent_buffers}

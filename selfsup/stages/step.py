@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ingest.dataset import IngestedSet
 from ingest.pool import pool_keys, pool_shards
 from ingest.resized import read_resized
 from pipeline.data.dataset import DatasetShard, ImageDataset
@@ -75,7 +76,9 @@ def _load_classes(stage: StageConfig, inputs: Inputs, images: ImageDataset) -> T
 def load_images(stage: StageConfig, inputs: Inputs, seed: int) -> ImageDataset:
     """Load the images of the stage's pool, or the stage's `share` of them. Raises ConfigError if they are too few."""
     pool = inputs[f"pool.{stage.name}"]
-    shards = [DatasetShard(shard, rows, {}) for _, shard, rows in pool_shards(pool, inputs.of_kind("data"))]
+    channels = IngestedSet(inputs[f"data.{stage.data[0]}"]).channels
+    listed = pool_shards(pool, inputs.of_kind("data"))
+    shards = [DatasetShard(shard, rows, {}, channels=channels) for _, shard, rows in listed]
     if stage.share < 1:
         chosen = pool_keys(pool, stage.share, seed)
         for number, shard in enumerate(shards):
@@ -114,12 +117,15 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
     setting = StageSetting(start.size, len(images), stage.batch, classes, names, load_frozen_teacher(stage, inputs))
     method = stage.build_for_stage(start.build(stage.drop_path), setting)
     stream = ViewStream(images, override_policies(method.view_kinds(), stage.augment), budget, sampler, seed)
+    initial = {name: parameter.detach().clone() for name, parameter in method.backbone.model.named_parameters()}
     counts = train(StageJob(config["name"], stage, method, stream, validation), inputs.runtime, out)
     if not ranks.is_first():
         return {}
     save_backbone(method.backbone.cpu(), out)
+    trained = dict(method.backbone.model.named_parameters())
+    untrained = [name for name, parameter in initial.items() if torch.equal(parameter, trained[name])]
     for name, other in method.other_backbones().items():
         save_backbone(other.cpu(), out / name)
     images_seen, views_seen = (budget.views_before(counts["steps"], kinds) for kinds in (1, len(stream.kinds)))
     seen = {"images_seen": images_seen, "views_seen": views_seen}
-    return {"images": len(images), **seen, "family": method.family, **counts}
+    return {"images": len(images), **seen, "family": method.family, "untrained": untrained, **counts}

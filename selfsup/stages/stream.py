@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -28,10 +28,12 @@ OTHER_DRAWS_SEED = 11
 
 @dataclasses.dataclass
 class ImageViews:
-    """An image's views (S, S, 3) uint8, by kind, its position in the set, and its class if it is used as labelled."""
+    """An image's views by kind, as `draw_views` makes them, its position in the set, and its class if it is used as
+    labelled.
+    """
 
     key: str
-    views: list[NDArray[np.uint8]]
+    views: list[NDArray[Any]]
     index: int
     label: int | None = None
 
@@ -69,7 +71,7 @@ class LocalViews:
 
 
 def collate(unlabelled: Sequence[ImageViews], labelled: Sequence[ImageViews] | None, position: Position) -> Views:
-    """Stack the views of some images into a batch, uint8. `labelled` is empty where other processes alone have some."""
+    """Stack the views of some images into a batch. `labelled` is empty where other processes alone have some."""
     views = [stack_images([image.views[kind] for image in unlabelled]) for kind in range(len(unlabelled[0].views))]
     index = torch.tensor([image.index for image in unlabelled])
     labelled_views = classes = None
@@ -125,7 +127,8 @@ class ViewStream:
         return lambda: dataclasses.replace(self._draw(index, self.kinds[:1], seed), label=label)
 
     def _draw(self, index: int, kinds: Sequence[ViewKind], seed: tuple[int, ...]) -> ImageViews:
-        key, views = self.dataset.decode(index, lambda data: draw_views(data, kinds, seeded_generator(*seed)))
+        rng, channels = seeded_generator(*seed), self.dataset.channels
+        key, views = self.dataset.decode(index, lambda data: draw_views(data, kinds, rng, channels))
         return ImageViews(key, views, index)
 
     def _draw_once(self, index: int) -> ImageViews:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pipeline.data.loader import to_float
 from pipeline.errors import ConfigError
 from pipeline.steps.runtime import Runtime
 from pipeline.training import autotune
@@ -136,7 +137,7 @@ def _initialize(job: StageJob, compute: ComputeConfig, group: ProcessGroup, runt
                 runtime.stop.set()
                 runtime.check_stop(name)
             moved = move_to_device(batch, compute.device)
-            yield moved.index, [images.float() / 255 for images in moved.unlabelled]
+            yield moved.index, [to_float(images) for images in moved.unlabelled]
             seen = min(total, seen + len(batch.keys) * group.world_size)
             runtime.progress(name, 0.0, f"{seen:,} of {total:,} images seen before the first step")
 

@@ -75,10 +75,19 @@ class TaskModel(DenseTask):
         each = None if weights is None else per_image(weights, known).expand_as(known).flatten()
         return component_loss(guess, truth, known.flatten(), each)
 
-    def live_target(self, output: Tensor, side: int) -> Target:
-        """Interpolate the teacher's maps as a crop of stored ones is. Padding is known: the teacher sees it as well."""
-        size = (side // self.stride, side // self.stride)
-        return {"map": F.interpolate(output, size, mode="bilinear")}
+    def live_target(self, output: Tensor, side: int, valid: Tensor | None = None) -> Target:
+        """Interpolate the teacher's maps as a crop of stored ones is; in padding they are unknown."""
+        maps = F.interpolate(output, (side // self.stride, side // self.stride), mode="bilinear")
+        return {"map": maps if valid is None else maps * self.live_known(len(maps), side, valid)[:, None]}
+
+    def live_known(self, images: int, side: int, valid: Tensor | None) -> Tensor:
+        """Return which cells have their centers in the images' valid regions, bool (B, h, w)."""
+        count = side // self.stride
+        if valid is None:
+            return torch.ones(images, count, count, dtype=torch.bool)
+        centers = (torch.arange(count, device=valid.device) + 0.5) * self.stride
+        columns, rows = (centers < sides[:, None] for sides in valid.unbind(dim=1))
+        return rows[:, :, None] & columns[:, None, :]
 
     def known(self, target: Target) -> Tensor:
         known: Tensor = target["map"].any(dim=1)

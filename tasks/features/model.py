@@ -68,7 +68,8 @@ class TaskModel(Task):
         """Return the `component_loss` over known labels."""
         return component_loss(output, target["vector"], self.known(target), target.get(WEIGHTS))
 
-    def live_target(self, output: Tensor, side: int) -> Target:
+    def live_target(self, output: Tensor, side: int, valid: Tensor | None = None) -> Target:
+        """Return the vectors of whole inputs: a teacher's vector is of the padding as well."""
         return {"vector": output}
 
     def known(self, target: Target) -> Tensor:

@@ -13,6 +13,7 @@ import tifffile
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import must
 from browser.loading import Loading
@@ -20,6 +21,7 @@ from browser.pictures import Pictures
 from cli.export import LabelExport, export_labels
 from cli.main import main
 from flows.plan.run_plan import find_inputs
+from flows.plan.selection import Selection
 from flows.plan.steps import build_steps
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.checkpoint import read_tensors
@@ -44,6 +46,7 @@ teachers:
 pool: [tiles, fields]
 student: {backbone: test_resnet, image_size: 32, width: 16, steps: 30, batch: 8, lr: 0.005}
 """
+PICTURES = "data.pictures={kind: scenes, count: 8, seed: 0, size: 32, tasks: [classification]}"
 
 
 def bands(number: int) -> np.ndarray:
@@ -137,16 +140,32 @@ def test_ingest_quarantines_an_image_of_other_channels(sets: Path, tmp_path: Pat
         ("data.tiles.channels=4", "pool: set 'tiles' has images of 4 channels, set 'fields' of 5, and a student"),
         ("data.tiles.channels=3", "pool: set 'tiles' has images of 3 channels, set 'fields' of 5, and a student"),
         (
-            "evaluate.probes=[linear_dense]",
-            "evaluate.probes: probes can only take images of 3 channels; set 'fields' has 5",
+            "evaluate={probes: [linear_dense], corruptions: true}",
+            "evaluate.corruptions: corruptions can only take images of 3 channels; set 'fields' has 5",
         ),
         (
-            "evaluate.finetune=[fields]",
-            "evaluate.finetune: fine-tuning can only take images of 3 channels; set 'fields' has 5",
+            "stages=[{name: s, method: distill, teacher: index, data: [tiles], batch: 4, steps: 1}]",
+            "stages.s: this use of method 'distill' can only take images of 3 channels; set 'tiles' has 5",
         ),
         (
-            "stages=[{name: s, method: simclr, data: [tiles], batch: 4, steps: 1}]",
-            "stages.s: stages can only take images of 3",
+            "stages=[{name: s, method: pretext, pretexts: [hog], data: [tiles], batch: 4, steps: 1}]",
+            "stages.s: this use of method 'pretext' can only take images of 3 channels; set 'tiles' has 5",
+        ),
+        (
+            "stages=[{name: s, method: simclr, data: [tiles, pictures], batch: 4, steps: 1}]",
+            "stages.s: set 'tiles' has images of 5 channels, set 'pictures' of 3, and a backbone takes",
+        ),
+        (
+            "stages=[{name: s, method: simclr, data: [pictures], batch: 4, steps: 1}]",
+            "stages.s: the backbone of 'student' is for images of 5 channels, as in set 'tiles'; set 'pictures' has",
+        ),
+        (
+            "compare={c: {data: [pictures], set: fields, methods: {simclr: {method: simclr}}}}",
+            "compare.c: set 'fields' has images of 5 channels, set 'pictures' of 3, and a backbone takes",
+        ),
+        (
+            "compare={c: {data: [pictures], starts: [teacher.index], methods: {simclr: {method: simclr}}}}",
+            "compare.c: the backbone of 'teacher.index' is for images of 5 channels, as in set 'fields'; set",
         ),
         ("resized={fields: 64}", "resized: reduced copies can only take images of 3 channels; set 'fields' has 5"),
         (
@@ -158,7 +177,35 @@ def test_ingest_quarantines_an_image_of_other_channels(sets: Path, tmp_path: Pat
 )
 def test_check_channels_refuses_what_takes_other_images(more: str, says: str, sets: Path) -> None:
     with pytest.raises(ConfigError, match=re.escape(says)):
-        build_steps(parse_recipe(RECIPE.replace("FOLDER", str(sets)), "r", [more]))
+        build_steps(parse_recipe(RECIPE.replace("FOLDER", str(sets)), "r", [PICTURES, more]))
+
+
+@pytest.mark.slow
+def test_backbones_for_five_channels_go_through_stages_probes_and_comparisons(sets: Path, tmp_path: Path) -> None:
+    """From the student, from scratch, and from a backbone for pictures, whose first convolution is adapted."""
+    weights = tmp_path / "resnet.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), weights)
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("FOLDER", str(sets)), "utf-8")
+    settings = "method: simclr, data: [tiles, fields], batch: 8, steps: 4"
+    overrides = [
+        f"stages=[{{name: own, {settings}}}, {{name: adapted, start: {weights}, {settings}}}]",
+        "evaluate={probes: [linear_dense], finetune: [fields], labels: [8], starts: [stage.adapted]}",
+        f"compare={{c: {{data: [tiles], set: fields, methods: {{byol: {{method: byol}}}}, starts: [scratch, {weights}],"
+        "steps: [2], batch: 4, probes: [linear_dense], seeds: 1}}",
+    ]
+    outcome = must.run(tmp_path / "r.yaml", sets / "root", overrides)
+    for name in ("own", "adapted"):
+        about = outcome.artifacts[f"stage.{name}"].load("backbone.json", read_json)
+        assert np.all(np.array(about["mean"]) > np.array(LOWEST))
+        assert np.all(np.array(about["mean"]) < np.array(HIGHEST))
+    assert outcome.folder
+    measured = json.loads((outcome.folder / "measured.json").read())
+    assert {each["start"] for each in measured} == {"scratch", "stage.adapted"}
+    assert all(np.isfinite(each["value"]) for each in measured)
+    compared = must.run(tmp_path / "r.yaml", sets / "root", overrides, Selection(last="compare"))
+    assert compared.folder
+    rows = {each["trial"]["start"] for each in json.loads((compared.folder / "measured.json").read())}
+    assert rows == {"scratch", str(weights)}
 
 
 def test_data_step_of_pictures_is_as_before_there_were_channels(sets: Path) -> None:

@@ -138,9 +138,11 @@ def test_startup_learns_the_distributions_of_its_teacher() -> None:
     batch = views(method)
     taught = method.teacher.probs(batch.unlabelled[2])
     torch.testing.assert_close(taught.sum(dim=1), torch.ones(8))
-    log_q = method.classifier(method.backbone(batch.unlabelled[0])).log_softmax(dim=1)
-    expected = (double(taught) * (np.log(double(taught)) - double(log_q))).sum(axis=1).mean()
-    assert method.losses(batch)["teacher"].item() == pytest.approx(expected, rel=1e-4)
+    expected = []
+    for view in batch.unlabelled[:2]:
+        log_q = method.classifier(method.backbone(view)).log_softmax(dim=1)
+        expected.append((double(taught) * (np.log(double(taught)) - double(log_q))).sum(axis=1).mean())
+    assert method.losses(batch)["teacher"].item() == pytest.approx(np.mean(expected), rel=1e-4)
 
 
 @pytest.mark.parametrize(("names", "is_shared"), [(tuple("abcde"), True), (("a", "b"), False), ((), True)])

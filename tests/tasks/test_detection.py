@@ -308,6 +308,21 @@ def test_detection_head_has_exact_anchors_whatever_the_precision_of_the_maps(siz
     assert torch.equal(centers, torch.stack([step.expand(size // 8, -1), step[:, None].expand(-1, size // 8)], dim=2))
 
 
+@pytest.mark.parametrize("size", [96, 224, 416])
+def test_detection_head_has_anchors_as_far_apart_as_the_cells_of_every_level(size: int) -> None:
+    """Also where maps are rounded up, as P6 of 224 pixels, whose 4 x 4 cells are of 64 pixels."""
+    sides = [-(-size // stride) for stride in PYRAMID_STRIDES]
+    levels = [torch.zeros(1, 8, side, side) for side in sides]
+    blank = ImageList(torch.zeros(2, 0, size, size), [(size, size)] * 2)
+    anchors, other = head_for(size).rpn.anchor_generator(blank, levels)
+    assert torch.equal(anchors, other)
+    by_level = anchors.split([3 * side**2 for side in sides])
+    for side, stride, boxes in zip(sides, PYRAMID_STRIDES, by_level, strict=True):
+        centers = ((boxes[:, :2] + boxes[:, 2:]) / 2).view(side, side, 3, 2)[:, :, 0]
+        assert centers[0, :, 0].tolist() == [stride * column for column in range(side)]
+        assert centers[:, 0, 1].tolist() == [stride * row for row in range(side)]
+
+
 @pytest.mark.parametrize(("size", "largest"), [(128, 256), (400, 256), (800, 512), (1600, 1024)])
 def test_anchor_sizes_follow_the_image_size(size: int, largest: float) -> None:
     sizes = anchor_sizes(size)

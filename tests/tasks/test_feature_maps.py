@@ -160,6 +160,17 @@ def test_live_target_is_that_of_the_stored_label(shape: tuple[int, int]) -> None
     np.testing.assert_allclose(TASK.live_target(output, 96)["map"], stored["map"], atol=1e-5)
 
 
+def test_live_target_is_unknown_in_padding_as_a_stored_label_is() -> None:
+    """An image of 96 x 64 pixels in a square of 96."""
+    output, valid = torch.from_numpy(random_map(0, (6, 6))).permute(2, 0, 1)[None], torch.tensor([[96, 64]])
+    target = TASK.live_target(output, 96, valid)
+    assert TASK.known(target)[0].all(dim=1).tolist() == [True] * 4 + [False] * 2
+    assert TASK.known(target).equal(TASK.live_known(1, 96, valid))
+    stored = {"map": output[0].permute(1, 2, 0).numpy()[:4]}
+    padded = transform_label(LABEL, stored, AugmentParams((0.0, 0.0, 1.0, 1.5)), LABEL.target_side(96))
+    np.testing.assert_allclose(target["map"][0].permute(1, 2, 0), padded["map"], atol=1e-5)
+
+
 def score(*pairs: tuple[Map, Map]) -> dict[str, float]:
     metric = TASK.metrics()
     for guess, truth in pairs:

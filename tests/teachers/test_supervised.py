@@ -41,6 +41,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def changed(weights: Path, keys: str, root: Path) -> dict[str, set[str]]:
     """Train the teacher; return the names of its backbone's tensors that are as in the file, and of others."""
+    tensors = trained(keys, root).load("model.safetensors", load_file)
+    before = load_file(weights)
+    same = {name for name, value in before.items() if torch.equal(tensors[f"backbone.model.{name}"], value)}
+    return {"same": same, "changed": set(before) - same}
+
+
+def trained(keys: str, root: Path) -> Artifact:
     steps = {step.name: step for step in build_steps(parse_recipe(RECIPE.format(keys=keys), "heads"))}
     workspace, runtime, artifacts = (
         Workspace(Root.of(root)),
@@ -50,10 +57,7 @@ def changed(weights: Path, keys: str, root: Path) -> dict[str, set[str]]:
     for name in ("data.world", "teacher.masks"):
         inputs = {each: artifacts[each] for each in steps[name].inputs}
         artifacts[name], _ = workspace.get_or_make(steps[name], Inputs(inputs, runtime))
-    trained = artifacts["teacher.masks"].load("model.safetensors", load_file)
-    before = load_file(weights)
-    same = {name for name, value in before.items() if torch.equal(trained[f"backbone.model.{name}"], value)}
-    return {"same": same, "changed": set(before) - same}
+    return artifacts["teacher.masks"]
 
 
 def test_supervised_trainable_heads_leaves_the_backbone_and_its_statistics(weights: Path, tmp_path: Path) -> None:
@@ -62,6 +66,12 @@ def test_supervised_trainable_heads_leaves_the_backbone_and_its_statistics(weigh
     whole = changed(weights, keys, tmp_path / "all")["changed"]
     assert any("running_mean" in name for name in whole)
     assert any("conv" in name for name in whole)
+
+
+def test_supervised_lists_all_parameters_of_a_frozen_backbone_as_untrained(weights: Path, tmp_path: Path) -> None:
+    frozen = trained(f"weights: {weights}, trainable: heads,", tmp_path)
+    names = [name for name, _ in timm.create_model("test_resnet", num_classes=0).named_parameters()]
+    assert frozen.counts["untrained"] == names
 
 
 def test_supervised_trainable_heads_needs_weights() -> None:

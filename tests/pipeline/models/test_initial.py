@@ -35,6 +35,7 @@ from tests.disk import made_in
 from tests.spaces import SPACES
 
 SIZE = 32
+BANDS = ((2000.0, 100.0, 0.5, 30.0, 7.0), (500.0, 10.0, 0.1, 3.0, 2.0))
 Named = dict[str, Tensor]
 
 
@@ -152,6 +153,31 @@ def test_backbone_from_artifact_refuses_a_teacher_without_one(world: World) -> N
     says = r"teacher\.gabor.*holds no timm backbone.*the student, stages, and teachers with a timm backbone do"
     with pytest.raises(ConfigError, match=says):
         backbone_from_artifact(world.artifacts["teacher.gabor"])
+
+
+def test_with_channels_adapts_the_first_convolution_as_timm_does() -> None:
+    torch.manual_seed(0)
+    start = dataclasses.replace(
+        random_backbone("test_resnet", SIZE), weights=timm.create_model("test_resnet", num_classes=0).state_dict()
+    )
+    assert start.with_channels(None) is start
+    adapted = start.with_channels(BANDS)
+    assert adapted.statistics == BANDS
+    first = timm.get_pretrained_cfg("test_resnet").first_conv + ".weight"
+    assert start.weights
+    assert adapted.weights
+    expected = start.weights | {first: timm.models.adapt_input_conv(5, start.weights[first])}
+    assert same(adapted.weights, expected)
+    assert adapted.build()(torch.full((2, 5, SIZE, SIZE), 2000.0)).isfinite().all()
+
+
+def test_with_channels_refuses_other_numbers_of_bands() -> None:
+    start = random_backbone("test_resnet", SIZE, BANDS)
+    assert start.with_channels(((0.0,) * 5, (1.0,) * 5)) is start, "it keeps its own statistics"
+    with pytest.raises(ConfigError, match="for images of 5 channels can't take images of 3: start from one for 3"):
+        start.with_channels(None)
+    with pytest.raises(ConfigError, match="for images of 5 channels can't take images of 4"):
+        start.with_channels((BANDS[0][:4], BANDS[1][:4]))
 
 
 def test_random_backbone_draws_weights_when_an_encoder_is_built() -> None:

@@ -70,6 +70,11 @@ def test_run_stage_keeps_initial_backbone_and_makes_fresh_heads(
     torch.testing.assert_close(seen[0]["queue.keys"].norm(dim=1), torch.ones(len(seen[0]["queue.keys"])))
 
 
+def test_run_stage_lists_the_parameters_that_mae_does_not_train(sandbox: StageSandbox) -> None:
+    fixed = sandbox.run(method="mae", backbone="test_vit", width=32, depth=1)
+    assert fixed.counts["untrained"] == ["pos_embed"]
+
+
 @pytest.mark.parametrize(
     "method",
     [
@@ -133,6 +138,9 @@ def test_run_stage_trainable_norm_trains_norms_and_head_only(
     kinds = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     assert norms
     assert changed == {f"{name}.{kind}" for name in norms for kind in kinds}
+    parameters = [name for name, _ in backbone_from_artifact(first).build().model.named_parameters()]
+    assert second.counts["untrained"] == [name for name in parameters if name not in changed]
+    assert first.counts["untrained"] == []
     assert [name for name, one in heads[1].items() if torch.equal(one, heads[0][name])] == []
 
 
