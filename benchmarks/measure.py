@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -83,8 +84,17 @@ def describe_environment(device: str) -> dict[str, Any]:
         "processor": processor_name(),
         "cores": usable_cores(),
         "load": round(os.getloadavg()[0], 2),
-        "software": {"python": platform.python_version(), **Runtime.software()},
+        "software": {"python": platform.python_version(), **Runtime.software(), "commit": _commit()},
     }
+
+
+def _commit() -> str:
+    """Return the commit of the project, with `+` if files were changed since; "unknown" without git."""
+    command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
+    try:
+        return subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def _program() -> str:
@@ -117,7 +127,7 @@ def save_result(path: Path, title: str, result: Mapping[str, Any], table: Sequen
     print_table(table)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
-    write_atomically(path.with_suffix(".md"), f"# {title}\n\n{_markdown(table)}\n\n{_footnote(result['measured'])}\n")
+    write_atomically(path.with_suffix(".md"), f"# {title}\n\n{_markdown(table)}\n\n{footnote(result)}\n")
 
 
 def _markdown(table: Sequence[Sequence[str]]) -> str:
@@ -125,10 +135,27 @@ def _markdown(table: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
-def _footnote(environment: Mapping[str, Any]) -> str:
+def footnote(result: Mapping[str, Any]) -> str:
+    """Return the environment of a result in words, and on which days and processors its parts were measured, if there
+    are several.
+    """
+    environment = result["measured"]
     software = ", ".join(f"{name} {version}" for name, version in environment["software"].items())
     machine = f"{environment['processor']}, {environment['cores']} cores, load {environment['load']} at the start"
-    return f"`{environment['command']}`, {environment['date']}, on {environment['device']} ({machine}). {software}."
+    last = f"`{environment['command']}`, {environment['date']}, on {environment['device']} ({machine}). {software}."
+    parts = Counter(f"{each['date'].split()[0]} on {each['processor']}" for each in _environments(result, "measured"))
+    others = ", ".join(f"{count} of {where}" for where, count in sorted(parts.items()))
+    return f"{last} That is the last run; parts by day and processor: {others}." if len(parts) > 1 else last
+
+
+def _environments(result: Any, *without: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the environments of the parts of a result, but for those at the keys `without`."""
+    if not isinstance(result, Mapping):
+        return
+    for key, value in result.items():
+        if key == "measured" and key not in without:
+            yield value
+        yield from _environments(value)
 
 
 def run_part(part: str, folder: Path, program: str = "") -> dict[str, Any]:

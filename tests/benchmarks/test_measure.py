@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.measure import describe_environment, medians, save_result, take_turns
+from benchmarks.measure import describe_environment, footnote, medians, save_result, take_turns
 from pipeline.errors import PROJECT
 
 
@@ -42,3 +42,12 @@ def test_describe_environment_gives_the_command_with_paths_relative_to_the_proje
     monkeypatch.setattr("sys.argv", [f"{PROJECT}/benchmarks/it.py", *given])
     command = "python -m benchmarks.it a=b --root r --root=r -o data.x.path=../x=y a=b"
     assert describe_environment("cpu")["command"] == command
+
+
+def test_footnote_tells_days_and_processors_of_parts_that_differ() -> None:
+    last = describe_environment("cpu") | {"date": "2026-11-30 10:00 UTC", "processor": "new"}
+    same = {"measured": last, "seeds": {"0": {"a": {"measured": last}, "b": {"measured": last}}}}
+    assert "parts" not in footnote(same)
+    other = last | {"date": "2026-11-29 23:00 UTC", "processor": "old"}
+    mixed = {"measured": last, "seeds": {"0": {"a": {"measured": last}, "b": {"measured": other}}}}
+    assert footnote(mixed).endswith("parts by day and processor: 1 of 2026-11-29 on old, 1 of 2026-11-30 on new.")
