@@ -139,29 +139,38 @@ class Writer(BaseWriter):
         return {"_cls": "Classifications", "classifications": found}
 
     def _detections(self, head: str, value: Value, sample: ExportSample) -> Document:
-        masks = [decode_mask(mask, sample.size) for mask in value.get("masks", ())]
-        corners = np.array([box_around(mask) for mask in masks]).reshape(-1, 4) if "masks" in value else value["boxes"]
-        boxes = corners.astype(np.float64) / np.tile(sample.size, 2)
-        boxes[:, 2:] -= boxes[:, :2]
-        classes = self.heads[head].space.classes
-        detections: list[Document] = [
-            {
-                "_id": _id(sample.key, head, number),
-                "_cls": "Detection",
-                "attributes": {},
-                "tags": [],
-                "label": classes[class_id],
-                "bounding_box": box.tolist(),
-                "confidence": float(score),
-            }
-            for number, (box, score, class_id) in enumerate(zip(boxes, value["scores"], value["classes"], strict=True))
-        ]
-        for number, (document, mask) in enumerate(zip(detections, masks, strict=False)):
-            x0, y0, x1, y1 = corners[number]
-            document["mask_path"] = f"fields/{self._fields[head]}/{sample.stem}.{number}.png"
-            self.write(document["mask_path"], png(mask[y0:y1, x0:x1].astype(np.uint8) * 255))
+        """Return the boxes, or the masks with the boxes around them; one mask at a time is in memory."""
+        classes, detections = self.heads[head].space.classes, list[Document]()
+        for number, (score, class_id) in enumerate(zip(value["scores"], value["classes"], strict=True)):
+            if "masks" in value:
+                corners, outline = self._write_mask(head, value["masks"][number], sample, number)
+            else:
+                corners, outline = value["boxes"][number], {}
+            x0, y0, x1, y1 = (np.asarray(corners, np.float64) / np.tile(sample.size, 2)).tolist()
+            detections.append(
+                {
+                    "_id": _id(sample.key, head, number),
+                    "_cls": "Detection",
+                    "attributes": {},
+                    "tags": [],
+                    "label": classes[class_id],
+                    "bounding_box": [x0, y0, x1 - x0, y1 - y0],
+                    "confidence": float(score),
+                    **outline,
+                }
+            )
         self.counts[head]["boxes"] += len(detections)
         return {"_cls": "Detections", "detections": detections}
+
+    def _write_mask(
+        self, head: str, encoded: Any, sample: ExportSample, number: int
+    ) -> tuple[tuple[int, int, int, int], Document]:
+        """Write a mask, cut to the box around it; return the box's corners, and what its detection says of the file."""
+        mask = decode_mask(encoded, sample.size)
+        x0, y0, x1, y1 = box_around(mask)
+        path = f"fields/{self._fields[head]}/{sample.stem}.{number}.png"
+        self.write(path, png(mask[y0:y1, x0:x1].astype(np.uint8) * 255))
+        return (x0, y0, x1, y1), {"mask_path": path}
 
     def finish(self) -> None:
         self._samples.write("\n]}\n")
