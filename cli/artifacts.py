@@ -21,13 +21,19 @@ artifacts = typer.Typer(
 )
 
 
-def _read_artifacts(path: str, with_users: bool = True) -> tuple[Root, list[StoredArtifact]]:
-    from flows.gc import inventory
+def _existing_root(path: str) -> Root:
     from pipeline.storage.root import Root
 
     root = Root.of(path)
     if not root.path.exists():
         raise ConfigError(f"--root: there is no folder {root}.")
+    return root
+
+
+def _read_artifacts(path: str, with_users: bool = True) -> tuple[Root, list[StoredArtifact]]:
+    from flows.gc import inventory
+
+    root = _existing_root(path)
     sizes = inventory.list_files(root, "artifacts")
     return root, inventory.list_artifacts(root, inventory.list_runs(root) if with_users else [], sizes)
 
@@ -119,7 +125,7 @@ def artifacts_gc_command(
     from pipeline.steps.workspace import Workspace
     from pipeline.storage.root import Root
 
-    workspace = Workspace(Root.of(root))
+    workspace = Workspace(_existing_root(root))
     scratch_root = Root.of(workspace.root.local_path())
     runs, local_runs = run_names(workspace.root), run_names(scratch_root)
     verdicts, scratch = plan_gc(workspace, keep), plan_scratch_gc(workspace.root)

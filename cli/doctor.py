@@ -116,7 +116,9 @@ def _find_device() -> Finding:
 
 
 def _check_recipe(path: Path, trial: bool) -> Iterator[Finding]:
+    from flows.plan.names import require_known_names  # noqa: PLC0415
     from flows.plan.resolve import resolve  # noqa: PLC0415
+    from flows.plan.steps import plan_recipe  # noqa: PLC0415
     from ingest.ingest import open_source  # noqa: PLC0415
     from ingest.survey import survey  # noqa: PLC0415
     from pipeline.recipe.reader import read_recipe  # noqa: PLC0415
@@ -138,7 +140,11 @@ def _check_recipe(path: Path, trial: bool) -> Iterator[Finding]:
         yield from ((None, f"data.{name}", warning) for warning in found.warnings())
         usable[name], images[name] = config, found.images.get("train", 0)
     try:
-        sections = resolve(recipe.model_copy(update={"data": usable})).models()
+        resolved = resolve(recipe.model_copy(update={"data": usable}))
+        if usable.keys() == recipe.data.keys():
+            require_known_names(recipe)
+            plan_recipe(resolved)
+        sections = resolved.models()
     except MustError as error:
         yield False, str(path), str(error)
         return

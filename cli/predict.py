@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 commands = typer.Typer(no_args_is_help=True)
 SHOWN = 3
 """Unreadable files that are printed; the summary lists more."""
+NO_SUFFIX = "without a suffix"
 PathsArgument = Annotated[
     list[str], typer.Argument(metavar="PATH", help="Images, folders, patterns (quoted) or videos.", show_default=False)
 ]
@@ -84,12 +85,13 @@ def predict_command(
     least = parse_thresholds(threshold or ())
     images = _open_images(paths, every)
     opened = _load(model, recipe, root, override, device)
+    images.channels = opened.channels
     from tasks.inference.files import FilesRequest, predict_files
 
     with Console().progress() as progress:
         request = FilesRequest(images, images.count(), head or (), least, batch, progress)
         summary = predict_files(opened, request, to, folder)
-    print("\n".join(describe_predictions(summary, out)))
+    print("\n".join([*describe_predictions(summary, out), *describe_skipped(images.skipped)]))
 
 
 @commands.command("embed")
@@ -113,13 +115,15 @@ def embed_command(
 
     check_vector_file(file)
     opened = _load(model, recipe, root, override, device)
+    images.channels = opened.channels
     from tasks.inference.files import FilesRequest
 
     with Console().progress() as progress:
         request = FilesRequest(images, images.count(), batch=batch, progress=progress)
         count = embed_files(opened, request, file)
     print(f"Wrote {count:,} vectors to {out}.")
-    print("\n".join(describe_unreadable(request.problems.to_json())), end="")
+    for line in [*describe_unreadable(request.problems.to_json()), *describe_skipped(images.skipped)]:
+        print(line)
 
 
 def _open_images(paths: list[str], every: int) -> ImageFiles:
@@ -159,6 +163,13 @@ def describe_predictions(summary: Mapping[str, Any], out: str) -> Iterator[str]:
     yield f"Wrote what {summary['model']} says about {summary['images']:,} images to {out}."
     yield from describe_written(summary)
     yield from describe_unreadable(summary["unreadable"])
+
+
+def describe_skipped(skipped: Mapping[str, int]) -> Iterator[str]:
+    """Yield a line on the files in folders that are no images for the model; none if all are."""
+    if skipped:
+        by_suffix = sorted(skipped.items(), key=lambda entry: (-entry[1], entry[0]))
+        yield f"No images: {', '.join(f'{count:,} {suffix or NO_SUFFIX}' for suffix, count in by_suffix[:SHOWN])}."
 
 
 def describe_unreadable(unreadable: Mapping[str, Any]) -> Iterator[str]:

@@ -14,7 +14,7 @@ import dataclasses
 import importlib
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ingest.incremental import ExistingShard, KnownFile, PreviousShards, Size, S
 from ingest.shard_packer import PackedRecord, ShardPacker
 from pipeline.data.bands import inspect_pixels
 from pipeline.data.prefetch import prefetch
-from pipeline.errors import DataError, mask_credentials
+from pipeline.errors import DataError, error_context, mask_credentials
 from pipeline.sources import BaseSource, SourceRecord, Stamp
 from pipeline.steps.artifact import INHERITED_FILES, Artifact, Inputs, write_json
 from pipeline.steps.config_hash import masked
@@ -149,11 +149,16 @@ class _Ingest:
 
     def scan_source(self) -> None:
         """Scan every record: pack new images into new shards, and match the others with earlier shards."""
-        records = prefetch(self._scan, enumerate(self.source.records()), self._runtime.threads, IN_FLIGHT)
+        records = prefetch(self._scan, enumerate(self._records()), self._runtime.threads, IN_FLIGHT)
         with contextlib.closing(records):
             for record in records:
                 self._runtime.check_stop(self._step)
                 self._route(record)
+
+    def _records(self) -> Iterator[SourceRecord]:
+        """Yield the source's records. Its errors begin with the step's name."""
+        with error_context(self._step):
+            yield from self.source.records()
 
     def _scan(self, numbered: tuple[int, SourceRecord]) -> _ScannedRecord:
         """Read the file unless it is known, and the true labels of a new image. Runs on a thread."""

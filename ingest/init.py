@@ -156,8 +156,10 @@ class DetectedSource:
 def detect_source(folder: Path) -> DetectedSource:
     """Open a folder as the first kind that recognises it, or where all of it lies in one subfolder, that one.
 
-    Raises DataError if none does, and what reading it as this kind raises.
+    Raises DataError if it is no folder or no kind does, and what reading it as this kind raises.
     """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder." if not folder.exists() else f"{folder}: is no folder.")
     inner = _innermost(folder)
     found = _detect(inner) if inner != folder else None
     if found is None or found.entry["kind"] == "folder":
@@ -169,7 +171,7 @@ def detect_source(folder: Path) -> DetectedSource:
 
 def _innermost(folder: Path) -> Path:
     """Return the folder at the end of those that hold one folder and nothing else, as archives are unpacked."""
-    for _ in range(MOST_WRAPPINGS if folder.is_dir() else 0):
+    for _ in range(MOST_WRAPPINGS):
         inner = subfolders(StoragePath.of(str(folder)))
         holds_files = any(each.is_file() and not is_hidden(each.name) for each in folder.iterdir())
         if len(inner) != 1 or holds_files or parse_split(inner[0].name):

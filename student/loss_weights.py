@@ -94,7 +94,7 @@ def final_weights(weighting: nn.Module) -> dict[str, float]:
     """Return the weights by head that a training ended with."""
     match weighting:
         case UncertaintyWeighting():
-            return {name: float((-s).exp()) for name, s in weighting.log_variance.items()}
+            return {name: (-s).exp().item() for name, s in weighting.log_variance.items()}
         case RunningLossWeighting():
             return dict(zip(weighting.names, weighting.weights().tolist(), strict=True))
         case WeightedSum():

@@ -30,7 +30,7 @@ from pipeline.models.weight_loading import load_weights
 from pipeline.models.weights import NETWORK, network_settings_file
 from pipeline.recipe.augment import Resize
 from pipeline.recipe.base import GrowingModel
-from pipeline.recipe.teacher import TrainingConfig
+from pipeline.recipe.teacher import ImageSize, TrainingConfig, Width
 from pipeline.stores.labels import LabelSpace
 from pipeline.stores.rasters import DENSE_STRIDE
 from tasks.task import PYRAMID_STRIDES, FeatureInfo, Features, Task
@@ -43,10 +43,10 @@ class NetworkConfig(GrowingModel):
     later_keys = frozenset({"channels"})
 
     backbone: str
-    image_size: int = Field(multiple_of=32, ge=32, le=65_536)
+    image_size: ImageSize
     resize: Resize = "stretch"
     """How images become square."""
-    width: int = Field(default=128, ge=8, le=65_536)
+    width: Width = 128
     """Channels of the pyramid."""
     proposals: int | None = Field(default=None, ge=8)
     """Region proposals per image; None for as many as suit the image size."""

@@ -11,6 +11,11 @@ from pipeline.recipe.augment import AugmentConfig, Resize
 from pipeline.recipe.base import BaseConfig, FitConfig, NamedBackbone, UniqueItems
 from pipeline.stores.labels import LabelSpace
 
+ImageSize = Annotated[int, Field(multiple_of=32, ge=32, le=65_536)]
+"""Side of a network's square input, pixels."""
+Width = Annotated[int, Field(ge=8, le=65_536)]
+"""Channels of a network's pyramid and heads."""
+
 
 class TrainingConfig(FitConfig):
     """A network and its training: the keys that supervised teachers and the student share."""
@@ -19,12 +24,12 @@ class TrainingConfig(FitConfig):
     """Any timm model."""
     weights: str | None = None
     """Initial weights of the backbone: a file, `package:<module>/<file>`, or `timm` (published); null for random."""
-    image_size: int = Field(default=224, multiple_of=32, ge=32)
+    image_size: ImageSize = 224
     """Side of the square input, pixels."""
     resize: Resize = "stretch"
     """How images become square, in training and prediction: `stretch` them to fill it, or `pad` them, which keeps their
     aspect ratio."""
-    width: int = Field(default=128, ge=8, multiple_of=8)
+    width: Annotated[Width, Field(multiple_of=8)] = 128
     """Channels of the pyramid and the heads."""
     proposals: int | None = Field(default=None, ge=8)
     """Region proposals per image for the box head of detection and masks; null for as many as suit `image_size`: 98 at

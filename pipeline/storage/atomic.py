@@ -55,6 +55,13 @@ def check_absent(folder: Path) -> None:
         raise ConfigError(f"{folder}: already exists and is not empty; name another folder, or remove it.")
 
 
+def check_new_file(*files: Path) -> None:
+    """Raise ConfigError with the first of these files that is there already."""
+    for file in files:
+        if os.path.lexists(file):
+            raise ConfigError(f"{file}: already exists; name another file, or remove it.")
+
+
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder to fill, renamed to `folder` (absent or empty) at the end and deleted after an error.

@@ -120,6 +120,13 @@ def local_file(path: Path) -> StoredFile:
     return StoredFile(StoragePath.of(str(path)), path.stat().st_size, "", Cache(cache_folder(), 0))
 
 
+def _check_folder(root: Path) -> None:
+    """Raise ConfigError if there is a file at `root`, or where a folder that holds it should be."""
+    for folder in (root, *root.parents):
+        if folder.is_file():
+            raise ConfigError(f"root {str(root)!r}: {folder} is a file; name a folder.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Root:
     """A root, with its cache if it is remote. Methods take paths relative to it, such as `labels/x.parquet`.
@@ -135,7 +142,12 @@ class Root:
         """Return the root at a path or URL, with `cache_gb` gigabytes of cache if it is remote."""
         if isinstance(root, Path) and SHORT_URL.match(str(root)):
             raise ConfigError(f"root {str(root)!r}: a URL loses a slash as a Path; give it as text.")
-        return cls(StoragePath.of(str(root)), Cache(cache_folder(), int(cache_gb * 1e9)))
+        if not str(root):
+            raise ConfigError("root '': name a folder, as must-root.")
+        opened = cls(StoragePath.of(str(root)), Cache(cache_folder(), int(cache_gb * 1e9)))
+        if opened.local:
+            _check_folder(Path(opened.path.path))
+        return opened
 
     @property
     def local(self) -> bool:

@@ -20,6 +20,7 @@ from pipeline.data.bands import RGB
 from pipeline.errors import ConfigError, require_one_of
 from pipeline.recipe.plugins import modules
 from pipeline.steps.artifact import Artifact, read_json
+from pipeline.storage.atomic import check_new_file
 from pipeline.storage.shortage import explain_shortage
 
 ANY_CHANNELS = ("safetensors", "onnx")
@@ -34,10 +35,15 @@ def names() -> list[str]:
 
 
 def load_form(name: str, to: Path) -> Any:
-    """Load the module of a form. Raises ConfigError if there is none of this name, or if `to` has another suffix."""
+    """Load the module of a form.
+
+    Raises ConfigError if there is none of this name, if `to` has another suffix, or if it is a file that exists.
+    """
     form = importlib.import_module(f"{__name__}.{require_one_of(name, names(), '--to')}")
     if form.SUFFIX is not None and to.suffix != form.SUFFIX:
         raise ConfigError(f"OUT {str(to)!r}: {form.SUFFIX_REASON}; end it in {form.SUFFIX}.")
+    if form.SUFFIX is not None:
+        check_new_file(to)
     return form
 
 

@@ -60,6 +60,11 @@ class TrainedModel:
         """Return how the labels of these heads, or of all, are read. Raises ConfigError if there is none of a name."""
         return {head: self._labels[require_one_of(head, self._labels, "head")] for head in heads or self._labels}
 
+    @property
+    def channels(self) -> int:
+        """Channels of the images that it takes."""
+        return self.predictor.preprocessing.channels
+
     def thresholds(self, threshold: Threshold = None, heads: Sequence[str] = ()) -> dict[str, float]:
         """Return the threshold of each head. Raises ConfigError for one of an unknown head, or outside of [0, 1]."""
         labels = self.labels(heads)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
-from pipeline.storage.atomic import atomic_write
+from pipeline.storage.atomic import atomic_write, check_new_file
 from pipeline.storage.shortage import explain_shortage
 from tasks.inference.files import FilesRequest, check_any, image_key
 from tasks.inference.model import TrainedModel
@@ -26,9 +26,15 @@ Rows = list[tuple[str, str, NDArray[np.float32]]]
 
 
 def check_vector_file(out: Path) -> None:
-    """Raise ConfigError unless a file of vectors can have this name."""
+    """Raise ConfigError unless a file of vectors can have this name and is not there yet, nor that of its names."""
     if out.suffix not in VECTOR_FORMS:
         raise ConfigError(f"OUT {str(out)!r}: end it in {' or '.join(VECTOR_FORMS)}, which says its format.")
+    check_new_file(out, *([_names_file(out)] if out.suffix == ".npy" else []))
+
+
+def _names_file(out: Path) -> Path:
+    """Return the file with the names of the images whose vectors are in `out`."""
+    return out.with_suffix(".csv")
 
 
 def embed_files(model: TrainedModel, request: FilesRequest, out: Path) -> int:
@@ -36,7 +42,8 @@ def embed_files(model: TrainedModel, request: FilesRequest, out: Path) -> int:
 
     `*.parquet` has the columns `name`, `key` (first 16 hex digits of the file's sha256) and `vector`; `*.npy` the
     vectors, float32 (N, D), with a CSV file of their names and keys beside it. Raises ConfigError for another suffix,
-    for a model that tells no vectors or a file that can't be written, DataError if not one image can be read.
+    for a model that tells no vectors or a file that can't be written or is there already, DataError if not one image
+    can be read.
     """
     check_vector_file(out)
     width = model.width
@@ -82,7 +89,7 @@ def _write_npy(out: Path, width: int, chunks: Iterator[Rows]) -> int:
     with (
         atomic_write(out) as part,
         open(part, "wb") as vectors,
-        atomic_write(out.with_suffix(".csv")) as names,
+        atomic_write(_names_file(out)) as names,
         open(names, "w", encoding="utf-8", newline="") as file,
     ):
         listing = csv.writer(file)

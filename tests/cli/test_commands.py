@@ -180,7 +180,7 @@ def test_init_reads_csv_files_and_lists_in_parquet(tmp_path: Path, capsys: pytes
         (["kinds", "--to", "there.yaml"], 2, "there.yaml exists already"),
         (["kinds", "other/kinds"], 2, "Two of the folders have the same name"),
         (["empty"], 3, "empty: no images in a known layout found; known are coco, "),
-        (["nowhere"], 3, "nowhere: no images"),
+        (["nowhere"], 3, "nowhere: there is no such folder."),
         (["nameless"], 2, "classes.json"),
     ],
 )
@@ -222,6 +222,34 @@ def test_doctor_lists_all_problems_and_exits_with_2(
     bad = [line for line in capsys.readouterr().out.splitlines() if line.startswith("BAD")]
     assert [line.split()[1] for line in bad] == ["data.gone", "student"]
     assert "Did you mean 'test_resnet'" in bad[1]
+
+
+def test_doctor_plans_the_recipe_as_a_run_does(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(f"{recipe.read_text('utf-8')}\nevaluate: {{probes: [knn]}}\n", "utf-8")
+    assert_exit_code(2, "doctor", broken, "--root", tmp_path)
+    assert "evaluate.probes is ['knn'], but no set has labels that they learn from" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "RECIPE", "--root", ""], "root '': name a folder"),
+        (["run", "RECIPE", "--root", "RECIPE"], "recipe.yaml is a file; name a folder"),
+        (["artifacts", "ls", "--root", "RECIPE/inside"], "recipe.yaml is a file; name a folder"),
+        (["artifacts", "gc", "--delete", "--root", "nowhere"], "--root: there is no folder"),
+    ],
+)
+def test_commands_refuse_what_is_no_root(
+    arguments: list[str], message: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copy(recipe, tmp_path / "recipe.yaml")
+    with contextlib.chdir(tmp_path):
+        assert_exit_code(2, *(each.replace("RECIPE", str(copy)) for each in arguments))
+        assert message in capsys.readouterr().err
+        assert [path.name for path in Path().iterdir()] == ["recipe.yaml"]
 
 
 def test_doctor_checks_data_also_if_a_start_is_misspelt(

@@ -173,14 +173,20 @@ def test_embed_writes_vectors_with_names(run: Callable[..., None], finished_root
         (["photos/broken.jpg", "vectors.npy"], 3, "not one of 1 images can be used"),
         (["photos/broken.jpg", "vectors.parquet"], 3, "not one of 1 images can be used"),
         (["photos", "photos/notes.txt/vectors.npy"], 2, "can't be written (File exists)"),
+        (["photos/a.jpg", "photos/kept.npy"], 2, "photos/kept.npy: already exists; name another file, or remove it."),
+        (["photos/a.jpg", "photos/named.npy"], 2, "photos/named.csv: already exists"),
+        (["photos/a.jpg", "photos/kept.parquet"], 2, "photos/kept.parquet: already exists"),
     ],
 )
 def test_embed_refuses_what_cannot_be_with_what_would_work(
     arguments: list[str], code: int, message: str, run: Callable[..., None], capsys: Output
 ) -> None:
+    for name in ("kept.npy", "named.csv", "kept.parquet"):
+        Path("photos", name).write_text("mine", "utf-8")
     run(code, "embed", *arguments)
     assert message in capsys.readouterr().err
     assert [path.name for path in Path().iterdir()] == ["photos"]
+    assert {Path("photos", name).read_text("utf-8") for name in ("kept.npy", "named.csv", "kept.parquet")} == {"mine"}
 
 
 def test_parse_thresholds_of_all_heads_or_by_head() -> None:

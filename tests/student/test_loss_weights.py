@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -40,6 +41,13 @@ def test_build_loss_weighting_prefers_given_weights() -> None:
 def test_build_loss_weighting_equal_needs_no_schedule() -> None:
     config = StudentConfig(weighting="equal")
     assert final_weights(build_loss_weighting(config, HEADS)) == {"slow": 1.0, "fast": 1.0, "foreign": 1.0}
+
+
+def test_final_weights_of_learned_ones_need_no_gradient() -> None:
+    module = build_loss_weighting(StudentConfig(weighting="uncertainty"), HEADS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert final_weights(module) == dict.fromkeys(HEADS, 1.0)
 
 
 def test_build_loss_weighting_names_teacher_without_schedule() -> None:

@@ -170,3 +170,14 @@ def test_export_student_refuses_unknown_form_or_suffix(
     _, student = make_student(BOXES)
     with pytest.raises(ConfigError, match=message):
         export_student(form, student, tmp_path / name)
+
+
+@pytest.mark.parametrize(("form", "name"), [("onnx", "a.onnx"), ("safetensors", "a.safetensors")])
+def test_export_student_replaces_no_file(
+    form: str, name: str, make_student: Callable[..., Made], tmp_path: Path
+) -> None:
+    _, student = make_student(BOXES)
+    (tmp_path / name).write_text("mine", "utf-8")
+    with pytest.raises(ConfigError, match=rf"{name}: already exists; name another file, or remove it"):
+        export_student(form, student, tmp_path / name)
+    assert (tmp_path / name).read_text("utf-8") == "mine"

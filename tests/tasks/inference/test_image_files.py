@@ -41,6 +41,16 @@ def test_image_files_are_named_as_a_user_would_type_them(folder: Path) -> None:
         assert record.read() == Path(record.name).read_bytes()
 
 
+def test_image_files_of_a_folder_are_those_that_the_model_takes(folder: Path) -> None:
+    (folder / "d.npy").write_bytes(b"numbers")
+    images = ImageFiles(["in"])
+    assert images.count() == 3
+    assert images.skipped == {".txt": 1, ".npy": 1}
+    images.channels = 5
+    assert [record.name for record in images][-1] == "in/d.npy"
+    assert images.skipped == {".txt": 1}
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
