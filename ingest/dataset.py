@@ -38,7 +38,9 @@ def check_labels_fit(place: str, teacher: str, space: LabelSpace, data: str, spa
         both = f"{_classes(space)} of the teacher, {_classes(given)} of the set"
         difference = f"classes differ: {both}; they have to be the same, in the same order"
     else:
-        name = next(name for name in ("scale", "unit", "aligned") if getattr(space, name) != getattr(given, name))
+        name = next(
+            name for name in ("scale", "unit", "aligned", "skeleton") if getattr(space, name) != getattr(given, name)
+        )
         difference = f"the teacher's {name} is {getattr(space, name)}, the set's {getattr(given, name)}"
     raise ConfigError(f"{place}: labels of set {data!r} do not fit teacher {teacher!r}: {difference}.")
 

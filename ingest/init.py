@@ -78,6 +78,7 @@ METRIC = {
     "multilabel": "map",
     "detection": "ap50",
     "masks": "ap50",
+    "keypoints": "ap50",
     "segmentation": "miou",
     "depth": "delta_1.25",
     "normals": "within_11.25",

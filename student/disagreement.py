@@ -68,7 +68,7 @@ def check_comparable(teacher: str, space: LabelSpace, other: str, other_space: L
     if space == other_space:
         return
     differing = next(
-        name for name in ("task", "classes", "scale") if getattr(space, name) != getattr(other_space, name)
+        name for name in ("task", "classes", "scale", "skeleton") if getattr(space, name) != getattr(other_space, name)
     )
     found = [f"{getattr(each, differing)!r:.80}" for each in (space, other_space)]
     raise ConfigError(

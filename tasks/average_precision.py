@@ -19,13 +19,17 @@ Annotation = dict[str, Any]
 
 
 class Shapes(NamedTuple):
-    """The part of objects that is compared, by its intersection over union."""
+    """The part of objects that is compared, by its intersection over union or, of keypoints, by their similarity."""
 
-    name: Literal["bbox", "segm"]
+    name: Literal["bbox", "segm", "keypoints"]
     """COCO's name for them."""
     annotations: Callable[[Value, NDArray[np.int32]], list[Annotation]]
-    """Return the shape of each object of a label as COCO's JSON has it, in an image of `size` = (width, height)."""
+    """Return the shape of each object of a label as COCO's JSON has it, in an image of `size` = (width, height).
+
+    An object of 0 `num_keypoints` is ignored, and so is what is found there."""
     overlaps: Overlaps
+    sigmas: tuple[float, ...] | None = None
+    """Of keypoints: how far off each may be."""
 
 
 class AveragePrecision(Metric):
@@ -58,7 +62,8 @@ class AveragePrecision(Metric):
 
     def compute_by_class(self) -> dict[int, ClassScore]:
         """Return the scores of the classes in the truth, with their objects as support."""
-        support = np.bincount([annotation["category_id"] - 1 for annotation in self._truth], minlength=self._classes)
+        counted = [each["category_id"] - 1 for each in self._truth if each.get("num_keypoints") != 0]
+        support = np.bincount(np.array(counted, dtype=np.int64), minlength=self._classes)
         present = [int(index) for index in np.flatnonzero(support)]
         precision = self._precision() if present and self._predicted else np.zeros((1, 1, self._classes))
         overall, loose = precision.mean(axis=(0, 1)), precision[0].mean(axis=0)
@@ -73,14 +78,17 @@ class AveragePrecision(Metric):
         found = [annotation.copy() for annotation in self._predicted]  # `loadRes` adds to them
         with contextlib.redirect_stdout(io.StringIO()):  # it prints
             truth = COCO({"images": self._images, "annotations": self._truth, "categories": categories})
-            evaluation = COCOeval_faster(truth, truth.loadRes(found), self._shapes.name)
+            evaluation = COCOeval_faster(
+                truth, truth.loadRes(found), self._shapes.name, kpt_oks_sigmas=self._shapes.sigmas
+            )
             evaluation.evaluate()
             evaluation.accumulate()
         precision: NDArray[np.float64] = evaluation.eval["precision"][:, :, :, 0, -1]
         return precision
 
 
-def _box_annotations(value: Value, size: NDArray[np.int32]) -> list[Annotation]:
+def box_annotations(value: Value, size: NDArray[np.int32]) -> list[Annotation]:
+    """Return the boxes of a label as COCO's JSON has them, in an image of `size` = (width, height)."""
     boxes = value["boxes"].astype(np.float64) * np.tile(size / value["size"], 2)
     return [_box_annotation(*map(float, box)) for box in boxes]
 
@@ -90,4 +98,4 @@ def _box_annotation(x0: float, y0: float, x1: float, y1: float) -> Annotation:
     return {"bbox": [x0, y0, width, height], "area": width * height}
 
 
-BOXES = Shapes("bbox", _box_annotations, box_overlaps)
+BOXES = Shapes("bbox", box_annotations, box_overlaps)

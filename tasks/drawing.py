@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +78,26 @@ def outline(image: Image.Image, box: NDArray[np.floating], color: NDArray[np.uin
             draw.line((left, y, right, y), fill=fill, width=width)
         for x in (x0, x1):
             draw.line((x, top, x, bottom), fill=fill, width=width)
+
+
+def draw_points(
+    image: Image.Image,
+    points: NDArray[np.floating],
+    filled: NDArray[np.bool_],
+    lines: Iterable[tuple[int, int]],
+    color: NDArray[np.uint8],
+) -> None:
+    """Draw points (K, 2), in pixels, on the image: discs where `filled` (K,) is true, else rings.
+
+    `lines` are pairs of points, by index, to join.
+    """
+    draw, fill = ImageDraw.Draw(image), tuple(int(part) for part in color)
+    width, radius = max(1, max(image.size) // 192), max(1.5, max(image.size) / 128)
+    for one, other in lines:
+        draw.line((*points[one].tolist(), *points[other].tolist()), fill=fill, width=width)
+    for (x, y), is_filled in zip(points.tolist(), filled.tolist(), strict=True):
+        corners = (x - radius, y - radius, x + radius, y + radius)
+        draw.ellipse(corners, fill=fill if is_filled else (20, 20, 24), outline=fill, width=width)
 
 
 def frame(image: Image.Image, color: tuple[int, int, int], dashed: bool = False) -> None:

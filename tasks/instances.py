@@ -1,4 +1,4 @@
-"""Base class of labels that list the objects in an image by scored boxes with classes: detection, masks.
+"""Base class of labels that list the objects in an image by scored boxes with classes: detection, masks, keypoints.
 
 What such a label has besides its boxes, and how two of its objects are compared, its task says.
 """
@@ -109,10 +109,9 @@ class InstanceLabel(Label):
 
     def crop(self, value: Value, box: Box, size: tuple[int, int]) -> Value:
         """Move, scale and clip boxes, and drop those with less than MIN_VISIBLE of their area left."""
-        width, height = value["size"].astype(np.float64)
-        shift = np.array([box[0] * width, box[1] * height] * 2)
-        scale = np.array([size[1] / ((box[2] - box[0]) * width), size[0] / ((box[3] - box[1]) * height)] * 2)
-        moved, new_size = (value["boxes"] - shift) * scale, np.array(size[::-1], dtype=np.int32)
+        shift, scale = crop_transform(value, box, size)
+        moved = (value["boxes"] - np.tile(shift, 2)) * np.tile(scale, 2)
+        new_size = np.array(size[::-1], dtype=np.int32)
         clipped = np.clip(moved, 0, np.tile(new_size, 2))
         visible = _area(clipped)
         keep = (visible > 0) & (visible >= MIN_VISIBLE * np.maximum(_area(moved), 1e-9))
@@ -172,6 +171,13 @@ class InstanceLabel(Label):
         np.add.at(total, classes, amounts)
         np.add.at(kept, classes, np.where(amounts >= np.float32(threshold), amounts, 0))
         return total, kept
+
+
+def crop_transform(value: Value, box: Box, size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return (shift, scale), each (x, y): `(point - shift) * scale` is where a point in pixels lies after `crop`."""
+    width, height = value["size"].astype(np.float64)
+    shift = np.array([box[0] * width, box[1] * height])
+    return shift, np.array([size[1] / ((box[2] - box[0]) * width), size[0] / ((box[3] - box[1]) * height)])
 
 
 def _boxes_in(image: Image, value: Value) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Faster R-CNN (Ren et al., NIPS 2015) on P3 to P7, from torchvision's parts: the base of detection and of masks.
+"""Faster R-CNN (Ren et al., NIPS 2015) on P3 to P7, from torchvision's parts: the base of all that finds objects.
 
 As in MuST: a region proposal network with two hidden convolutions, and a box head of four convolutions and one
 fully connected layer. Anchors, and all that follows the convolutions, are computed in float32 whatever the precision.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -150,25 +150,25 @@ def _proposal_network(width: int, image_size: int, proposals: int) -> _ProposalN
     )
 
 
-def _box_head(width: int, image_size: int, proposals: int, classes: int, **more: nn.Module) -> RoIHeads:
-    """Return the box head of 4 convolutions and a linear layer, on regions of maps of `width` channels.
-
-    `more` are the further parts of torchvision's `RoIHeads`.
+def _box_parts(width: int, image_size: int, proposals: int, classes: int) -> dict[str, Any]:
+    """Return the parts and settings of torchvision's `RoIHeads`: a box head of 4 convolutions and a linear layer, on
+    regions of maps of `width` channels.
     """
-    return RoIHeads(
-        WholeImageAlign(image_size, POOL_SIZE),
-        FastRCNNConvFCHead((width, POOL_SIZE, POOL_SIZE), [width] * 4, [4 * width], norm_layer=nn.BatchNorm2d),
-        _FloatPredictor(4 * width, classes + 1),
-        fg_iou_thresh=0.5,
-        bg_iou_thresh=0.5,
-        batch_size_per_image=min(proposals, MOST_SAMPLED),
-        positive_fraction=0.25,
-        bbox_reg_weights=None,
-        score_thresh=MIN_SCORE,
-        nms_thresh=0.5,
-        detections_per_img=MAX_BOXES,
-        **more,
-    )
+    return {
+        "box_roi_pool": WholeImageAlign(image_size, POOL_SIZE),
+        "box_head": FastRCNNConvFCHead(
+            (width, POOL_SIZE, POOL_SIZE), [width] * 4, [4 * width], norm_layer=nn.BatchNorm2d
+        ),
+        "box_predictor": _FloatPredictor(4 * width, classes + 1),
+        "fg_iou_thresh": 0.5,
+        "bg_iou_thresh": 0.5,
+        "batch_size_per_image": min(proposals, MOST_SAMPLED),
+        "positive_fraction": 0.25,
+        "bbox_reg_weights": None,
+        "score_thresh": MIN_SCORE,
+        "nms_thresh": 0.5,
+        "detections_per_img": MAX_BOXES,
+    }
 
 
 class DetectionHead(nn.Module):
@@ -177,11 +177,13 @@ class DetectionHead(nn.Module):
     `more` are further parts of torchvision's `RoIHeads`, which detections and losses are of as well.
     """
 
+    roi_heads: ClassVar[type[RoIHeads]] = RoIHeads
+
     def __init__(self, info: FeatureInfo, classes: int, **more: nn.Module) -> None:
         super().__init__()
         width, proposals = info.pyramid_channels, info.proposals or default_proposals(info.image_size)
         self.rpn = _proposal_network(width, info.image_size, proposals)
-        self.boxes = _box_head(width, info.image_size, proposals, classes, **more)
+        self.boxes = self.roi_heads(**_box_parts(width, info.image_size, proposals, classes), **more)
         self.size = info.image_size
 
     def forward(self, features: Features) -> Pending:
@@ -200,7 +202,8 @@ class DetectionHead(nn.Module):
         scalars: objectness and box loss of the RPN (Faster R-CNN, eq. 1), class and box loss of the box head (Fast
         R-CNN, Girshick, ICCV 2015, eq. 1). With a mask head, detections have `masks` (N, 1, 28, 28), probabilities in
         their boxes, and there is the mask loss (Mask R-CNN, section 3): binary cross entropy of the mask of the true
-        class.
+        class. With a keypoint head, they have `keypoints` (N, K, 2) in input pixels and `keypoint_scores` (N, K), and
+        there is the keypoint loss (section 5): cross entropy over the cells of a box, of points that are known.
         """
         whole = [(self.size, self.size)] * len(pending.blank)
         images = ImageList(pending.blank, [(height, width) for width, height in valid or whole])
@@ -215,8 +218,11 @@ class RCNNTask(Task):
 
     reads = "pyramid"
     better = {"ap": "higher", "ap50": "higher"}  # noqa: RUF012 - a constant
-    shapes: ClassVar[Shapes] = BOXES
-    """What tells whether an object was found."""
+
+    @property
+    def shapes(self) -> Shapes:
+        """What tells whether an object was found."""
+        return BOXES
 
     def head(self, info: FeatureInfo) -> nn.Module:
         return DetectionHead(info, len(self.space.classes))

@@ -142,6 +142,7 @@ UNDEFINED = {
     "multilabel": "for no class is one image known to show it and another not to",
     "detection": "no image has a box",
     "masks": "no image has an object",
+    "keypoints": "no image has an object with a labelled point",
 }
 
 

@@ -6,6 +6,7 @@ Tasks are found by their folders, nobody lists them here.
 from __future__ import annotations
 
 import functools
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,13 +19,14 @@ import tasks
 from pipeline.data.augment import Placement
 from pipeline.stores.labels import COMMON, Label, LabelSpace, Row, Value
 from pipeline.stores.rasters import DENSE_STRIDE, Box
+from pipeline.stores.skeleton import Skeleton
 from tasks.prediction import to_numpy
 from tasks.task import FeatureInfo, Features, Task
 
 SIDE = 64
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 BEYOND: Box = (2.0, 2.0, 3.0, 3.0)
-NEVER_UNKNOWN = {"detection", "masks"}
+NEVER_UNKNOWN = {"detection", "masks", "keypoints"}
 """Tasks in whose labels nothing can be unknown: no object means that there is nothing to find."""
 CHEAP = settings(max_examples=25)
 
@@ -35,9 +37,17 @@ def names_of(count: int) -> tuple[str, ...]:
     return tuple([*pairs, f"{count}@90"][:count] if count % 2 == 0 else [*pairs, f"{count}@90"])
 
 
-def spaces_of(task: str, classes: int = 6) -> list[LabelSpace]:
+SKELETON = Skeleton(("nose", "left_eye", "right_eye", "tail"), ((0, 1), (0, 2), (0, 3)), ((1, 2),))
+
+
+def space_of(task: str, classes: int = 6, scale: Literal["metric", "relative"] = "metric") -> LabelSpace:
+    """Return a label space with all that any task needs of one."""
+    return LabelSpace(task, names_of(classes), scale, skeleton=SKELETON)
+
+
+def spaces_of(task: str) -> list[LabelSpace]:
     """Return a label space of the task, and one of relative scale if its columns differ."""
-    metric, relative = LabelSpace(task, names_of(classes)), LabelSpace(task, names_of(classes), "relative")
+    metric, relative = space_of(task), space_of(task, scale="relative")
     one, other = tasks.label(metric).columns(), tasks.label(relative).columns()
     return [metric] if one.equals(other, check_metadata=True) else [metric, relative]
 

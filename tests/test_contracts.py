@@ -29,7 +29,7 @@ from tests.spaces import (
     WHOLE,
     assert_same_value,
     every_space,
-    names_of,
+    space_of,
     stored_row,
     unknown_value,
     value_of,
@@ -49,7 +49,7 @@ def test_task_folder_holds_task_label_and_task_model(task: str) -> None:
 
 @pytest.mark.parametrize("task", tasks.names())
 def test_label_docstring_states_storage_loss(task: str) -> None:
-    about = inspect.getdoc(type(tasks.label(LabelSpace(task, names_of(4))))) or ""
+    about = inspect.getdoc(type(tasks.label(space_of(task)))) or ""
     assert "Stored" in about, f"tasks/{task}/label.py: its docstring does not say how it is stored and what that loses"
 
 
@@ -63,7 +63,7 @@ def test_label_docstring_states_storage_loss(task: str) -> None:
 )
 def test_label_decode_inverts_encode(space: LabelSpace, seed: int, classes: int, h: int, w: int) -> None:
     """Within 0.01; the tighter bound of each task is tested with the task."""
-    space = LabelSpace(space.task, names_of(classes), space.scale)
+    space = space_of(space.task, classes, space.scale)
     label, value = tasks.label(space), value_of(space, seed, (h, w), (4 * w + 1, 4 * h + 3))
     row = stored_row(label, value)
     assert_same_value(label.decode(row), value, share=0.01)

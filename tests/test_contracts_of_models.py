@@ -36,7 +36,7 @@ from tests.spaces import (
 )
 from tests.waiting_for_device import no_values
 
-DRAWS_SAMPLES = {"detection", "masks"}
+DRAWS_SAMPLES = {"detection", "masks", "keypoints"}
 """Tasks whose losses draw anchors and proposals: torchvision looks at values for that, several times an image."""
 
 

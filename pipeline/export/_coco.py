@@ -1,4 +1,4 @@
-"""Annotation files of COCO's JSON, written image by image: for the forms `coco` and `panoptic`."""
+"""Annotation files of COCO's JSON, written image by image: for the forms `coco`, `panoptic` and `hf`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.export import BaseWriter, ExportSample
+from pipeline.stores.labels import Value
+from pipeline.stores.skeleton import Skeleton
 
 _json = json.JSONEncoder(allow_nan=False).encode
 
@@ -17,6 +21,17 @@ _json = json.JSONEncoder(allow_nan=False).encode
 def category(number: int, name: str) -> dict[str, Any]:
     """Return a class as a category."""
     return {"id": number, "name": name, "supercategory": name}
+
+
+def keypoint_names(skeleton: Skeleton) -> dict[str, Any]:
+    """Return what a category states of its keypoints: names, and pairs that count from 1."""
+    return {"keypoints": list(skeleton.points), "skeleton": [[one + 1, other + 1] for one, other in skeleton.edges]}
+
+
+def keypoint_triples(value: Value) -> list[list[float]]:
+    """Return of each object of a label of keypoints x, y and visibility of each point in turn."""
+    triples = np.concatenate([value["keypoints"], value["visibility"][..., None]], axis=2).astype(np.float64)
+    return [[part for x, y, seen in points for part in (x, y, int(seen))] for points in triples.tolist()]
 
 
 class AnnotationFile:

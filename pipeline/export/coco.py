@@ -4,7 +4,7 @@ Held-out images are in `instances_val.json` and `images/val/`. Several heads wit
 files each, named after the head. Images and annotations say who made the label, in `origin` and `origin_name`. Category
 ids count from 1 in the order of the classes. An image listed without annotations has no objects in it; an image without
 a label is not listed. `kind: coco` of a recipe reads the folder of a single head of detection, or with `masks: true` of
-masks, as it is.
+masks, as it is; with `keypoints: true` that of a head of keypoints, in `person_keypoints_train.json`.
 """
 
 from __future__ import annotations
@@ -17,27 +17,29 @@ import numpy as np
 from faster_coco_eval.core import mask as rle
 
 from pipeline.export import TRAIN, BaseWriter, ExportSample, to_image_size
-from pipeline.export._coco import AnnotationFile, category
+from pipeline.export._coco import AnnotationFile, category, keypoint_names, keypoint_triples
 from pipeline.stores.labels import IGNORE, Label, Value
 from pipeline.stores.rle import as_coco, encode_mask, mask_area
+from pipeline.stores.skeleton import UNKNOWN
 
 IMAGES = "images"
-PREFIX = {"detection": "instances", "masks": "instances", "segmentation": "stuff"}
+PREFIX = {"detection": "instances", "masks": "instances", "keypoints": "person_keypoints", "segmentation": "stuff"}
 
 
 class Writer(BaseWriter):
     """Writes boxes as `bbox` [x, y, width, height] in pixels with `score`, and masks as compressed RLE.
 
     Masks have the image's size. Of segmentation there is an annotation for every class in the image; pixels of no
-    annotation are unknown.
+    annotation are unknown. Keypoints are x, y and visibility; `keypoint_scores` beside them is none of COCO's keys.
     """
 
     supported = {  # noqa: RUF012 - a constant
         "detection": "",
         "masks": "",
+        "keypoints": "",
         "segmentation": "the confidence of each pixel; an annotation's score is their mean",
     }
-    unsupported_reason = "its annotations are boxes and masks, of objects or of classes"
+    unsupported_reason = "its annotations are boxes, masks and keypoints, of objects or of classes"
     copies_images: ClassVar[bool] = True
     """False to leave the images where they are."""
 
@@ -62,7 +64,9 @@ class Writer(BaseWriter):
 
     def _annotation_file(self, head: str, split: str) -> AnnotationFile:
         if (head, split) not in self._annotation_files:
-            categories = [category(number, name) for number, name in enumerate(self.heads[head].space.classes, start=1)]
+            space = self.heads[head].space
+            posed = keypoint_names(space.skeleton) if space.skeleton.points else {}
+            categories = [{**category(number, name), **posed} for number, name in enumerate(space.classes, start=1)]
             path = self.folder / self.annotation_name(head, split)
             self._annotation_files[head, split] = AnnotationFile(path, categories, self)
         return self._annotation_files[head, split]
@@ -99,6 +103,18 @@ def _objects(value: Value, size: tuple[int, int]) -> list[dict[str, Any]]:
     return [{**box, "area": area, "segmentation": mask} for box, (area, mask) in zip(boxes, masks, strict=True)]
 
 
+def _keypoints(value: Value, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Return an annotation for every box, with its points."""
+    points = {
+        "keypoints": keypoint_triples(value),
+        "num_keypoints": (value["visibility"] > UNKNOWN).sum(axis=1).tolist(),
+        "keypoint_scores": value["keypoint_scores"].tolist(),
+        "area": value["areas"].tolist(),
+    }
+    rows = zip(*points.values(), strict=True)
+    return [{**box, **dict(zip(points, row, strict=True))} for box, row in zip(_boxes(value, size), rows, strict=True)]
+
+
 def _regions(value: Value, size: tuple[int, int]) -> list[dict[str, Any]]:
     """Return an annotation for every class in a segmentation label."""
     classes, confidence = to_image_size(value["classes"], size), to_image_size(value["confidence"], size)
@@ -112,5 +128,5 @@ def _regions(value: Value, size: tuple[int, int]) -> list[dict[str, Any]]:
     return annotations
 
 
-ANNOTATIONS = {"detection": _boxes, "masks": _objects, "segmentation": _regions}
+ANNOTATIONS = {"detection": _boxes, "masks": _objects, "keypoints": _keypoints, "segmentation": _regions}
 """What makes the annotations of a label, by task, for an image of (width, height)."""

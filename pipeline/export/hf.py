@@ -10,6 +10,7 @@ Every head has `<head>_origin` and `<head>_origin_name`, who made the label. Hel
 | multilabel | `<head>_classes`, those of a probability of 0.5 or more, and `<head>_probs`, NaN where unknown |
 | detection | `<head>_objects`: lists of one length, `bbox` (x, y, width, height in pixels), `category`, `score` |
 | masks | `<head>_objects`, with `segmentation`, COCO's compressed run lengths, and `area` in pixels |
+| keypoints | `<head>_objects`, with `keypoints` (x, y and visibility of each in turn), `keypoint_scores`, and `area` |
 | segmentation | `<head>_classes`, PNG of class ids (the largest is unknown), `<head>_confidence`, PNG (255 = 1) |
 | all others | `<head>_<array>`: nested lists of float32, as the task's `label.py` states them |
 
@@ -29,6 +30,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.export import BELOW_THRESHOLD, TRAIN, VAL, BaseWriter, ExportSample, unique_names
+from pipeline.export._coco import keypoint_triples
 from pipeline.export._png import png, to_class_ids
 from pipeline.stores.codecs import share_to_byte
 from pipeline.stores.labels import PRESENT, Label, LabelOrigin, Value
@@ -49,6 +51,8 @@ ARRAYS = {
     "regression": ("values", 3),
 }
 """Name and number of dimensions of the float32 array that is the label of a task."""
+OBJECTS = ("detection", "masks", "keypoints")
+"""Tasks whose labels are lists of objects."""
 Feature = dict[str, Any]
 """A column's type as `datasets` states it in the schema's metadata."""
 IMAGE: Feature = {"_type": "Image"}
@@ -57,7 +61,7 @@ IMAGE: Feature = {"_type": "Image"}
 class Writer(BaseWriter):
     """Collects rows until they fill a row group, and begins a new file when one is large enough."""
 
-    supported = dict.fromkeys(("classification", "multilabel", "detection", "masks", "segmentation", *ARRAYS), "")
+    supported = dict.fromkeys(("classification", "multilabel", *OBJECTS, "segmentation", *ARRAYS), "")
     unsupported_reason = "it has no columns for this task"
 
     def __init__(self, folder: Path, heads: Mapping[str, Label]) -> None:
@@ -156,11 +160,15 @@ def _label_features(label: Label) -> dict[str, Feature]:
         return {"class": classes, "probs": _sequence(score)}
     if task == "multilabel":
         return {"classes": _sequence(classes), "probs": _sequence(score)}
-    if task in ("detection", "masks"):
-        boxes = _sequence(_value("float64"), 2)
-        objects = {"bbox": boxes, "category": _sequence(classes), "score": _sequence(score)}
-        masks = {"segmentation": _sequence(_value("string")), "area": _sequence(_value("int64"))}
-        return {"objects": objects if task == "detection" else {**objects, **masks}}
+    if task in OBJECTS:
+        numbers = _sequence(_value("float64"), 2)
+        objects = {"bbox": numbers, "category": _sequence(classes), "score": _sequence(score)}
+        more = {
+            "detection": {},
+            "masks": {"segmentation": _sequence(_value("string")), "area": _sequence(_value("int64"))},
+            "keypoints": {"keypoints": numbers, "keypoint_scores": numbers, "area": _sequence(_value("float64"))},
+        }
+        return {"objects": {**objects, **more[task]}}
     if task == "segmentation":
         return {"classes": IMAGE, "confidence": IMAGE}
     name, dimensions = ARRAYS[task]
@@ -176,7 +184,7 @@ def _label_cells(label: Label, value: Value) -> dict[str, Any]:
         return {"class": top, "probs": _one_row(probs)}
     if task == "multilabel":
         return {"classes": np.flatnonzero(value["probs"] >= PRESENT).tolist(), "probs": _one_row(value["probs"])}
-    if task in ("detection", "masks"):
+    if task in OBJECTS:
         return {"objects": _objects(value)}
     if task == "segmentation":
         files = {"classes": to_class_ids(value["classes"], len(label.space.classes))}
@@ -187,10 +195,13 @@ def _label_cells(label: Label, value: Value) -> dict[str, Any]:
 
 
 def _objects(value: Value) -> dict[str, list[Any]]:
-    """Return the boxes of a label, and its masks if it has them, as lists of one length."""
+    """Return the boxes of a label, and its masks or keypoints if it has them, as lists of one length."""
     boxes = value["boxes"].astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
     objects = {"bbox": boxes.tolist(), "category": value["classes"].tolist(), "score": value["scores"].tolist()}
+    if "keypoints" in value:
+        points = {"keypoints": keypoint_triples(value), "keypoint_scores": value["keypoint_scores"].tolist()}
+        return {**objects, **points, "area": value["areas"].tolist()}
     if "masks" not in value:
         return objects
     masks, (width, height) = value["masks"].tolist(), value["size"].tolist()

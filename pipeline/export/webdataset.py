@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pipeline.export import TRAIN, VAL, BaseWriter, ExportSample
 from pipeline.stores.labels import Label, Value
 
-IN_JSON = ("classification", "multilabel", "detection", "masks")
+IN_JSON = ("classification", "multilabel", "detection", "masks", "keypoints")
 """Tasks whose labels are short lists."""
 MAX_SAMPLES, MAX_BYTES = 1000, 500_000_000
 """Limits of a tar: the next one begins when either is reached."""

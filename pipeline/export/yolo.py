@@ -34,7 +34,7 @@ class Writer(BaseWriter):
         "detection": "the scores",
         "classification": "all of the distribution but the most probable class",
     }
-    unsupported_reason = "it holds boxes, one class per image, and masks only as polygons, which lose pixels"
+    unsupported_reason = "it holds boxes and one class per image; masks would lose pixels, and keypoints their scores"
 
     def __init__(self, folder: Path, heads: Mapping[str, Label]) -> None:
         super().__init__(folder, heads)

@@ -1,4 +1,7 @@
-"""COCO's JSON: objects in `instances.json`, masks by class in `stuff.json`. `file_name` is the path as given."""
+"""COCO's JSON: objects in `instances.json`, with keypoints in `person_keypoints.json`, masks by class in `stuff.json`.
+
+`file_name` is the path as given.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from pipeline.export import coco
 
 
 class Writer(coco.Writer):
-    """Writes boxes and masks as the export form `coco` does, and copies no image."""
+    """Writes boxes, masks and keypoints as the export form `coco` does, and copies no image."""
 
     copies_images = False
 

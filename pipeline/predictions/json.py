@@ -8,6 +8,7 @@
 | multilabel | `classes`: those of a score of 0.5 or more, and `scores` of all by class, null where unknown |
 | detection | `objects`: `class`, `box` (x0, y0, x1, y1 in pixels), `score`, `probability` |
 | masks | `objects`, with `mask`, COCO's run lengths, and `area` in pixels |
+| keypoints | `objects`, with `keypoints`: by name x, y in pixels and the score of those that are known |
 | segmentation | `area`: share of the image by class, without those that are not there, and what its label store says |
 | others | what its label store says in numbers, without the maps |
 
@@ -43,6 +44,7 @@ class Writer(BaseWriter):
         "multilabel": "",
         "detection": "",
         "masks": "",
+        "keypoints": "whether a point is visible",
     }
     other_tasks = "the maps themselves"
 
@@ -80,6 +82,9 @@ def to_json(label: Label, value: Value) -> dict[str, Any]:
                 for mask in value["masks"]
             ]
             return {"objects": [{**one, **more} for one, more in zip(_objects(label, value), pixels, strict=True)]}
+        case "keypoints":
+            points = [{"keypoints": each} for each in _keypoints(label, value)]
+            return {"objects": [{**one, **more} for one, more in zip(_objects(label, value), points, strict=True)]}
     return _scalars(label, value)
 
 
@@ -93,6 +98,19 @@ def _objects(label: Label, value: Value) -> list[dict[str, Any]]:
             "probability": _number(probability),
         }
         for index, box, score, probability in zip(*columns, strict=True)
+    ]
+
+
+def _keypoints(label: Label, value: Value) -> list[dict[str, list[Any]]]:
+    """Return of each object [x, y, score] of each known point by its name."""
+    numbers = np.concatenate([value["keypoints"], value["keypoint_scores"][..., None]], axis=2)
+    return [
+        {
+            name: list(map(_number, point))
+            for name, point, seen in zip(label.space.skeleton.points, points, visibility, strict=True)
+            if seen
+        }
+        for points, visibility in zip(numbers, value["visibility"], strict=True)
     ]
 
 

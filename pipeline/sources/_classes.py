@@ -110,3 +110,9 @@ def true_boxes(boxes: ArrayLike, classes: ArrayLike, size: tuple[int, ...]) -> V
         "classes": np.array(classes, np.int32),
         "size": np.array(size, np.int32),
     }
+
+
+def select_boxes(boxes: Value, numbers: Sequence[int]) -> Value:
+    """Return the detection label with these of its boxes alone."""
+    chosen = np.array(numbers, dtype=np.intp)
+    return {name: array if name == "size" else array[chosen] for name, array in boxes.items()}

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -18,11 +18,13 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from pipeline.errors import DataError
+from pipeline.sources import TrueLabels
 from pipeline.sources._segmentation import compact
 from pipeline.storage.json_text import decode_json
 from pipeline.storage.path import StoragePath
 
 A = TypeVar("A", bound="Annotation")
+T = TypeVar("T")
 CANONICAL = re.compile(r"0|-?[1-9][0-9]{0,17}")
 """Text that is a number and nothing else: "07" is a name."""
 CROWD: dict[str | None, bool] = {
@@ -71,6 +73,8 @@ class Category:
     id: Id
     name: Any = None
     supercategory: Any = None
+    keypoints: Any = None
+    skeleton: Any = None
 
 
 @dataclass(slots=True, config=LAX)
@@ -119,8 +123,16 @@ class Annotation:
 
 
 @dataclass(slots=True, config=LAX)
-class SegmentedAnnotation(Annotation):
-    """A box with the pixels of its object: see `pipeline.sources._segmentation`."""
+class KeypointAnnotation(Annotation):
+    """A box with the keypoints and the area of its object: see `pipeline.sources._keypoints`."""
+
+    keypoints: Annotated[Any, BeforeValidator(compact)] = None
+    area: Any = None
+
+
+@dataclass(slots=True, config=LAX)
+class SegmentedAnnotation(KeypointAnnotation):
+    """A box with the pixels of its object as well: see `pipeline.sources._segmentation`."""
 
     segmentation: Annotated[Any, BeforeValidator(compact)] = None
 
@@ -132,7 +144,11 @@ class _Content(Generic[A]):
     annotations: list[A] = dataclasses.field(default_factory=list)
 
 
-BOXES, SEGMENTATIONS = TypeAdapter(_Content[Annotation]), TypeAdapter(_Content[SegmentedAnnotation])
+CONTENTS: dict[type[Annotation], TypeAdapter[Any]] = {
+    Annotation: TypeAdapter(_Content[Annotation]),
+    KeypointAnnotation: TypeAdapter(_Content[KeypointAnnotation]),
+    SegmentedAnnotation: TypeAdapter(_Content[SegmentedAnnotation]),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +157,8 @@ class SplitAnnotations:
 
     categories: Mapping[int | str, str]
     """Class name by category id."""
+    stated: Sequence[Category]
+    """The categories as the file has them."""
     images: list[Image]
     """Sorted by file name."""
     annotations: Mapping[int | str | None, Sequence[Annotation]]
@@ -148,17 +166,17 @@ class SplitAnnotations:
 
 
 def read_annotations(
-    file: StoragePath, classes: Literal["category", "supercategory"], segmented: bool = False
+    file: StoragePath, classes: Literal["category", "supercategory"], kind: type[Annotation] = Annotation
 ) -> SplitAnnotations:
     """Read a JSON file, whose classes are its categories or their supercategories.
 
-    Annotations are `SegmentedAnnotation` if asked for: their pixels take several times the memory of the boxes.
+    Of annotations only what their `kind` has is kept: pixels take several times the memory of the boxes.
 
     Raises DataError if it is not COCO's format.
     """
     data = file.read()
     try:
-        content = (SEGMENTATIONS if segmented else BOXES).validate_json(decode_json(data))
+        content = CONTENTS[kind].validate_json(decode_json(data))
         categories = _class_names(content.categories, classes)
         if len({image.id for image in content.images}) < len(content.images):
             raise DataError("two images have the same id")
@@ -170,7 +188,24 @@ def read_annotations(
     for annotation in content.annotations:
         annotations[annotation.image_id].append(annotation)
     images = sorted(content.images, key=lambda image: (image.name or "", str(image.id)))
-    return SplitAnnotations(categories, images, dict(annotations))
+    return SplitAnnotations(categories, content.categories, images, dict(annotations))
+
+
+def read_objects(truth: TrueLabels, annotations: Sequence[A], read: Callable[[A], T]) -> list[T | None]:
+    """Return what `read` makes of each annotation, None where it raises DataError.
+
+    Such an annotation is noted in `truth` with the error's text, "reason: value" or "reason", and counts as dropped.
+    """
+    found: list[T | None] = []
+    for annotation in annotations:
+        try:
+            found.append(read(annotation))
+        except DataError as error:
+            found.append(None)
+            reason, _, value = str(error).partition(": ")
+            truth.notes.append(f"{reason}: annotation {annotation.id}{f', {value}' if value else ''}")
+            truth.dropped += 1
+    return found
 
 
 def _class_names(categories: Sequence[Category], classes: Literal["category", "supercategory"]) -> dict[int | str, str]:

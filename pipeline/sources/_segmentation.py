@@ -51,7 +51,7 @@ def read_mask(value: object, size: Size) -> bytes:
 
 def _read_runs(value: dict[str, Any], size: Size) -> bytes:
     """Return compressed or listed run lengths in their one canonical form."""
-    stated, counts = as_numbers(_as_list(value.get("size")), 2), value.get("counts")
+    stated, counts = as_numbers(as_list(value.get("size")), 2), value.get("counts")
     if stated != [size[1], size[0]]:
         raise DataError(
             f"mask of another size than the image dropped: {reprlib.repr(value.get('size')):.40} (height, width)"
@@ -59,7 +59,7 @@ def _read_runs(value: dict[str, Any], size: Size) -> bytes:
     try:
         if isinstance(counts, str):
             return encode_mask(decode_mask(counts.encode("ascii"), size))
-        numbers = as_numbers(_as_list(counts), len(counts)) if isinstance(counts, list | array) else None
+        numbers = as_numbers(as_list(counts), len(counts)) if isinstance(counts, list | array) else None
         if numbers is None or any(not number.is_integer() for number in numbers):
             raise DataError(f"mask with counts that are no whole numbers dropped: {reprlib.repr(counts):.40}")
         runs = np.clip(numbers, -1, MOST_PIXELS).astype(np.int64)
@@ -80,7 +80,7 @@ def _read_polygons(value: object, size: Size) -> bytes:
 
 def _check_polygon(polygon: object, size: Size) -> list[float]:
     """Return the coordinates of a polygon. Raises DataError unless they are of three points or more near the image."""
-    listed = _as_list(polygon)
+    listed = as_list(polygon)
     numbers = as_numbers(listed, len(listed)) if isinstance(listed, list) else None
     if numbers is None:
         raise DataError(f"polygon that is no list of numbers dropped: {reprlib.repr(polygon):.40}")
@@ -97,5 +97,6 @@ def _check_polygon(polygon: object, size: Size) -> list[float]:
     return numbers
 
 
-def _as_list(value: object) -> object:
+def as_list(value: object) -> object:
+    """Return what `compact` made an array as a list again."""
     return value.tolist() if isinstance(value, array) else value

@@ -3,27 +3,36 @@
 Classes are the categories, or their supercategories, in order of their (first) id; ids may have gaps, and categories
 with the same name are one class. Crowd boxes are dropped. An image listed without boxes has no objects in it; an image
 that is not listed is not part of the set. With `masks`, each image also has the boxes with the pixels of their objects
-as a label; with `multilabel`, the classes of its annotations.
+as a label; with `keypoints`, those with the points of their objects; with `multilabel`, the classes of its annotations.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, error_context
 from pipeline.recipe.source import Share, SourceConfig
 from pipeline.sources import SourceRecord, TrueLabels
 from pipeline.sources._boxes import BoxShape, as_numbers, checked_boxes
-from pipeline.sources._classes import check_distinct, index_classes
-from pipeline.sources._coco import Annotation, Image, SegmentedAnnotation, SplitAnnotations, read_annotations
+from pipeline.sources._classes import check_distinct, index_classes, select_boxes
+from pipeline.sources._coco import (
+    Annotation,
+    Image,
+    KeypointAnnotation,
+    SegmentedAnnotation,
+    SplitAnnotations,
+    read_annotations,
+    read_objects,
+)
 from pipeline.sources._coco_search import HOLD_OUT, search_annotations
 from pipeline.sources._files import FileSource, check_size
+from pipeline.sources._keypoints import PairNames, PosedClasses, add_keypoints
 from pipeline.sources._named_files import NamedFiles
 from pipeline.sources._segmentation import read_mask
 from pipeline.sources._splits import SPLITS, Split, names_of_split, split_by_hash
@@ -35,13 +44,15 @@ ANNOTATIONS = (
     *("instances_{}.json", "annotations/instances_{}.json", "annotations/instances_{}2017.json"),
     "{}/_annotations.coco.json",  # Roboflow's exports
 )
+KEYPOINT_ANNOTATIONS = tuple(name.replace("instances", "person_keypoints") for name in ANNOTATIONS[:3])
+"""Looked for before ANNOTATIONS where keypoints are asked for."""
 IMAGES = ("images/{}", "{}", "images/{}2017", "{}2017", "images")
 
 
 class Config(SourceConfig):
     """A folder with annotations and images in COCO's usual places, or where `annotations` and `images` say."""
 
-    later_keys = SourceConfig.later_keys | {"masks"}
+    later_keys = SourceConfig.later_keys | {"masks", "keypoints", "flip_pairs"}
     kind: Literal["coco"] = "coco"
     path: str
     """Folder or URL."""
@@ -50,12 +61,19 @@ class Config(SourceConfig):
     masks: bool = False
     """True for a label `masks` beside `detection`: the boxes with the pixels of their objects, from `segmentation`.
     Annotations without it count as dropped."""
+    keypoints: bool = False
+    """True for a label `keypoints` beside `detection`: the boxes of the categories that have `keypoints`, with the
+    points of each. Annotations with damaged ones count as dropped."""
+    flip_pairs: tuple[PairNames, ...] | None = None
+    """Pairs of keypoints that change sides in a mirror. By default those whose names differ in left and right, or in
+    the letters L and R, alone."""
     multilabel: bool = False
     """True for a label `multilabel` beside `detection`: the classes that an image has an annotation of, crowds
     included."""
     annotations: dict[Split, str] = Field(default_factory=dict)
     """JSON file by split, relative to `path`. By default `instances_<split>.json` in `path` or in `annotations`,
-    `annotations/instances_<split>2017.json`, or `<split>/_annotations.coco.json`."""
+    `annotations/instances_<split>2017.json`, or `<split>/_annotations.coco.json`; with `keypoints` before them
+    `person_keypoints_<split>.json` in the same places."""
     images: dict[Split, str] = Field(default_factory=dict)
     """Folder by split that file names are relative to, relative to `path`. By default `images/<split>` or `<split>`,
     either with 2017 behind the split as well, or `images`."""
@@ -90,24 +108,23 @@ class Source(FileSource):
     def detect(cls, path: str) -> Mapping[str, Any] | None:
         """Return the keys for COCO's usual names, or else for files that are COCO's by their content."""
         root = StoragePath.of(path)
-        usual = {
-            split
-            for split, name in itertools.product(SPLITS, ANNOTATIONS)
-            if any((root / name.format(called)).exists() for called in names_of_split(split))
-        }
+        usual, keys = _usual_splits(root, ANNOTATIONS), {}
+        if not usual:
+            usual, keys = _usual_splits(root, KEYPOINT_ANNOTATIONS), {"keypoints": True}
         if not usual:
             return search_annotations(root)
         try:
-            cls(Config(path=path))
+            cls(Config(path=path, **keys))
         except ConfigError:  # the images are in another place
-            return search_annotations(root) or {}
-        return {} if usual - {"train"} else {"hold_out": HOLD_OUT}
+            return {**(search_annotations(root) or {}), **keys}
+        return keys if usual - {"train"} else {**keys, "hold_out": HOLD_OUT}
 
     def _find_annotations(self, split: Split) -> StoragePath | None:
         if self.config.annotations:
             name = self.config.annotations.get(split)
             return require_exists(self.root / name, f"annotations.{split}", "file") if name else None
-        places = (self.root / name.format(called) for called in names_of_split(split) for name in ANNOTATIONS)
+        names = (*KEYPOINT_ANNOTATIONS, *ANNOTATIONS) if self.config.keypoints else ANNOTATIONS
+        places = (self.root / name.format(called) for called in names_of_split(split) for name in names)
         return next((file for file in places if file.exists()), None)
 
     def _find_images(self, split: Split) -> StoragePath:
@@ -121,10 +138,10 @@ class Source(FileSource):
 
     @functools.cached_property
     def _splits(self) -> dict[Split, SplitAnnotations]:
-        segmented = self.config.masks
+        kind = KeypointAnnotation if self.config.keypoints else Annotation
+        kind = SegmentedAnnotation if self.config.masks else kind
         return {
-            split: read_annotations(file, self.config.classes, segmented)
-            for split, file in self._annotation_files.items()
+            split: read_annotations(file, self.config.classes, kind) for split, file in self._annotation_files.items()
         }
 
     @functools.cached_property
@@ -144,9 +161,19 @@ class Source(FileSource):
         check_distinct(classes)
         return classes, indices
 
+    @functools.cached_property
+    def _posed(self) -> PosedClasses:
+        """The classes with keypoints."""
+        stated = [category for part in self._splits.values() for category in part.stated]
+        with error_context(str(self.root)):
+            return PosedClasses.of(stated, self._classes, self.config.flip_pairs)
+
     def spaces(self) -> dict[str, LabelSpace]:
         asked = {"detection": True, "masks": self.config.masks, "multilabel": self.config.multilabel}
-        return {task: LabelSpace(task, self._classes[0]) for task, wanted in asked.items() if wanted}
+        spaces = {task: LabelSpace(task, self._classes[0]) for task, wanted in asked.items() if wanted}
+        if self.config.keypoints:
+            spaces["keypoints"] = LabelSpace("keypoints", self._posed.names, skeleton=self._posed.skeleton)
+        return spaces
 
     def read_records(self) -> Iterator[SourceRecord]:
         if not self.count():
@@ -195,6 +222,8 @@ class Source(FileSource):
         truth, kept = checked_boxes(list(map(_shape, annotations, indices)), self._classes[0], size)
         if self.config.masks:
             _add_masks(truth, [annotations[number] for number in kept], size)
+        if self.config.keypoints:
+            add_keypoints(truth, [annotations[number] for number in kept], self._posed, size)
         if self.config.multilabel:
             present = np.zeros(len(self._classes[0]), np.float32)
             present[[index for index in indices if index is not None]] = 1
@@ -245,16 +274,20 @@ def _shape(annotation: Annotation, index: int | None) -> BoxShape:
 
 def _add_masks(truth: TrueLabels, annotations: list[Annotation], size: tuple[int, int]) -> None:
     """Add the label `masks`: the boxes of `detection`, which are of these annotations, that have a mask of a pixel."""
-    masks: list[bytes | None] = []
-    for annotation in annotations:
+
+    def read(annotation: Annotation) -> bytes:
         assert isinstance(annotation, SegmentedAnnotation)
-        try:
-            masks.append(read_mask(annotation.segmentation, size))
-        except DataError as error:
-            masks.append(None)
-            reason, _, found = str(error).partition(": ")
-            truth.notes.append(f"{reason}: annotation {annotation.id}{f', {found}' if found else ''}")
-            truth.dropped += 1
-    keep = np.array([mask is not None for mask in masks], dtype=bool)
-    boxes = {name: array if name == "size" else array[keep] for name, array in truth.values["detection"].items()}
+        return read_mask(annotation.segmentation, size)
+
+    masks = read_objects(truth, annotations, read)
+    boxes = select_boxes(truth.values["detection"], [number for number, mask in enumerate(masks) if mask is not None])
     truth.values["masks"] = {**boxes, "masks": rle_array(mask for mask in masks if mask is not None)}
+
+
+def _usual_splits(root: StoragePath, names: Sequence[str]) -> set[Split]:
+    """Return the splits that have annotations in one of these places."""
+    return {
+        split
+        for split, name in itertools.product(SPLITS, names)
+        if any((root / name.format(called)).exists() for called in names_of_split(split))
+    }

@@ -23,17 +23,21 @@ from pipeline.sources._classes import true_boxes
 from pipeline.sources._splits import SPLITS
 from pipeline.stores.labels import LabelSpace, Value
 from pipeline.stores.rle import box_around, encode_mask, rle_array
+from pipeline.stores.skeleton import VISIBLE, Skeleton
 from pipeline.synthetic.layout import CLASSES
 from pipeline.synthetic.render import VERSION, RenderedScene, SceneKey, render
 from pipeline.synthetic.textures import FLOORS, PICTURES, Look, bundled_image, encode_jpeg, stamp_bundled
 
-TaskName = Literal["classification", "detection", "masks", "segmentation", "depth", "normals"]
+TaskName = Literal["classification", "detection", "masks", "keypoints", "segmentation", "depth", "normals"]
 MIN_VISIBLE_SHARE = 0.002
-"""Share of the picture, 33 pixels of 128 x 128, below which an object gets no box, and no mask."""
+"""Share of the picture, 33 pixels of 128 x 128, below which an object gets no box, mask and keypoints."""
+ENDS = Skeleton(("top", "right", "bottom", "left"), ((0, 1), (1, 2), (2, 3), (3, 0)), ((1, 3),))
+"""The keypoints of an object: where the part of it that is visible ends."""
 SPACES: dict[str, LabelSpace] = {
     "classification": LabelSpace("classification", CLASSES),
     "detection": LabelSpace("detection", CLASSES),
     "masks": LabelSpace("masks", CLASSES),
+    "keypoints": LabelSpace("keypoints", CLASSES, skeleton=ENDS),
     "segmentation": LabelSpace("segmentation", ("background", *CLASSES)),
     "depth": LabelSpace("depth"),
     "normals": LabelSpace("normals"),
@@ -99,7 +103,7 @@ class Source(BaseSource):
         scene, tasks = self._render(key), self.config.tasks
         values: dict[str, Value] = {task: LABELLERS[task](scene) for task in tasks}
         hidden = int(((visible_areas(scene) > 0) & ~_has_box(scene)).sum())
-        left_out = hidden if {"detection", "masks"} & set(tasks) else 0
+        left_out = hidden if {"detection", "masks", "keypoints"} & set(tasks) else 0
         return TrueLabels(values, ["object too little visible for a box"] * left_out)
 
 
@@ -132,6 +136,30 @@ def masks(scene: RenderedScene) -> Value:
     return {**detection(scene), "masks": rle_array(visible)}
 
 
+def keypoints(scene: RenderedScene) -> Value:
+    """Return the boxes of `detection`, with the middle of each object's pixels at each side of its box."""
+    boxes, objects = detection(scene), np.flatnonzero(_has_box(scene))
+    pixels = [scene.instances == k for k in objects]
+    points = np.array([_ends(mask, box) for mask, box in zip(pixels, boxes["boxes"], strict=True)], np.float32)
+    shape = len(objects), len(ENDS.points)
+    return {
+        **boxes,
+        "keypoints": points.reshape(*shape, 2),
+        "visibility": np.full(shape, VISIBLE, np.uint8),
+        "keypoint_scores": np.ones(shape, np.float32),
+        "areas": visible_areas(scene)[objects].astype(np.float32),
+    }
+
+
+def _ends(mask: NDArray[np.bool_], box: NDArray[np.float32]) -> list[tuple[float, float]]:
+    """Return the points of ENDS, each on a side of the smallest box around the mask (H, W)."""
+    x0, y0, x1, y1 = box.astype(int).tolist()
+    top, right, bottom, left = (
+        float(np.flatnonzero(side).mean()) + 0.5 for side in (mask[y0], mask[:, x1 - 1], mask[y1 - 1], mask[:, x0])
+    )
+    return [(top, y0), (x1, right), (bottom, y1), (x0, left)]
+
+
 def segmentation(scene: RenderedScene) -> Value:
     """Return the class of every pixel; 0 is the background (sky, ground, walls, stones), and none is ignored."""
     classes = np.append(scene.class_ids + 1, 0).astype(np.uint16)  # by instance; the last entry is for -1, no object
@@ -142,6 +170,7 @@ LABELLERS: dict[str, Callable[[RenderedScene], Value]] = {
     "classification": classification,
     "detection": detection,
     "masks": masks,
+    "keypoints": keypoints,
     "segmentation": segmentation,
     "depth": lambda scene: {"depth": scene.depth},
     "normals": lambda scene: {"normals": scene.normals},

@@ -25,6 +25,7 @@ from pipeline.storage.parquet import explain_parquet_errors
 from pipeline.storage.root import PathOrFile, StoredFile
 from pipeline.stores.calibration import Calibration
 from pipeline.stores.rasters import DENSE_STRIDE, Box
+from pipeline.stores.skeleton import Skeleton
 from pipeline.stores.space_fields import STATISTICS, are_of_regression, check_statistics
 
 SCHEMA_VERSION = 2
@@ -70,8 +71,8 @@ COMMON = pa.schema(
 class LabelSpace:
     """The meaning of the numbers in a label: the task, its K class names in order of their ids, and the scale of depth.
 
-    `scale` is "metric" (metres) or "relative" (inverse depth up to an unknown scale and shift per image). The other
-    fields are of regression, whose classes are the channels of its arrays.
+    `scale` is "metric" (metres) or "relative" (inverse depth up to an unknown scale and shift per image), `skeleton` is
+    of keypoints. The other fields are of regression, whose classes are the channels of its arrays.
     """
 
     task: str
@@ -85,12 +86,15 @@ class LabelSpace:
     """By channel, of the labels that a network learned; () for 0. It and `std` change no label's meaning."""
     std: tuple[float, ...] = dataclasses.field(default=(), compare=False)
     """By channel, the standard deviation; () for 1."""
+    skeleton: Skeleton = dataclasses.field(default_factory=Skeleton)
+    """The keypoints of each object."""
 
     def to_json(self) -> dict[str, Any]:
         stated = {"task": self.task, "classes": list(self.classes), "scale": self.scale}
         optional = {"unit": self.unit, "mean": list(self.mean), "std": list(self.std)}
         aligned = {} if self.aligned else {"aligned": False}
-        return {**stated, **{name: each for name, each in optional.items() if each}, **aligned}
+        skeleton = {"skeleton": self.skeleton.to_json()} if self.skeleton.points else {}
+        return {**stated, **{name: each for name, each in optional.items() if each}, **aligned, **skeleton}
 
     @classmethod
     def from_json(cls, data: Any) -> LabelSpace:
@@ -104,6 +108,7 @@ class LabelSpace:
                     check_statistics(more)
                     fields: dict[str, Any] = {name: data[name] for name in ("unit", "aligned") if name in data}
                     fields |= {name: tuple(data[name]) for name in STATISTICS if name in data}
+                    fields |= {"skeleton": Skeleton.from_json(data["skeleton"])} if "skeleton" in data else {}
                     return cls(task, tuple(classes), scale, **fields)
         raise DataError(f"{data!r:.80} is no label space, which has a task, a list of classes and a scale.")
 

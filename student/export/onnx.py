@@ -8,10 +8,12 @@ Outputs: each head's prediction, called `<head>_<array>`: `probs` (B, K); `class
 `depth` (B, S/4, S/4); `normals` (B, S/4, S/4, 3); `responses` of textures (B, S/4, S/4, K); `vector` of features (B,
 K); `map` of feature maps (B, S/16, S/16, K); `values` of regression (B, S/4, S/4, K). Detection's `boxes` (N, 4), x0 y0
 x1 y1 relative to the input, `scores` (N,) and `classes` (N,) are of one image, and so are those of masks, with `masks`
-(N, 28, 28), probabilities of the cells of each box: a graph with either takes one image at a time; others take batches
-of any size.
+(N, 28, 28), probabilities of the cells of each box, and those of keypoints, with `keypoints` (N, K, 2), x y relative to
+the input, and `keypoint_scores` (N, K): a graph with any of them takes one image at a time; others take batches of any
+size.
 
-The graph's metadata (key `must`, JSON) holds S, `resize`, the classes of every head and the unit of depth.
+The graph's metadata (key `must`, JSON) holds S, `resize`, the classes of every head, its keypoints and the unit of
+depth.
 """
 
 from __future__ import annotations
@@ -74,6 +76,9 @@ def _arrays(prediction: dict[str, Any], side: int) -> Iterator[tuple[str, Tensor
     yield "classes", detections["labels"] - 1
     if "masks" in detections:
         yield "masks", detections["masks"]
+    if "keypoints" in detections:
+        yield "keypoints", detections["keypoints"] / side
+        yield "keypoint_scores", detections["keypoint_scores"]
 
 
 def export(student: Artifact, to: Path, heads: Sequence[str]) -> list[str]:

@@ -46,7 +46,9 @@ def _annotations(value: Value, size: NDArray[np.int32]) -> list[Annotation]:
 class TaskModel(RCNNTask):
     """Learn scored boxes with classes and masks."""
 
-    shapes = Shapes("segm", _annotations, overlaps)
+    @property
+    def shapes(self) -> Shapes:
+        return Shapes("segm", _annotations, overlaps)
 
     def head(self, info: FeatureInfo) -> nn.Module:
         """Return the head of detection, and beside its box head four convolutions and a deconvolution for masks."""

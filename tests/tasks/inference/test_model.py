@@ -22,9 +22,9 @@ from tasks.inference import phases
 from tasks.inference.model import TrainedModel
 from tasks.inference.opening import open_model_file
 from tasks.network import Network
-from tests.spaces import names_of
+from tests.spaces import space_of
 
-ONE_OF_EACH_TASK = {f"{task}_head": LabelSpace(task, names_of(4)) for task in tasks.names()}
+ONE_OF_EACH_TASK = {f"{task}_head": space_of(task, 4) for task in tasks.names()}
 KINDS = {"kinds": LabelSpace("classification", ("a", "b"))}
 Pixels = NDArray[np.uint8]
 MakeModel = Callable[..., TrainedModel]
