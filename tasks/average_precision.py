@@ -81,6 +81,7 @@ class AveragePrecision(Metric):
             evaluation = COCOeval_faster(
                 truth, truth.loadRes(found), self._shapes.name, kpt_oks_sigmas=self._shapes.sigmas
             )
+            evaluation.params.catIds = [category["id"] for category in categories]  # of keypoints it has fewer
             evaluation.evaluate()
             evaluation.accumulate()
         precision: NDArray[np.float64] = evaluation.eval["precision"][:, :, :, 0, -1]

@@ -47,7 +47,9 @@ class PosedClasses:
         posed = [category for category in categories if category.keypoints]
         skeleton = _common_skeleton(posed, flip_pairs)
         numbers = sorted({classes[1][category.id] for category in posed})
-        indices = {category.id: numbers.index(classes[1][category.id]) for category in posed}
+        indices: dict[int | str | None, int] = {
+            category.id: numbers.index(classes[1][category.id]) for category in posed
+        }
         return cls(tuple(classes[0][number] for number in numbers), indices, skeleton)
 
 
@@ -65,8 +67,8 @@ def add_keypoints(
     points = np.array(list(found.values()), np.float32).reshape(len(found), count, 3)
     outside = ((points[..., :2] < 0) | (points[..., :2] > np.array(size))).any(axis=2)
     points[outside] = UNKNOWN
-    for number, each in zip(found, outside, strict=True):
-        if each.any():
+    for number, any_outside in zip(found, outside.any(axis=1).tolist(), strict=True):
+        if any_outside:
             truth.notes.append(f"keypoint outside the image left out: annotation {annotations[number].id}")
     boxes = select_boxes(truth.values["detection"], list(found))
     areas = [_area(annotations[number], size) for number in found]

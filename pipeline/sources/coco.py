@@ -108,8 +108,8 @@ class Source(FileSource):
     def detect(cls, path: str) -> Mapping[str, Any] | None:
         """Return the keys for COCO's usual names, or else for files that are COCO's by their content."""
         root = StoragePath.of(path)
-        usual, keys = _usual_splits(root, ANNOTATIONS), {}
-        if not usual:
+        keys: dict[str, Any] = {}
+        if not (usual := _usual_splits(root, ANNOTATIONS)):
             usual, keys = _usual_splits(root, KEYPOINT_ANNOTATIONS), {"keypoints": True}
         if not usual:
             return search_annotations(root)

@@ -47,23 +47,28 @@ PER_IMAGE = "images"
 
 
 class Graph(nn.Module):
-    """Module that returns a network's predictions as a flat tuple; `names` are set by the first call."""
+    """Module that returns a network's predictions as a flat tuple; `owners` are set by the first call."""
 
     def __init__(self, network: Network, heads: Sequence[str]) -> None:
         super().__init__()
         self.network, self.heads = network, tuple(heads)
-        self.names: list[str] = []
+        self.owners: dict[str, str] = {}
+        """The head of each output by the output's name, in order."""
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.owners)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         outputs = self.network(images, self.heads)
         side = self.network.config.image_size
         arrays = [
-            (f"{head}_{name}", tensor)
+            (f"{head}_{name}", head, tensor)
             for head in self.heads
             for name, tensor in _arrays(self.network.tasks[head].predict(outputs[head]), side)
         ]
-        self.names = [name for name, _ in arrays]
-        return tuple(tensor for _, tensor in arrays)
+        self.owners = {name: head for name, head, _ in arrays}
+        return tuple(tensor for _, _, tensor in arrays)
 
 
 def _arrays(prediction: dict[str, Any], side: int) -> Iterator[tuple[str, Tensor]]:
@@ -124,7 +129,7 @@ def _trace(network: Network, heads: Sequence[str]) -> bytes:
         warnings.simplefilter("ignore")  # the exporters warn about themselves
         if objects:
             found = {head for head in heads if _finds_objects(network, [head])}
-            axes = {name: {0: f"{head}_count"} for name in graph.names if (head := name.rpartition("_")[0]) in found}
+            axes = {name: {0: f"{head}_count"} for name, head in graph.owners.items() if head in found}
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "graph.onnx"
                 torch.onnx.export(graph, (images,), file, dynamo=False, dynamic_axes=axes, **names)

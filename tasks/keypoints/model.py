@@ -33,7 +33,8 @@ CONVOLUTIONS = 8
 
 class _FloatKeypointPredictor(KeypointRCNNPredictor):  # type: ignore[misc]  # torchvision is untyped
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).float()
+        maps: Tensor = super().forward(x)
+        return maps.float().contiguous()  # torchvision's loss takes a view that maps in `channels_last` don't have
 
 
 class _KeypointRoIHeads(RoIHeads):  # type: ignore[misc]

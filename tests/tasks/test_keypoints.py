@@ -150,7 +150,7 @@ def random_objects(rng: np.random.Generator, count: int, points: int) -> Value:
         places,
         rng.choice([0, 1, 2], (count, points)) * (rng.random((count, 1)) < 0.8),
         rng.random(count),
-        rng.integers(0, 2, count),
+        2 * rng.integers(0, 2, count),
         areas=rng.uniform(50, 400, count).astype(np.float32),
     )
 
@@ -187,7 +187,7 @@ def coco_scores(pairs: list[tuple[Value, Value]]) -> dict[str, float]:
     images = [{"id": number, "width": SIZE[0], "height": SIZE[1]} for number in range(1, len(pairs) + 1)]
     with contextlib.redirect_stdout(io.StringIO()):
         known = COCO()
-        categories = [{"id": n, "name": str(n)} for n in (1, 2)]
+        categories = [{"id": n, "name": str(n)} for n in (1, 2, 3)]
         known.dataset = {"images": images, "annotations": truth, "categories": categories}
         known.createIndex()
         evaluation = COCOeval(known, known.loadRes(guesses), "keypoints")
@@ -203,12 +203,14 @@ def coco_scores(pairs: list[tuple[Value, Value]]) -> dict[str, float]:
 @pytest.mark.parametrize("points", [3, 17])
 @pytest.mark.parametrize("seed", range(3))
 def test_average_precision_of_keypoints_agrees_with_pycocotools(seed: int, points: int) -> None:
-    """Of objects without a labelled point, of images without objects, and of more than 20 detections."""
+    """Of objects without a labelled point, images and classes without objects, and more than 20 detections."""
     rng = np.random.default_rng(seed)
     truth = [random_objects(rng, count, points) for count in (3, 0, 6, 30, 5)]
     pairs = [(near(rng, value), value) for value in truth]
     pairs[1] = (random_objects(rng, 2, points), truth[1])
-    metric = TaskModel(LabelSpace("keypoints", ("a", "b"), skeleton=Skeleton(tuple(map(str, range(points)))))).metrics()
+    metric = TaskModel(
+        LabelSpace("keypoints", ("a", "b", "c"), skeleton=Skeleton(tuple(map(str, range(points)))))
+    ).metrics()
     for predicted, true in pairs:
         metric.update(predicted, true)
     scores = metric.compute()
@@ -277,7 +279,8 @@ def test_loss_of_heatmaps_ignores_unknown_points(network: Network) -> None:
         value["boxes"] = np.array([[4, 4, 60, 60]], np.float32)
         network.zero_grad()
         target = TASK.collate([value])
-        loss = network.train().losses(images, {"things": {"rows": torch.arange(1), "target": target}})["things"]
+        network.train().to(memory_format=torch.channels_last)
+        loss = network.losses(images, {"things": {"rows": torch.arange(1), "target": target}})["things"]
         loss.backward()
         assert loss.isfinite()
         head: Any = network.heads["things"]

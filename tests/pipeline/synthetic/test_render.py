@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import io
 from collections import Counter
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
+import tasks
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources import SourceRecord, TrueLabels, photographs, scenes
 from pipeline.stores.rle import box_around, decode_mask
@@ -22,7 +24,7 @@ from pipeline.synthetic.render import SceneKey, find_surfaces, pixel_centers, re
 from pipeline.synthetic.shapes import Floats, Frustum, Plane, Polyhedron, Shape, Sphere, Torus
 from pipeline.synthetic.textures import LOOKS, Look, load_textures
 
-ALL_TASKS = ("classification", "detection", "masks", "segmentation", "depth", "normals")
+ALL_TASKS = ("classification", "detection", "masks", "keypoints", "segmentation", "depth", "normals")
 KEYS = [SceneKey(3, look, 96, index) for look in LOOKS for index in range(12)]
 Config, Source = scenes.Config, scenes.Source
 
@@ -208,6 +210,24 @@ def test_scenes_source_masks_are_the_visible_pixels_of_the_boxes(index: int) -> 
         assert mask.sum() == (picture.instances == number).sum()
         assert picture.class_ids[number] == kind
         assert box_around(mask) == tuple(box)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_scenes_source_keypoints_are_ends_of_the_visible_part(index: int) -> None:
+    """Each is on its side of the box, beside a pixel of the object, and the mirrored picture has the mirrored ends."""
+    key = SceneKey(4, "studio", 96, index)
+    picture, truth = render(key), values(key)[0].values["keypoints"]
+    label = tasks.label(scenes.SPACES["keypoints"])
+    mirrored = dataclasses.replace(picture, instances=picture.instances[:, ::-1])
+    for name, array in scenes.keypoints(mirrored).items():
+        np.testing.assert_allclose(array, label.flip(truth)[name], err_msg=name)
+    masks = [decode_mask(mask, (96, 96)) for mask in values(key)[0].values["masks"]["masks"]]
+    for (x0, y0, x1, y1), points in zip(truth["boxes"], truth["keypoints"], strict=True):
+        top, right, bottom, left = points
+        assert (top[1], right[0], bottom[1], left[0]) == (y0, x1, y1, x0)
+        assert x0 < top[0] < x1
+        assert y0 < left[1] < y1
+    assert truth["areas"].tolist() == [mask.sum() for mask in masks]
 
 
 def test_scenes_source_spaces_name_the_classes() -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ConfigError
 from pipeline.steps.artifact import Artifact
 from pipeline.stores.labels import LabelSpace
+from pipeline.stores.skeleton import Skeleton
 from student.export import export_student
 from student.export.onnx import Graph
 from tasks.network import Network
@@ -38,7 +39,12 @@ DENSE = {
 ONE_OF_EACH = {name: DENSE[name] for name in ("kinds", "masks")}
 """A head on the pooled features, and one on the maps."""
 BOXES = {"boxes": LabelSpace("detection", ("car", "cow"))}
-OBJECTS = {**BOXES, "things": LabelSpace("masks", ("car", "cow"))}
+FACE = Skeleton(("nose", "left_eye", "right_eye"))
+OBJECTS = {
+    **BOXES,
+    "things": LabelSpace("masks", ("car", "cow")),
+    "faces": LabelSpace("keypoints", ("cow",), skeleton=FACE),
+}
 Made = tuple[Network, Artifact]
 
 
@@ -105,11 +111,12 @@ def test_onnx_export_predicts_boxes_as_torch_one_image_at_a_time(
     lines = export_student("onnx", student, tmp_path / "student.onnx")
     assert "    boxes_scores (boxes_count)" in lines
     assert any(line.startswith("    things_masks (things_count, ") for line in lines)
+    assert any(line.startswith("    faces_keypoints (faces_count, ") for line in lines)
     assert lines[-1].startswith("It takes one image at a time")
     counts = set()
     for seed in range(8):
         images = pictures(seed, 1) if seed else np.zeros((1, 3, 32, 32), np.uint8)
-        expected = wanted(network, ["boxes", "things", "kinds"], images)
+        expected = wanted(network, [*OBJECTS, "kinds"], images)
         found = outputs(tmp_path / "student.onnx", images)
         check(found, expected)
         assert found["boxes_boxes"].min(initial=0) >= 0
