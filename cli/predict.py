@@ -67,7 +67,7 @@ def predict_command(
             "--threshold",
             metavar="[HEAD=]P",
             help="Least probability of what is kept, of all heads or of one; may be repeated.",
-            show_default="0.5 of boxes and masks",
+            show_default="0.5 of boxes, masks and keypoints",
         ),
     ] = None,
     batch: BatchOption = 16,

@@ -46,7 +46,7 @@ def heads_of(config: StudentConfig, inputs: Inputs) -> dict[str, StudentHead]:
 
 
 def threshold_for(config: StudentConfig, teacher: str, space: LabelSpace) -> float:
-    """Return the threshold of the teacher, of its task, or the task's default (0.5 for boxes and masks, as in MuST)."""
+    """Return the threshold of the teacher, of its task, or the task's default (0.5 for objects, as in MuST)."""
     thresholds = config.thresholds
     return thresholds.get(teacher, thresholds.get(space.task, tasks.label(space).default_threshold))
 

@@ -221,7 +221,7 @@ class RCNNTask(Task):
 
     @property
     def shapes(self) -> Shapes:
-        """What tells whether an object was found."""
+        """The part of objects that tells whether one was found."""
         return BOXES
 
     def head(self, info: FeatureInfo) -> nn.Module:

@@ -76,7 +76,7 @@ class Writer(BaseWriter):
         "segmentation": "the confidence of each pixel",
         "depth": "up to half a millimetre, and what is farther than 65.535 m; of relative depth the scale",
     }
-    unsupported_reason = "it has no field for vectors per pixel, and the score of a box can't lie beside its keypoints"
+    unsupported_reason = "it has no field for vectors per pixel, and its keypoints have no boxes"
 
     def __init__(self, folder: Path, heads: Mapping[str, Label]) -> None:
         super().__init__(folder, heads)

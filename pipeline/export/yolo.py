@@ -34,7 +34,7 @@ class Writer(BaseWriter):
         "detection": "the scores",
         "classification": "all of the distribution but the most probable class",
     }
-    unsupported_reason = "it holds boxes and one class per image; masks would lose pixels, and keypoints their scores"
+    unsupported_reason = "it holds boxes and one class per image; masks would lose pixels, keypoints names and scores"
 
     def __init__(self, folder: Path, heads: Mapping[str, Label]) -> None:
         super().__init__(folder, heads)

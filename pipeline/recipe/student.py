@@ -39,9 +39,9 @@ class StudentConfig(TrainingConfig):
     loss_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Loss weight by teacher, instead of the rule's, but for `uncertainty` and `running`; 0 leaves the teacher out."""
     thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
-    """Smallest probability that is kept, by teacher or task; 0.5 for detection, masks and segmentation, else 0. Of
-    teachers that are not calibrated, it is the smallest score. Of several classes per image, t keeps the classes of at
-    least t and those of at most 1 - t."""
+    """Smallest probability that is kept, by teacher or task; 0.5 for detection, masks, keypoints and segmentation,
+    else 0. Of teachers that are not calibrated, it is the smallest score. Of several classes per image, t keeps the
+    classes of at least t and those of at most 1 - t."""
     applicability: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
     """By teacher, the applicability below which its labels are not used, as in {things: 0.05}: the share of the
     teacher's held-out images that are at least as unlike its training images as this image is."""

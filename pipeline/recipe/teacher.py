@@ -32,11 +32,11 @@ class TrainingConfig(FitConfig):
     width: Annotated[Width, Field(multiple_of=8)] = 128
     """Channels of the pyramid and the heads."""
     proposals: int | None = Field(default=None, ge=8)
-    """Region proposals per image for the box head of detection and masks; null for as many as suit `image_size`: 98 at
-    224, 512 at 512, 1,000 from 716 on."""
+    """Region proposals per image for the box head of detection, masks and keypoints; null for as many as suit
+    `image_size`: 98 at 224, 512 at 512, 1,000 from 716 on."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of a class label that is spread evenly: of an image or a pixel over all classes, of several classes per
-    image over present and absent. Boxes, masks, depth, normals, texture and regression have none."""
+    image over present and absent. Boxes, masks, keypoints, depth, normals, texture and regression have none."""
     augment: AugmentConfig = AugmentConfig()
     """Augmentation of training images."""
 

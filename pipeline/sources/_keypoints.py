@@ -65,7 +65,7 @@ def add_keypoints(
     read = read_objects(truth, [annotations[number] for number in numbers], lambda each: _read_points(each, count))
     found = {number: points for number, points in zip(numbers, read, strict=True) if points is not None}
     points = np.array(list(found.values()), np.float32).reshape(len(found), count, 3)
-    outside = ((points[..., :2] < 0) | (points[..., :2] > np.array(size))).any(axis=2)
+    outside: NDArray[np.bool_] = np.any((points[..., :2] < 0) | (points[..., :2] > np.array(size)), axis=2)
     points[outside] = UNKNOWN
     for number, any_outside in zip(found, outside.any(axis=1).tolist(), strict=True):
         if any_outside:

@@ -21,7 +21,7 @@ from tasks.prediction import Predictor, VectorNetwork, check_finite_label
 from tasks.task import Prediction
 
 Threshold = float | Mapping[str, float] | None
-"""The least probability of what is kept: of all heads, by head, or None for each task's own, 0.5 of boxes and masks."""
+"""The least probability of what is kept: of all heads, by head, or None for each task's own, 0.5 of objects."""
 OnError = Callable[[str, str], None]
 """Called with an image's name and the reason why it has no label, or no vector."""
 Inferred = TypeVar("Inferred")

@@ -96,7 +96,7 @@ def test_export_labels_accepts_an_empty_folder(finished_root: Path, recipe: Path
         (
             ["--to", "coco", "--head", "gabor"],
             2,
-            "hold labels for detection, keypoints, masks, segmentation, and the heads are",
+            "hold labels for detection, masks, keypoints, segmentation, and the heads are",
         ),
         (["--to", "coco", "-o", "student.thresholds.mask=1"], 2, "student.thresholds names 'mask'"),
         (["--to", "coco", "-o", "data.pool.seed=77"], 3, "there is nothing for pool, label, data.pool as the recipe"),

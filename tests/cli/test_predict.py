@@ -112,7 +112,7 @@ def test_predict_writes_coco_and_copies_no_image(run: Callable[..., None], recip
         (
             ["photos", "out", "--to", "coco", "--head", "gabor"],
             2,
-            "hold labels for detection, keypoints, masks, segmentation",
+            "hold labels for detection, masks, keypoints, segmentation",
         ),
         (["nowhere", "out", "--to", "json"], 2, "nowhere: there is no such file or folder"),
         (["photos/*.bmp", "out", "--to", "json"], 2, "photos/*.bmp: there is no file or folder that matches this"),
