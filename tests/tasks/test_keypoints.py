@@ -245,7 +245,7 @@ def test_read_heatmaps_finds_the_mean_near_the_best_cell_and_its_probability() -
     maps[0, 0, 10, 20] = maps[0, 0, 10, 21] = 20.0
     maps[0, 1, 5, 5], maps[0, 1, 50, 50] = 20.0 + np.log(3), 20.0
     points, scores = read_heatmaps(maps, torch.tensor([[10.0, 20.0, 66.0, 132.0]]))
-    np.testing.assert_allclose(points[0].numpy(), [[31, 41], [15.5, 31]], atol=1e-3)
+    np.testing.assert_allclose(points[0].numpy(), np.array([[31, 41], [15.5, 31]]), atol=1e-3)
     np.testing.assert_allclose(scores[0].numpy(), [1, 0.75], atol=1e-3)
     points, scores = read_heatmaps(torch.zeros(0, 2, 56, 56), torch.zeros(0, 4))
     assert (points.shape, scores.shape) == ((0, 2, 2), (0, 2))

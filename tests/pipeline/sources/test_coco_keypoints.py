@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, DataError, MustError
 from pipeline.stores.skeleton import Skeleton
 from tests.pipeline.sources.test_coco import SIZE, box, open_source, single_record, write
 
-POSED = {"keypoints": ["nose", "left_eye", "right_eye"], "skeleton": [[1, 2], [1, 3]]}
+POSED: dict[str, Any] = {"keypoints": ["nose", "left_eye", "right_eye"], "skeleton": [[1, 2], [1, 3]]}
 POINTS = [20, 10, 2, 25, 8, 1, 0, 0, 0]
 WIDE = [10, 5, 30, 20.5]
 
