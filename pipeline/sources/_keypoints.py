@@ -67,8 +67,8 @@ def add_keypoints(
     points = np.array(list(found.values()), np.float32).reshape(len(found), count, 3)
     outside: NDArray[np.bool_] = np.any((points[..., :2] < 0) | (points[..., :2] > np.array(size)), axis=2)
     points[outside] = UNKNOWN
-    for number, any_outside in zip(found, outside.any(axis=1).tolist(), strict=True):
-        if any_outside:
+    for number, each in zip(found, outside.tolist(), strict=True):
+        if any(each):
             truth.notes.append(f"keypoint outside the image left out: annotation {annotations[number].id}")
     boxes = select_boxes(truth.values["detection"], list(found))
     areas = [_area(annotations[number], size) for number in found]
