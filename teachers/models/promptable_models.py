@@ -41,7 +41,7 @@ EXAMPLES = "SAM (hub:facebook/sam-vit-base) or SAM 2 (hub:facebook/sam2.1-hiera-
 PART = "AutoModelForMaskGeneration"
 """The library's class of such models."""
 BOXES_PER_PASS = 32
-"""Boxes of an image that are decoded at once, of some 30 MB each."""
+"""Boxes of an image that are decoded at once: memory does not grow with more of them."""
 LARGEST = 60_000.0
 """Logits are kept within it, for float16."""
 
