@@ -65,6 +65,11 @@ class Teacher:
         """The form of its labels on disk, calibrated."""
         return tasks.label(self.space, self.calibration)
 
+    def open_model(self, folder: Path) -> Predictor:
+        """Load its model from the folder of its files, with `load(folder)` of its kind's file."""
+        load: Callable[[Path], Predictor] = importlib.import_module(f"teachers.{self.kind}").load
+        return load(folder)
+
     def write(self, folder: Path) -> None:
         """Write `teacher.json` into the folder of the teacher's artifact."""
         calibration = self.calibration and self.calibration.to_json()
@@ -87,9 +92,8 @@ class Teacher:
 
 
 def open_teacher(artifact: Artifact) -> Predictor:
-    """Load the teacher's model with `load(folder)` of its kind's file: on the CPU, in float32."""
-    load: Callable[[Path], Predictor] = importlib.import_module(f"teachers.{Teacher.load(artifact).kind}").load
-    return artifact.load_all(load)
+    """Load the teacher's model: on the CPU, in float32."""
+    return artifact.load_all(Teacher.load(artifact).open_model)
 
 
 def load_teacher(artifact: Artifact, runtime: Runtime) -> Predictor:

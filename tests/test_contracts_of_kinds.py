@@ -30,6 +30,7 @@ EXAMPLES: dict[str, Any] = {
     "domain": "street",
     "model": "test_resnet",
     "weights": "weights.safetensors",
+    "boxes": "things",
     "prompts": {"car": ["car", "van"]},
 }
 """A value for every required field of any kind, by the field's name."""

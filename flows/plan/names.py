@@ -11,6 +11,7 @@ import tasks
 from evaluation.label_subsets import PROBES
 from evaluation.schedules import SCHEDULES
 from evaluation.trackers import check_tracker_names
+from flows.plan.prompt_checks import check_prompters
 from pipeline.errors import error_context, require_one_of
 from pipeline.models.timm_names import check_timm_name
 from pipeline.recipe.comparison import COMPARE
@@ -26,6 +27,7 @@ def require_known_names(recipe: Recipe) -> None:
     for name, teacher in recipe.teachers.items():
         require_one_of(teacher.task, tasks.names(), f"teachers.{name}.task")
         _check_models(f"teachers.{name}", teacher.model_names())
+    check_prompters(recipe)
     _check_models("student", recipe.student.model_names())
     for stage in recipe.stages:
         _check_models(f"stages.{stage.name}", _own_backbone(stage))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tasks
+from flows.plan.prompt_checks import prompters
 from flows.plan.resized_steps import resized_inputs
 from flows.plan.resolve import ResolvedRecipe
 from pipeline.errors import error_context
@@ -33,8 +34,10 @@ def check_function(teacher: TeacherConfig) -> str:
 
 
 def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
-    """Yield a step for each teacher."""
-    for name, teacher in resolved.recipe.teachers.items():
+    """Yield a step for each teacher, after that of the teacher whose boxes it takes."""
+    teachers = resolved.recipe.teachers
+    for name in sorted(teachers, key=lambda each: len(prompters(each, resolved.recipe))):
+        teacher = teachers[name]
         # `require` is a gate on the result, not a part of it
         settings = teacher.model_dump(mode="json", exclude={"require", "calibrate", "domain", "labels"})
         domain = {"domain": teacher.domain_set} if teacher.domain_set else {}
@@ -43,6 +46,8 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
         named = (teacher.training_set, more.get("calibrate"), teacher.domain_set)
         sets = dict.fromkeys(each for each in named if each is not None)
         inputs = tuple(f"data.{each}" for each in sets)
+        if teacher.prompted_by is not None:
+            inputs += (f"teacher.{teacher.prompted_by}",)
         if isinstance(teacher, TrainingConfig) and teacher.training_set is not None:
             inputs += resized_inputs(resolved.recipe, f"teachers.{name}", [teacher.training_set], teacher.image_size)
         trains = "teacher.batch" if isinstance(teacher, FitConfig) else ""

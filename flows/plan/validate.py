@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import tasks
@@ -64,7 +65,7 @@ def _check_teachers(recipe: Recipe, spaces: Spaces) -> None:
         if teacher.require and teacher.require != "none":
             _check_required(name, teacher)
         if teacher.calibrate is not None:
-            _check_calibration(name, teacher, spaces)
+            _check_calibration(name, recipe, spaces)
         if teacher.is_live:
             _check_live(name, teacher.task, recipe)
 
@@ -141,19 +142,24 @@ def _check_disagreement(name: str, recipe: Recipe, spaces: Spaces) -> None:
             f"{place}.against is {against!r}, no other teacher of task {teacher.task!r} with stored labels: {offered}; "
             f"`student` with rounds: 2 would work as well."
         )
-    own, other = (_known_space(each, spaces) for each in (teacher, recipe.teachers[against]))
+    own, other = (_known_space(each, recipe, spaces) for each in (name, against))
     if own is not None and other is not None:  # else it is checked when the student is trained
         check_comparable(name, own, against, other)
 
 
-def _known_space(teacher: TeacherConfig, spaces: Spaces) -> LabelSpace | None:
+def _known_space(name: str, recipe: Recipe, spaces: Spaces) -> LabelSpace | None:
     """Return what a teacher's labels mean, as far as that is known before it is made."""
+    teacher = recipe.teachers[name]
+    if teacher.prompted_by is not None:
+        boxes = _known_space(teacher.prompted_by, recipe, spaces)
+        return boxes and dataclasses.replace(boxes, task=teacher.task)
     learned = teacher.training_set
     return teacher.label_space() if learned is None else spaces[learned][teacher.task]
 
 
-def _check_calibration(name: str, teacher: TeacherConfig, spaces: Spaces) -> None:
+def _check_calibration(name: str, recipe: Recipe, spaces: Spaces) -> None:
     """Raise ConfigError if a teacher is to be calibrated on no set, or on one whose labels do not fit it."""
+    teacher = recipe.teachers[name]
     place, data = f"teachers.{name}.calibrate", teacher.calibration_set
     if data is None:
         raise ConfigError(
@@ -164,7 +170,7 @@ def _check_calibration(name: str, teacher: TeacherConfig, spaces: Spaces) -> Non
         return
     if not tasks.label(LabelSpace(teacher.task)).can_be_calibrated:
         raise ConfigError(f"{place}: labels of task {teacher.task!r} have no scores to calibrate; leave it out.")
-    space = _known_space(teacher, spaces)
+    space = _known_space(name, recipe, spaces)
     if space is not None:  # else it is checked when the teacher is made
         check_labels_fit(place, name, space, data, spaces[data])
 

@@ -106,6 +106,11 @@ class TeacherConfig(BaseConfig):
         """The set that it learns from: the key `data` of kinds that have it."""
         return getattr(self, "data", None)
 
+    @property
+    def prompted_by(self) -> str | None:
+        """The teacher whose boxes its model is given with each image, by its name; None if it takes images alone."""
+        return None
+
     def backbone_name(self) -> str | None:
         """Return the timm name of the backbone that others may start from; None if the teacher leaves none.
 

@@ -80,13 +80,17 @@ class TaskModel(RCNNTask):
     def value(self, prediction: Prediction, index: int, placement: Placement) -> Value:
         """Return the label of an image; an object of which no pixel is probable enough is left out."""
         value = super().value(prediction, index, placement)
-        cells = prediction["images"][index]["masks"]
-        pasted = [
-            paste_mask(each, box, placement.size) for each, box in zip(cells, value["boxes"].tolist(), strict=True)
-        ]
+        pasted = self.paste(prediction["images"][index]["masks"], value["boxes"], placement)
         kept = np.array([mask is not None for mask in pasted], dtype=bool)
         masks = rle_array(mask for mask in pasted if mask is not None)
         return {**{name: array if name == "size" else array[kept] for name, array in value.items()}, "masks": masks}
+
+    def paste(self, masks: NDArray[Any], boxes: NDArray[np.float32], placement: Placement) -> Sequence[bytes | None]:
+        """Return the run lengths in the image of the predicted masks of N boxes; None for a mask without a pixel.
+
+        Boxes (N, 4) are in pixels of the image.
+        """
+        return [paste_mask(cells, box, placement.size) for cells, box in zip(masks, boxes.tolist(), strict=True)]
 
     def constant_label(self, values: Iterable[Value]) -> Value:
         """Return the mean box of the most frequent class, filled, in an image of CONSTANT_SIDE x CONSTANT_SIDE."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import tasks
@@ -86,7 +87,7 @@ def load_part(where: str, part: str, task: str, **options: Any) -> Any:
         return getattr(library, part).from_pretrained(
             source, local_files_only=local, trust_remote_code=False, **options
         )
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
             f"{where!r} can't be loaded as a {task} model: {reason} Give a folder that save_pretrained wrote, with "
