@@ -34,10 +34,6 @@ def _check_prompter(name: str, prompter: str, recipe: Recipe) -> None:
         raise ConfigError(f"{place}: {circle} take boxes in a circle, so that none of them can begin: {offered}.")
 
 
-def _depends(other: str, name: str, recipe: Recipe) -> bool:
-    return name in [other, *prompters(other, recipe)]
-
-
 def _makes_boxes(name: str, recipe: Recipe) -> bool:
     return isinstance(tasks.label(LabelSpace(recipe.teachers[name].task)), InstanceLabel)
 
