@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.decode import PIXEL_LIMIT, decode_numbers
+from pipeline.data.decode import PIXEL_LIMIT, decode_raster
 from pipeline.errors import ConfigError, DataError, install_command
 from pipeline.storage.shortage import raise_shortage
 
@@ -38,9 +38,9 @@ def decode_array(data: bytes, suffix: str) -> NDArray[Any]:
 
     Args:
         suffix: of the file, in lower case, which decides how it is read: `.npy`, `.npz`, `.pfm`, `.exr`; any other
-            is read as an image of one channel.
+            is read as an image of one channel, or a TIFF of any.
     """
-    return DECODERS[suffix](data) if suffix in DECODERS else decode_numbers(data)
+    return DECODERS[suffix](data) if suffix in DECODERS else decode_raster(data)
 
 
 def decode_npy(data: bytes) -> NDArray[Any]:

@@ -6,29 +6,30 @@ are stored, whatever their range, and in the file's order of channels.
 
 from __future__ import annotations
 
-import io
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 
 from pipeline.data.arrays import decode_npy
-from pipeline.data.decode import PIXEL_LIMIT, Inspection, decode_image, decode_numbers, inspect_image
-from pipeline.errors import DataError, install_command
-from pipeline.storage.shortage import raise_shortage
+from pipeline.data.decode import (
+    MOST_NUMBERS,
+    Inspection,
+    decode_image,
+    decode_numbers,
+    decode_raster,
+    inspect_image,
+)
+from pipeline.data.tiff import TIFF, check_count, decode_tiff
+from pipeline.errors import DataError
 
 RGB = 3
 """Channels of pictures, which are decoded as such."""
 MOST_CHANNELS = 16
-MOST_NUMBERS = PIXEL_LIMIT * RGB
-"""Numbers of an image of bands; those of more are refused."""
 LARGEST = 1e30
 """Numbers of a larger size are no measurements, but mark their absence, and would overflow in networks."""
-WHITE_IS_ZERO = 0
-"""TIFF's number for it."""
-NPY, TIFF = b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+NPY = b"\x93NUMPY"
 BAND_SUFFIXES = (".npy",)
 """Suffixes of images that are no pictures."""
 PERCENTILES = (1, 99)
@@ -52,11 +53,9 @@ def decode_bands(data: bytes, channels: int) -> Bands:
     """
     if channels > 1 and not data.startswith((NPY, *TIFF)):
         raise DataError(f"is a picture, and no image of {channels} channels: these are TIFF files or NumPy's arrays")
-    numbers = _decode_one_band(data) if channels == 1 and data.startswith(TIFF) else _decode(data)
+    numbers = decode_raster(data) if channels == 1 and data.startswith(TIFF) else _decode(data)
     numbers = numbers[..., None] if numbers.ndim == 2 else numbers
     _check_channels(numbers.shape, channels)
-    if numbers.dtype.kind not in "buif":
-        raise DataError(f"holds {numbers.dtype}, no plain numbers")
     with np.errstate(over="ignore"):
         bands = numbers.astype(np.float32)
     _check_range(bands)
@@ -86,11 +85,6 @@ def _check_range(bands: Bands) -> None:
         f"{bands[row, column, channel]:g}, in channel {channel + 1}, row {row + 1}, column {column + 1}: images have "
         "no number for missing measurements; fill them from their surroundings, or leave the image out"
     )
-
-
-def _check_count(shape: tuple[int, ...], what: str) -> None:
-    if math.prod(shape) > MOST_NUMBERS:
-        raise DataError(f"{what} of {math.prod(shape):,} numbers, over the limit of {MOST_NUMBERS:,}")
 
 
 def resize_bands(bands: Bands, box: tuple[float, float, float, float], size: tuple[int, int]) -> Bands:
@@ -155,54 +149,9 @@ def _decode(data: bytes) -> NDArray[Any]:
     """Return the numbers of a file, (H, W) or (H, W, C)."""
     if data.startswith(NPY):
         numbers = decode_npy(data)
-        _check_count(numbers.shape, "an array")
+        check_count(numbers.shape, "an array", MOST_NUMBERS)
         return numbers
-    return _decode_tiff(data) if data.startswith(TIFF) else decode_numbers(data)
-
-
-def _decode_one_band(data: bytes) -> NDArray[Any]:
-    """Return the numbers of a TIFF that should have one band: without the extra where it has one page, in grey."""
-    try:
-        numbers = decode_numbers(data)
-        with Image.open(io.BytesIO(data)) as image:
-            pages = getattr(image, "n_frames", 1)
-    except Exception as error:  # Pillow raises nearly anything on damaged files, and does not read all that are whole
-        raise_shortage(error, "decoding a TIFF")
-        return _decode_tiff(data)
-    return numbers if pages == 1 else _decode_tiff(data)
-
-
-def _decode_tiff(data: bytes) -> NDArray[Any]:
-    """Return the numbers of a TIFF, the bands last, which may be stored in any order, or each on a page of its own."""
-    try:
-        import tifffile  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise DataError(f"a TIFF of several bands, which needs the extra tiff: {install_command('tiff')}") from error
-    try:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
-            whole = file.series[0]
-            axes, shape = whole.axes, whole.shape
-            if axes in ("YX", "YXS") or (len(axes) == 3 and axes.endswith("YX")):
-                _check_page(whole.keyframe)
-                _check_count(shape, "an image")
-                numbers = np.asarray(whole.asarray())
-                return numbers if axes in ("YX", "YXS") else np.moveaxis(numbers, 0, -1)
-    except DataError:
-        raise
-    except Exception as error:  # tifffile raises nearly anything on damaged files
-        raise_shortage(error, "decoding a TIFF")
-        raise DataError(f"damaged, or no TIFF that can be read ({error})") from error
-    raise DataError(f"a TIFF of the shape {shape}; rows, columns and bands, or a page for each band, would work")
-
-
-def _check_page(page: Any) -> None:
-    """Raise DataError for a TIFF's page whose numbers would be read turned or inverted, or take too much memory."""
-    _check_count(page.chunks, "a tile or strip")  # decoded whole, whatever the image's size
-    orientation = page.tags.get(ExifTags.Base.Orientation)
-    if orientation is not None and orientation.value != 1:
-        raise DataError(f"is stored turned (orientation {orientation.value}); save it upright, with orientation 1")
-    if page.photometric == WHITE_IS_ZERO:
-        raise DataError("its numbers are stored inverted (WhiteIsZero); save them as BlackIsZero")
+    return decode_tiff(data, MOST_NUMBERS) if data.startswith(TIFF) else decode_numbers(data)
 
 
 def _picture(numbers: NDArray[Any]) -> Image.Image:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from pipeline.data.tiff import SIGNED, TIFF, decode_tiff, needs_tifffile, read_page
 from pipeline.errors import DataError, install_command
 from pipeline.storage.shortage import raise_shortage
 
@@ -27,6 +28,8 @@ SPREAD = {"L;2": 85, "L;4": 17}
 """The factor by which Pillow spreads gray levels of 2 or 4 bits over 0 to 255."""
 PIXEL_LIMIT = 200_000_000
 """Images of more pixels are refused. Phones go up to 200 megapixels; as RGB that is 600 MB."""
+MOST_NUMBERS = PIXEL_LIMIT * 3
+"""Numbers of an image or array of bands; those of more are refused."""
 PNM = "PPM"
 """Pillow's name for PBM, PGM and PPM. Of mode I they hold grey values of 16 bits; in other formats, nobody knows."""
 SUFFIXES = {
@@ -58,10 +61,9 @@ NUMBER_MODES = ("1", "L", "P", "I", "F", *SIXTEEN_BIT_MODES)
 GRAY_AS_COLOR = ("RGB", "RGBA", "LA")
 """Modes in which programs save grey that has no more than one channel's worth of numbers."""
 MAGIC_NUMBERS = (
-    *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*"),
+    *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF8", b"BM", *TIFF),
     *(b"P4\n", b"P5\n", b"P6\n"),
 )
-
 HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1")
 
 Image.init()
@@ -133,12 +135,26 @@ def rgb_image(image: Image.Image) -> Image.Image:
 
 
 def decode_numbers(data: bytes) -> NDArray[Any]:
-    """Decode a one-channel image file to the numbers it holds, (H, W), upright: class ids, millimetres.
+    """Decode an image file to the one number that each pixel holds, (H, W), upright: class ids, millimetres.
 
-    uint8 or uint16 as stored (a palette's indices, not its colours), int32 or float32 for 32-bit TIFF; a two-colour
-    image gives 0 and 1; grey that is saved as RGB of 8 bits gives one of its equal channels. Raises DataError, with the
-    reason, if it holds colours or was stored with loss or inverted.
+    As `decode_raster`. Raises DataError on a TIFF of several bands or pages as well.
     """
+    numbers = decode_raster(data)
+    if numbers.ndim != 2:
+        raise DataError(f"holds {numbers.shape[2]} bands or pages; save the one that is meant by itself")
+    return numbers
+
+
+def decode_raster(data: bytes) -> NDArray[Any]:
+    """Decode an image file to the numbers it holds, (H, W), or (H, W, C) of a TIFF of bands or pages, upright.
+
+    All types of numbers of TIFF are as stored, of some of which int16 comes as int32; of others uint8 or uint16 (a
+    palette's indices, not its colours). A two-colour image gives 0 and 1; grey that is saved as RGB of 8 bits gives
+    one of its equal channels. Raises DataError, with the reason, if it holds colours or was stored with loss or
+    inverted; ConfigError if the package is missing that reads what Pillow does not.
+    """
+    if needs_tifffile(data):
+        return decode_tiff(data, MOST_NUMBERS)
     image = _open_lossless(data)
     stored = _stored_mode(image)
     if image.mode in GRAY_AS_COLOR and ";16" not in stored:
@@ -173,6 +189,8 @@ def decode_gray(data: bytes) -> NDArray[Any]:
 
     uint8, of colours and palettes too; of 16 and 32 bits the numbers as stored. Raises DataError with the reason.
     """
+    if needs_tifffile(data):
+        return decode_numbers(data)
     image = _open(data)
     if _has_16_bits(image) or image.mode in ("I", "F"):
         return decode_numbers(data)
@@ -189,6 +207,9 @@ def _open_lossless(data: bytes) -> Image.Image:
         raise DataError(f"{kind} changes the numbers stored in it; save them as PNG")
     if image.format == PNM:
         raise DataError("the numbers of a PGM or PBM file are read scaled to their largest; save them as PNG")
+    page = read_page(data)
+    if page.pages > 1 if page else getattr(image, "is_animated", False):
+        raise DataError("holds several pages or frames; save the one that is meant by itself")
     return image
 
 
@@ -255,6 +276,8 @@ def _check_end(data: bytes) -> None:
 
 
 def _check_mode(image: Image.Image, modes: tuple[str, ...]) -> None:
+    if modes is COLOR_MODES and SIGNED in getattr(image, "tag_v2", {}).get(ExifTags.Base.SampleFormat, ()):
+        raise DataError("pixels of signed numbers have no known range; save as grey or RGB of 8 or 16 bits")
     if image.mode in modes or _has_16_bits(image):
         return
     if modes is NUMBER_MODES:
@@ -265,6 +288,8 @@ def _check_mode(image: Image.Image, modes: tuple[str, ...]) -> None:
 def _unreadable(data: bytes) -> str:
     if data[4:12] in HEIF_BRANDS and "HEIF" not in FORMATS:
         return f"a HEIC image, which needs the extra heic: {install_command('heic')}"
+    if (page := read_page(data)) and not page.is_plain:
+        return f"{page.describe()}, which is no picture"
     if data.startswith(MAGIC_NUMBERS) or data[4:12] in (b"ftypavif", *HEIF_BRANDS):
         return f"truncated after {len(data)} bytes or damaged: it begins like an image but can't be opened"
     return f"not an image (it begins with {data[:16]!r})"
