@@ -24,7 +24,7 @@ from ingest.incremental import ExistingShard, KnownFile, PreviousShards, Size, S
 from ingest.shard_packer import PackedRecord, ShardPacker
 from pipeline.data.bands import inspect_pixels
 from pipeline.data.prefetch import prefetch
-from pipeline.errors import DataError, error_context, mask_credentials
+from pipeline.errors import ConfigError, DataError, error_context, mask_credentials
 from pipeline.sources import BaseSource, SourceRecord, Stamp
 from pipeline.steps.artifact import INHERITED_FILES, Artifact, Inputs, write_json
 from pipeline.steps.config_hash import masked
@@ -169,6 +169,8 @@ class _Ingest:
                 self._read(scanned, scanned.record.read())
         except (DataError, OSError) as error:
             scanned.reason, scanned.stamp = _error_text(error), None  # without a stamp, the next ingest tries again
+        except ConfigError as error:  # a package is missing: it would be indexed as the file's own fault
+            raise ConfigError(f"{scanned.record.name}: {error}") from error
         return scanned
 
     def _is_known(self, scanned: _ScannedRecord) -> bool:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from pipeline.data.tiff import SIGNED, TIFF, decode_tiff, needs_tifffile, read_page
-from pipeline.errors import DataError, install_command
+from pipeline.errors import ConfigError, DataError, install_command
 from pipeline.storage.shortage import raise_shortage
 
 SPREAD = {"L;2": 85, "L;4": 17}
@@ -286,8 +286,9 @@ def _check_mode(image: Image.Image, modes: tuple[str, ...]) -> None:
 
 
 def _unreadable(data: bytes) -> str:
+    """Return why a file can't be opened. Raises ConfigError if only for a package that is missing."""
     if data[4:12] in HEIF_BRANDS and "HEIF" not in FORMATS:
-        return f"a HEIC image, which needs the extra heic: {install_command('heic')}"
+        raise ConfigError(f"a HEIC image, which needs the extra heic: {install_command('heic')}")
     if (page := read_page(data)) and not page.is_plain:
         return f"{page.describe()}, which is no picture"
     if data.startswith(MAGIC_NUMBERS) or data[4:12] in (b"ftypavif", *HEIF_BRANDS):

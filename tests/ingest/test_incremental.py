@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from ingest.dataset import IngestedSet
-from pipeline.errors import DataError
+from pipeline.data import decode
+from pipeline.errors import ConfigError, DataError
 from pipeline.steps.artifact import Inputs
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
@@ -28,6 +29,7 @@ from tests.ingest.photos import (
     add_mask,
     is_same_file,
     mask,
+    picture,
     read_list,
     shards,
     step_for,
@@ -253,3 +255,14 @@ def test_ingest_of_corrected_mask_changes_one_label_shard(photos: Path, make: Ma
     changed = {name for name, facts in before.manifest["files"].items() if made.manifest["files"][name] != facts}
     assert changed == {"labels/segmentation/train/shard-000001.parquet"}
     assert made.counts["read_now"] == 0
+
+
+def test_ingest_ends_where_an_extra_is_missing_and_reads_all_once_it_is_there(
+    pool: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(1).save(pool / "15.heic", "HEIF")
+    with monkeypatch.context() as without:
+        without.setattr(decode, "FORMATS", tuple(name for name in decode.FORMATS if name != "HEIF"))
+        with pytest.raises(ConfigError, match="15.heic: a HEIC image, which needs the extra heic: uv pip install"):
+            make(pool, "folder", max_bad=0.5)
+    assert make(pool, "folder", max_bad=0.5).counts["images"] == 10

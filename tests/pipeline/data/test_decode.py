@@ -16,7 +16,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from pipeline.data import decode
 from pipeline.data.decode import PIXEL_LIMIT, decode_image, decode_numbers, inspect_image
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 
 ORIENTATION = 274
 COLORS = np.array([[[250, 10, 10], [10, 250, 10]], [[10, 10, 250], [250, 250, 10]]], np.uint8)
@@ -176,7 +176,7 @@ def test_decode_image_names_the_extra_that_heic_needs(monkeypatch: pytest.Monkey
     with pytest.raises(DataError, match=r"truncated|damaged"):
         decode_image(data[:200])
     monkeypatch.setattr(decode, "FORMATS", tuple(name for name in decode.FORMATS if name != "HEIF"))
-    with pytest.raises(DataError, match=r"a HEIC image, which needs the extra heic: uv pip install .*\[heic\]"):
+    with pytest.raises(ConfigError, match=r"a HEIC image, which needs the extra heic: uv pip install .*\[heic\]"):
         decode_image(data)
 
 
