@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.decode import PIXEL_LIMIT, decode_raster
+from pipeline.data.decode import MOST_NUMBERS, PIXEL_LIMIT, decode_raster
+from pipeline.data.tiff import decode_tiff, read_page
 from pipeline.errors import ConfigError, DataError, install_command
 from pipeline.storage.shortage import raise_shortage
 
@@ -27,24 +28,32 @@ MOST_BYTES = PIXEL_LIMIT * 24
 PFM_HEADER = re.compile(rb"(P[Ff])\s+(\d{1,9})\s+(\d{1,9})\s+([-+]?[0-9.]+(?:[eE][-+]?\d+)?)\s")
 EXR_CHANNELS = ("Z", "V", "Y", "R", "X")
 """Names of the channel of depth in an EXR file of several, the likeliest first; a layer may stand before them."""
+VECTOR = 3
+"""Numbers of a vector, which some programs store first."""
 EXR_VECTORS = (("X", "Y", "Z"), ("R", "G", "B"))
 
 
-def decode_array(data: bytes, suffix: str) -> NDArray[Any]:
+def decode_array(data: bytes, suffix: str, channels: int = 1) -> NDArray[Any]:
     """Decode a file to its numbers, (H, W) or (H, W, C), the top row first.
 
-    Axes of length 1 before and behind are left out. Raises DataError with the reason; ConfigError if the package that
-    reads the format is missing.
+    Axes of length 1 before and behind those that `channels` need are left out. Raises DataError with the reason;
+    ConfigError if the package that reads the format is missing.
 
     Args:
         suffix: of the file, in lower case, which decides how it is read: `.npy`, `.npz`, `.pfm`, `.exr`; any other
             is read as an image of one channel, or a TIFF of any.
+        channels: numbers in each cell that are wanted; the file may have others.
     """
-    return DECODERS[suffix](data) if suffix in DECODERS else decode_raster(data)
+    if not data:
+        raise DataError("empty file")
+    if suffix in DECODERS:
+        return _raster(DECODERS[suffix](data), channels)
+    page = read_page(data)
+    return decode_tiff(data, MOST_NUMBERS) if page and page.bands == channels > 1 else decode_raster(data)
 
 
 def decode_npy(data: bytes) -> NDArray[Any]:
-    """Decode NumPy's `.npy`. Raises DataError on objects, damaged files, and other shapes than those of a raster."""
+    """Decode NumPy's `.npy`. Raises DataError on objects and damaged files."""
     file = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(file)
@@ -59,7 +68,7 @@ def decode_npy(data: bytes) -> NDArray[Any]:
     except (ValueError, TypeError, SyntaxError, tokenize.TokenError, OverflowError, RecursionError) as error:
         raise DataError(f"no array of NumPy ({error})") from error
     values = values.astype(dtype.newbyteorder("="))
-    return _raster(values.reshape(shape, order="F" if column_order else "C"))
+    return values.reshape(shape, order="F" if column_order else "C")
 
 
 def decode_npz(data: bytes) -> NDArray[Any]:
@@ -95,7 +104,7 @@ def decode_pfm(data: bytes) -> NDArray[Any]:
     except ValueError as error:
         raise DataError(f"its scale {header[4]!r} is no number") from error
     values = np.frombuffer(data, f"{order}f4", count, header.end()).astype(np.float32)
-    return _raster(values.reshape(height, width, channels)[::-1])
+    return values.reshape(height, width, channels)[::-1]
 
 
 def decode_exr(data: bytes) -> NDArray[Any]:
@@ -128,18 +137,19 @@ def _pick_channels(channels: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         if all(name in by_name for name in names):
             vectors = [by_name[name] for name in names]
             same = all(np.array_equal(vectors[0], other, equal_nan=True) for other in vectors[1:])
-            return _raster(vectors[0] if same else np.stack(vectors, axis=-1))
+            return vectors[0] if same else np.stack(vectors, axis=-1)
     name = next((name for name in EXR_CHANNELS if name in by_name), None)
     if name is None and len(by_name) != 1:
         raise DataError(f"none of the channels {', '.join(channels)} is known as depth or normals")
-    return _raster(by_name[name] if name else next(iter(by_name.values())))
+    return by_name[name] if name else next(iter(by_name.values()))
 
 
-def _raster(values: NDArray[Any]) -> NDArray[Any]:
+def _raster(values: NDArray[Any], channels: int) -> NDArray[Any]:
     """Return values as (H, W) or (H, W, C). Raises DataError on other shapes and too many pixels."""
-    while values.ndim > 2 and 1 in (values.shape[0], values.shape[-1]):
-        values = values[0] if values.shape[0] == 1 else values[..., 0]
-    if values.ndim == 3 and values.shape[0] == 3 and values.shape[-1] != 3:
+    axes = 2 if channels == 1 else 3
+    while values.ndim > axes and 1 in (values.shape[0], values.shape[-1]):
+        values = values[..., 0] if values.shape[-1] == 1 else values[0]
+    if values.ndim == 3 and channels == values.shape[0] == VECTOR != values.shape[-1]:
         values = np.moveaxis(values, 0, -1)
     if values.ndim not in (2, 3) or not values.size:
         raise DataError(f"an array of the shape {values.shape}, not (height, width)")

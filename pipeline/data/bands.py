@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.arrays import decode_npy
+from pipeline.data.arrays import decode_array
 from pipeline.data.decode import (
     MOST_NUMBERS,
     Inspection,
@@ -20,6 +20,7 @@ from pipeline.data.decode import (
     decode_numbers,
     decode_raster,
     inspect_image,
+    is_picture,
 )
 from pipeline.data.tiff import TIFF, check_count, decode_tiff
 from pipeline.errors import DataError
@@ -51,9 +52,12 @@ def decode_bands(data: bytes, channels: int) -> Bands:
     Raises DataError, with the channels that the file has, if these are others, and with the first number that is not
     finite or above LARGEST in size.
     """
+    if not data:
+        raise DataError("empty file")
     if channels > 1 and not data.startswith((NPY, *TIFF)):
-        raise DataError(f"is a picture, and no image of {channels} channels: these are TIFF files or NumPy's arrays")
-    numbers = decode_raster(data) if channels == 1 and data.startswith(TIFF) else _decode(data)
+        found = "is a picture" if is_picture(data) else f"begins with {data[:16]!r}"
+        raise DataError(f"{found}, and no image of {channels} channels: these are TIFF files or NumPy's arrays")
+    numbers = decode_raster(data) if channels == 1 and data.startswith(TIFF) else _decode(data, channels)
     numbers = numbers[..., None] if numbers.ndim == 2 else numbers
     _check_channels(numbers.shape, channels)
     with np.errstate(over="ignore"):
@@ -136,19 +140,19 @@ def decode_picture(data: bytes, at_least: tuple[int, int] | None = None, channel
     if channels != RGB:
         return _picture(decode_bands(data, channels))
     if data.startswith(NPY):
-        return _picture(_decode(data))
+        return _picture(_decode(data, RGB))
     try:
         return decode_image(data, at_least)
     except DataError:
         if data.startswith(TIFF):
-            return _picture(_decode(data))
+            return _picture(_decode(data, RGB))
         raise
 
 
-def _decode(data: bytes) -> NDArray[Any]:
+def _decode(data: bytes, channels: int) -> NDArray[Any]:
     """Return the numbers of a file, (H, W) or (H, W, C)."""
     if data.startswith(NPY):
-        numbers = decode_npy(data)
+        numbers = decode_array(data, ".npy", channels)
         check_count(numbers.shape, "an array", MOST_NUMBERS)
         return numbers
     return decode_tiff(data, MOST_NUMBERS) if data.startswith(TIFF) else decode_numbers(data)

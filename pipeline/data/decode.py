@@ -285,13 +285,18 @@ def _check_mode(image: Image.Image, modes: tuple[str, ...]) -> None:
     raise DataError(f"pixels of mode {image.mode!r} have no known range; save as grey or RGB of 8 or 16 bits")
 
 
+def is_picture(data: bytes) -> bool:
+    """Return True for what begins like a file of one of the formats that Pillow reads."""
+    return data.startswith(MAGIC_NUMBERS) or data[4:12] in (b"ftypavif", *HEIF_BRANDS)
+
+
 def _unreadable(data: bytes) -> str:
     """Return why a file can't be opened. Raises ConfigError if only for a package that is missing."""
     if data[4:12] in HEIF_BRANDS and "HEIF" not in FORMATS:
         raise ConfigError(f"a HEIC image, which needs the extra heic: {install_command('heic')}")
     if (page := read_page(data)) and not page.is_plain:
         return f"{page.describe()}, which is no picture"
-    if data.startswith(MAGIC_NUMBERS) or data[4:12] in (b"ftypavif", *HEIF_BRANDS):
+    if is_picture(data):
         return f"truncated after {len(data)} bytes or damaged: it begins like an image but can't be opened"
     return f"not an image (it begins with {data[:16]!r})"
 

@@ -53,9 +53,14 @@ class ArrayReader(RasterReader):
         return {TASK: LabelSpace(TASK, self.keys.array_channels, unit=self.keys.unit or "", aligned=self.keys.aligned)}
 
     def read(self, file: StoragePath, name: str, size: tuple[int, int]) -> TrueLabels:
-        numbers = decode_array(file.read(), file.suffix)
+        named = self.keys.array_channels
+        numbers = decode_array(file.read(), file.suffix, len(named))
+        if numbers.ndim == 3 and numbers.shape[0] == len(named) != numbers.shape[2]:
+            raise DataError(
+                f"has the shape {numbers.shape}, not (height, width, {len(named)}): write the numbers of a cell last"
+            )
         numbers = numbers[..., None] if numbers.ndim == 2 else numbers
-        found, named = numbers.shape[2], self.keys.array_channels
+        found = numbers.shape[2]
         if found != len(named):
             raise DataError(
                 f"holds {found} numbers in each cell; `array_channels` names {len(named)} ({', '.join(named)})"

@@ -76,7 +76,7 @@ def _vectors(file: StoragePath) -> Floats:
     """Return the vectors (H, W, 3) in a file, of any length; what is not finite is 0."""
     if file.suffix not in ARRAY_SUFFIXES:
         return _from_bytes(decode_colors(file.read()))
-    numbers = decode_array(file.read(), file.suffix)
+    numbers = decode_array(file.read(), file.suffix, len(AXES))
     if numbers.ndim != 3 or numbers.shape[2] != len(AXES):
         raise DataError(f"an array of the shape {numbers.shape}, not (height, width, 3)")
     if numbers.dtype == np.uint8:

@@ -263,6 +263,6 @@ def test_ingest_ends_where_an_extra_is_missing_and_reads_all_once_it_is_there(
     picture(1).save(pool / "15.heic", "HEIF")
     with monkeypatch.context() as without:
         without.setattr(decode, "FORMATS", tuple(name for name in decode.FORMATS if name != "HEIF"))
-        with pytest.raises(ConfigError, match="15.heic: a HEIC image, which needs the extra heic: uv pip install"):
+        with pytest.raises(ConfigError, match=r"15\.heic: a HEIC image, which needs the extra heic: uv pip install"):
             make(pool, "folder", max_bad=0.5)
     assert make(pool, "folder", max_bad=0.5).counts["images"] == 10

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.data import arrays
-from pipeline.data.arrays import decode_array, decode_npy
+from pipeline.data.arrays import decode_array
 from pipeline.errors import ConfigError, DataError
 
 NUMBERS = np.arange(12).reshape(3, 4)
@@ -49,12 +49,44 @@ def test_decode_array_reads_npy_and_npz_as_written(dtype: str, order: Any) -> No
         assert found.tolist() == array.tolist()
 
 
-def test_decode_npy_leaves_axes_of_length_one_out() -> None:
-    for shape in ((1, 3, 4), (3, 4, 1), (1, 1, 3, 4)):
-        assert decode_npy(npy(NUMBERS.reshape(shape))).tolist() == NUMBERS.tolist()
-    vectors = np.arange(3 * 4 * 5).reshape(4, 5, 3)
-    assert decode_npy(npy(vectors)).tolist() == vectors.tolist()
-    assert decode_npy(npy(np.moveaxis(vectors, -1, 0))).tolist() == vectors.tolist(), "channels first"
+@pytest.mark.parametrize(
+    ("shape", "channels", "expected"),
+    [
+        *[(shape, 1, (3, 4)) for shape in ((3, 4), (1, 3, 4), (3, 4, 1), (1, 1, 3, 4), (1, 3, 4, 1))],
+        *[((1, 9, 1), 1, (1, 9)), ((1, 9), 1, (1, 9)), ((1, 9), 9, (1, 9))],
+        *[
+            ((1, 9, 5), 5, (1, 9, 5)),
+            ((3, 9, 2), 2, (3, 9, 2)),
+            ((9, 1, 2), 2, (9, 1, 2)),
+            ((1, 9, 1, 2), 2, (9, 1, 2)),
+        ],
+        *[
+            ((4, 5, 3), 3, (4, 5, 3)),
+            ((3, 4, 5), 3, (4, 5, 3)),
+            ((3, 4, 3), 3, (3, 4, 3)),
+            ((1, 3, 4, 5), 3, (4, 5, 3)),
+        ],
+        *[((2, 9, 9), 2, (2, 9, 9)), ((3, 9, 9), 1, (3, 9, 9))],
+    ],
+    ids=str,
+)
+def test_decode_array_moves_no_axis_that_its_channels_need(
+    shape: tuple[int, ...], channels: int, expected: tuple[int, ...]
+) -> None:
+    numbers = np.arange(np.prod(shape)).reshape(shape)
+    found = decode_array(npy(numbers), ".npy", channels)
+    assert found.shape == expected
+    moved = np.moveaxis(numbers.reshape(3, 4, 5), 0, -1) if found.shape == (4, 5, 3) and 3 in shape[:2] else numbers
+    assert found.ravel().tolist() == moved.ravel().tolist()
+
+
+def test_decode_array_of_rgb_tiff_gives_channels_where_as_many_are_wanted() -> None:
+    colors = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
+    buffer = io.BytesIO()
+    Image.fromarray(colors).save(buffer, "TIFF")
+    assert decode_array(buffer.getvalue(), ".tif", 3).tolist() == colors.tolist()
+    with pytest.raises(DataError, match="are colours, not numbers"):
+        decode_array(buffer.getvalue(), ".tif")
 
 
 @pytest.mark.parametrize("scale", ["-1.0", "1.0", "-0.003922", "2e-1", "1"])
@@ -68,7 +100,7 @@ def test_decode_pfm_reads_rows_from_the_bottom_in_either_order_of_bytes(scale: s
 
 def test_decode_pfm_reads_three_channels() -> None:
     array = np.arange(24, dtype=np.float32).reshape(2, 4, 3)
-    assert decode_array(pfm(array), ".pfm").tolist() == array.tolist()
+    assert decode_array(pfm(array), ".pfm", 3).tolist() == array.tolist()
     by_hand = b"Pf\n1 2\n1\n" + struct.pack(">ff", 7, 8)
     assert decode_array(by_hand, ".pfm").tolist() == [[8], [7]], "the first number is of the lowest row"
 
@@ -89,7 +121,8 @@ def oversized_npy() -> bytes:
 @pytest.mark.parametrize(
     ("data", "suffix", "reason"),
     [
-        (b"", ".npy", "no array of NumPy"),
+        (b"", ".npy", "empty file"),
+        (b"text", ".npy", "no array of NumPy"),
         (npy(NUMBERS)[:-1], ".npy", "truncated"),
         (npy(np.array(["a"], object)), ".npy", "an array of object, not of numbers"),
         (npy(np.array([["a"]])), ".npy", "not of numbers"),
@@ -98,7 +131,8 @@ def oversized_npy() -> bytes:
         (npy(np.zeros((0, 4))), ".npy", r"the shape \(0, 4\)"),
         (npy(np.zeros((2, 2, 2, 2))), ".npy", r"the shape \(2, 2, 2, 2\)"),
         (oversized_npy(), ".npy", "truncated"),
-        (b"", ".npz", "no whole .npz file"),
+        (b"", ".npz", "empty file"),
+        (b"PK", ".npz", "no whole .npz file"),
         (npz(NUMBERS)[:-30], ".npz", "no whole .npz file"),
         (npz(NUMBERS, depth=NUMBERS), ".npz", "holds 2 arrays"),
         (npz(np.array(["a"], object)), ".npz", "an array of object"),
@@ -139,7 +173,7 @@ def test_decode_npz_unpacks_no_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_decode_exr_says_how_to_install_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "OpenEXR", None)
     with pytest.raises(ConfigError, match=r"EXR files need the extra exr: uv pip install -e .*\[exr\]"):
-        decode_array(b"", ".exr")
+        decode_array(b"v/1", ".exr")
 
 
 def exr(folder: Path, channels: dict[str, NDArray[Any]]) -> bytes:
@@ -161,7 +195,7 @@ def test_decode_exr_picks_depth_and_vectors(tmp_path: Path) -> None:
 
 def test_decode_exr_refuses_damaged_files(tmp_path: Path) -> None:
     whole = exr(tmp_path, {"Z": np.ones((64, 64), np.float32)})
-    for data in (b"", b"text", whole[:100], whole[:-50]):
+    for data in (b"v/1", b"text", whole[:100], whole[:-50]):
         with pytest.raises(DataError, match="damaged or no EXR file"):
             decode_array(data, ".exr")
     with pytest.raises(DataError, match="none of the channels"):

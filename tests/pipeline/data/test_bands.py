@@ -78,6 +78,13 @@ def test_decode_bands_reads_bands_one_after_the_other(planar: str | None) -> Non
     np.testing.assert_array_equal(decode_bands(tiff(first, planarconfig=planar), 5), RAMP)
 
 
+@pytest.mark.parametrize("shape", [(1, 32, 5), (3, 40, 2), (32, 1, 4), (1, 1, 5), (3, 6, 4)], ids=str)
+def test_decode_bands_of_few_rows_has_the_channels_that_are_stated(shape: tuple[int, int, int]) -> None:
+    numbers = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape)
+    for data in (npy(numbers), tiff(numbers)):
+        np.testing.assert_array_equal(decode_bands(data, shape[2]), numbers)
+
+
 @pytest.mark.parametrize("encode", [npy, tiff, png])
 def test_decode_bands_reads_one_channel(encode: Any) -> None:
     gray = RAMP[..., 0].astype(np.uint16)
@@ -104,10 +111,12 @@ def test_decode_bands_reads_one_channel(encode: Any) -> None:
         (tiff(RAMP.astype(np.uint8))[:-40], 5, "damaged, or no TIFF|truncated"),
         (npy(RAMP)[:-8], 5, "truncated"),
         (png(np.zeros((4, 6, 3), np.uint8)), 5, "is a picture, and no image of 5 channels"),
+        *[(b"", channels, "^empty file$") for channels in (1, 5)],
+        (b"text", 5, "^begins with b'text', and no image of 5 channels: these are TIFF files or"),
     ],
     ids=[
         *("channels", "pictures", "bands first", "nan", "large", "turned", "inverted", "pages", "huge tiles"),
-        *("short tiff", "short npy", "picture"),
+        *("short tiff", "short npy", "picture", "empty", "no bytes", "text"),
     ],
 )
 def test_decode_bands_refuses(data: bytes, channels: int, says: str) -> None:

@@ -73,10 +73,11 @@ def test_rasters_source_takes_what_is_not_finite_for_unknown(tmp_path: Path) -> 
     ("numbers", "options", "message"),
     [
         (np.zeros((4, 6, 2)), {}, r"holds 2 numbers in each cell; `array_channels` names 1 \(value\)"),
+        (np.zeros((2, 32, 32)), {"array_channels": ["a", "b"], "aligned": False}, r"\(2, 32, 32\), not .* last"),
         (HEIGHTS.T, {}, "it is 2x3, the upright image 6x4"),
         (np.full((4, 6), -9999.0), {"unknown": -9999}, "all of its numbers are unknown"),
     ],
-    ids=["channels", "shape", "unknown"],
+    ids=["channels", "first", "shape", "unknown"],
 )
 def test_rasters_source_refuses_arrays(numbers: NDArray[Any], options: Any, message: str, tmp_path: Path) -> None:
     write_pair(tmp_path, "a.npy", numbers)
@@ -87,6 +88,13 @@ def test_rasters_source_refuses_arrays(numbers: NDArray[Any], options: Any, mess
 def test_rasters_source_takes_arrays_of_any_shape_that_are_not_aligned(tmp_path: Path) -> None:
     write_pair(tmp_path, "a.npy", HEIGHTS.T)
     assert values_of(tmp_path, aligned=False).shape == (3, 2, 1)
+
+
+@pytest.mark.parametrize("shape", [(1, 100, 13), (3, 40, 2), (1, 9, 3)], ids=str)
+def test_rasters_source_takes_arrays_of_few_rows(shape: tuple[int, int, int], tmp_path: Path) -> None:
+    write_pair(tmp_path, "a.npy", np.ones(shape))
+    named = [f"c{number}" for number in range(shape[2])]
+    assert values_of(tmp_path, aligned=False, array_channels=named).shape == shape
 
 
 @pytest.mark.parametrize("channels", [[], ["a", "a"], [str(number) for number in range(17)]], ids=len)
