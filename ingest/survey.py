@@ -29,6 +29,8 @@ MAX_LABELS = 5000
 """Labels of each split that are looked at where they are known without an image."""
 MANY = 5
 """Labels of a class in one split from which on it is odd that another split has none."""
+RANGE = {"least": np.fmin, "most": np.fmax}
+"""Columns of labels that are numbers with the smallest and the largest of each channel."""
 UNKNOWN = "unknown"
 """Column of dense labels with the share that is not known."""
 MOST_CLASSES = 6
@@ -48,6 +50,8 @@ class TaskSurvey:
     """How much of each class there is, (K,), by split, in the task's unit."""
     unknown: list[float] = dataclasses.field(default_factory=list)
     """Share of each dense label that is not known."""
+    range: dict[str, NDArray[np.float64]] = dataclasses.field(default_factory=dict)
+    """The smallest and the largest number of each channel, (K,), by the names of RANGE, of labels that have such."""
 
     def add(self, split: str, truth: TrueLabels) -> None:
         """Add an image's label of the task, if it has one."""
@@ -61,13 +65,22 @@ class TaskSurvey:
         self.held[split] = self.held.get(split, np.zeros_like(held)) + held
         if row.get(UNKNOWN) is not None:
             self.unknown.append(float(row[UNKNOWN]))
+        for column in RANGE.keys() & row.keys():
+            numbers = np.array(row[column], np.float64)
+            self.range[column] = RANGE[column](self.range.get(column, numbers), numbers)
 
     def describe(self) -> str:
         """Return the labels in words, the most frequent classes first."""
         labels = ", ".join(f"{count:,} {split}" for split, count in self.labels.items()) or "none"
         amounts = sum(self.held.values(), np.zeros(max(1, len(self.space.classes))))
         unknown = f"; unknown: {np.mean(self.unknown):.0%}" if self.unknown else ""
-        return f"labels of {labels}{self._describe_classes(amounts)}{unknown}"
+        return f"labels of {labels}{self._describe_classes(amounts)}{self._describe_range()}{unknown}"
+
+    def _describe_range(self) -> str:
+        ends = zip(self.space.classes, *(self.range.get(column, ()) for column in RANGE), strict=False)
+        unit = f" {self.space.unit}" if self.space.unit else ""
+        channels = [f"{name} {low:.4g} to {high:.4g}{unit}" for name, low, high in ends if low <= high]
+        return f"; numbers: {', '.join(channels)}" if channels else ""
 
     def _describe_classes(self, amounts: NDArray[np.float64]) -> str:
         total = amounts.sum()

@@ -23,6 +23,8 @@ from pipeline.data.tiff import decode_tiff, read_page
 from pipeline.errors import ConfigError, DataError, install_command
 from pipeline.storage.shortage import raise_shortage
 
+LARGEST = np.float64(1e30)
+"""Numbers of a larger size are no measurements, but mark their absence, and would overflow in networks."""
 MOST_BYTES = PIXEL_LIMIT * 24
 """Bytes of an array: three numbers of 64 bits in each pixel."""
 PFM_HEADER = re.compile(rb"(P[Ff])\s+(\d{1,9})\s+(\d{1,9})\s+([-+]?[0-9.]+(?:[eE][-+]?\d+)?)\s")
@@ -156,6 +158,12 @@ def _raster(values: NDArray[Any], channels: int) -> NDArray[Any]:
     if values.shape[0] * values.shape[1] > PIXEL_LIMIT:
         raise DataError(f"{values.shape[0] * values.shape[1]:,} pixels, over the limit of {PIXEL_LIMIT:,}")
     return np.ascontiguousarray(values)
+
+
+def holds(numbers: NDArray[Any], value: float) -> NDArray[np.bool_]:
+    """Return where numbers (H, W, ...) are `value`, or as near to it as their type comes."""
+    with np.errstate(over="ignore"):
+        return np.equal(numbers, numbers.dtype.type(value) if numbers.dtype.kind == "f" else value)
 
 
 DECODERS: dict[str, Callable[[bytes], NDArray[Any]]] = {

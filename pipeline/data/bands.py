@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.arrays import decode_array
+from pipeline.data.arrays import LARGEST, decode_array, holds
 from pipeline.data.decode import (
     MOST_NUMBERS,
     Inspection,
@@ -22,14 +22,12 @@ from pipeline.data.decode import (
     inspect_image,
     is_picture,
 )
-from pipeline.data.tiff import TIFF, check_count, decode_tiff
+from pipeline.data.tiff import TIFF, check_count, decode_tiff, stated_unknown
 from pipeline.errors import DataError
 
 RGB = 3
 """Channels of pictures, which are decoded as such."""
 MOST_CHANNELS = 16
-LARGEST = 1e30
-"""Numbers of a larger size are no measurements, but mark their absence, and would overflow in networks."""
 NPY = b"\x93NUMPY"
 BAND_SUFFIXES = (".npy",)
 """Suffixes of images that are no pictures."""
@@ -50,7 +48,7 @@ def decode_bands(data: bytes, channels: int) -> Bands:
     """Decode an image to its numbers, (H, W, `channels`) float32: uint8, uint16 and float32 without loss.
 
     Raises DataError, with the channels that the file has, if these are others, and with the first number that is not
-    finite or above LARGEST in size.
+    finite, above LARGEST in size, or unknown by what the file states.
     """
     if not data:
         raise DataError("empty file")
@@ -60,10 +58,8 @@ def decode_bands(data: bytes, channels: int) -> Bands:
     numbers = decode_raster(data) if channels == 1 and data.startswith(TIFF) else _decode(data, channels)
     numbers = numbers[..., None] if numbers.ndim == 2 else numbers
     _check_channels(numbers.shape, channels)
-    with np.errstate(over="ignore"):
-        bands = numbers.astype(np.float32)
-    _check_range(bands)
-    return bands
+    _check_range(numbers, stated_unknown(data))
+    return numbers.astype(np.float32)
 
 
 def _check_channels(shape: tuple[int, ...], channels: int) -> None:
@@ -79,14 +75,17 @@ def _check_channels(shape: tuple[int, ...], channels: int) -> None:
     raise DataError(f"has {found} channels, not {channels}: make such images a set {set_of_such}")
 
 
-def _check_range(bands: Bands) -> None:
-    usable = np.abs(bands) <= LARGEST  # false for NaN
+def _check_range(numbers: NDArray[Any], unknown: float | None) -> None:
+    usable = np.abs(numbers) <= LARGEST if numbers.dtype.kind == "f" else np.ones(numbers.shape, np.bool_)  # not NaN
+    if unknown is not None:
+        usable &= ~holds(numbers, unknown)
     if usable.all():
         return
-    row, column, channel = (int(each) for each in np.unravel_index(usable.argmin(), bands.shape))
+    row, column, channel = (int(each) for each in np.unravel_index(usable.argmin(), numbers.shape))
+    stated = f", or {unknown:g}, which the file states as unknown (GDAL_NODATA)" if unknown is not None else ""
     raise DataError(
-        f"holds {int((~usable).sum()):,} numbers that are not finite or above {LARGEST:g}, the first of them, "
-        f"{bands[row, column, channel]:g}, in channel {channel + 1}, row {row + 1}, column {column + 1}: images have "
+        f"holds {int((~usable).sum()):,} numbers that are not finite or above {LARGEST:g}{stated}, the first of them, "
+        f"{numbers[row, column, channel]:g}, in channel {channel + 1}, row {row + 1}, column {column + 1}: images have "
         "no number for missing measurements; fill them from their surroundings, or leave the image out"
     )
 

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.data.arrays import ARRAY_SUFFIXES, decode_array
+from pipeline.data.arrays import ARRAY_SUFFIXES, LARGEST, decode_array, holds
 from pipeline.data.normals import PinholeCamera, normals_from_depth
+from pipeline.data.tiff import stated_unknown
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.base import BaseConfig
 from pipeline.sources import TrueLabels
@@ -36,6 +37,7 @@ SAME_ASPECT = 0.01
 FARTHEST_M = 65_504.0
 """The largest float16."""
 TOO_FAR = f"depth beyond {FARTHEST_M:g} m is unknown"
+TOO_LARGE = f"numbers above {LARGEST:g} in size are unknown"
 RASTER_SUFFIXES = (*IMAGE_SUFFIXES, *ARRAY_SUFFIXES)
 Floats = NDArray[np.float32]
 
@@ -106,11 +108,18 @@ class DepthReader(RasterReader):
 
     def _read_depth(self, file: StoragePath, size: tuple[int, int], truth: TrueLabels) -> Floats:
         """Return the depth map (H, W) at its own size; its aspect ratio has to be that of the image's `size`."""
-        numbers = decode_array(file.read(), file.suffix)
+        data = file.read()
+        numbers = decode_array(data, file.suffix)
         if numbers.ndim != 2:
             raise DataError(f"holds {numbers.shape[2]} numbers for each pixel, not one")
         check_aspect(numbers, size)
-        known = (numbers > 0) & (numbers != self.cameras.unknown) & np.isfinite(numbers)
+        stated = stated_unknown(data)
+        unknown = (self.cameras.unknown if stated is None else stated, self.cameras.unknown)
+        known = (numbers > 0) & np.isfinite(numbers) & ~np.any([holds(numbers, each) for each in unknown], axis=0)
+        too_large = known & (numbers > LARGEST)
+        if too_large.any() and (self.keys.inverse or self.keys.scale == "relative"):  # of metres, _drop_far says more
+            truth.notes.append(f"{TOO_LARGE}: {int(too_large.sum()):,} numbers")
+            known &= ~too_large
         if not known.any():
             raise DataError("all of its depth is unknown")
         if self.keys.scale == "relative":

@@ -107,3 +107,15 @@ def test_survey_reads_generated_sets() -> None:
     assert found.images == {"train": 6, "val": 2} or sum(found.images.values()) == 8
     assert set(found.tasks) == {"detection", "depth", "normals"}
     assert not found.unreadable
+
+
+def test_survey_tells_the_range_of_arrays(tmp_path: Path) -> None:
+    for number in range(2):
+        picture(tmp_path / f"images/{number}.png", number, size=(4, 4))
+        (tmp_path / "dem").mkdir(exist_ok=True)
+        heights = np.full((4, 4, 2), [number * 50.5 - 9, np.nan])
+        np.save(tmp_path / f"dem/{number}.npy", heights + np.array([0, 7 * number]))
+    keys = {"arrays": "dem", "array_channels": ["height", "slope"], "unit": "m", "hold_out": 0.0}
+    found = survey(open_source({"kind": "rasters", "path": str(tmp_path), **keys}))
+    expected = "; numbers: height -9 to 41.5 m; unknown: 50%"
+    assert found.tasks["regression"].describe().endswith(expected)

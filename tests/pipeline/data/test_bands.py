@@ -66,6 +66,14 @@ def test_decode_bands_keeps_numbers(encode: Any, dtype: Any) -> None:
     assert inspect_pixels(encode(numbers), 5) == (6, 4, "npy" if encode is npy else "tif")
 
 
+@pytest.mark.filterwarnings("error")
+def test_decode_bands_keeps_numbers_of_few_bits_and_what_is_not_there() -> None:
+    numbers = RAMP.astype(np.float16)
+    data = tiff(numbers, extratags=[(42113, "s", 0, "-9999", True)])
+    for each in (npy(numbers), data):
+        np.testing.assert_array_equal(decode_bands(each, 5), numbers)
+
+
 @pytest.mark.parametrize("options", [{"compression": "zlib"}, {"compression": "lzw", "predictor": True}], ids=str)
 def test_decode_bands_reads_compressed_tiff(options: dict[str, Any]) -> None:
     pytest.importorskip("imagecodecs")
@@ -104,6 +112,11 @@ def test_decode_bands_reads_one_channel(encode: Any) -> None:
             "holds 20 .*, nan, in channel 2, row 1, column 1",
         ),
         (npy(np.where(RAMP == 44, -3.4e38, RAMP)), 5, r"holds 1 .*, -3.4e\+38, in channel 5, row 2, column 3"),
+        (npy(np.where(RAMP == 44, 1e200, RAMP)), 5, r"holds 1 .*, 1e\+200, in channel 5, row 2, column 3"),
+        *[
+            (tiff(RAMP.astype(dtype), extratags=[(42113, "s", 0, "44", True)]), 5, r"holds 1 .*44, .*\(GDAL_NODATA\)")
+            for dtype in (np.uint8, np.float32)
+        ],
         (tiff(RAMP.astype(np.uint8), extratags=[(274, "H", 1, 6, True)]), 5, "is stored turned .orientation 6"),
         (tiff(RAMP[..., 0].astype(np.uint8), photometric="miniswhite", planarconfig=None), 1, "inverted .WhiteIsZero"),
         (tiff(np.moveaxis(RAMP, -1, 0).astype(np.uint8), planarconfig=None), 1, "has 5 channels, not 1"),
@@ -115,7 +128,20 @@ def test_decode_bands_reads_one_channel(encode: Any) -> None:
         (b"text", 5, "^begins with b'text', and no image of 5 channels: these are TIFF files or"),
     ],
     ids=[
-        *("channels", "pictures", "bands first", "nan", "large", "turned", "inverted", "pages", "huge tiles"),
+        *(
+            "channels",
+            "pictures",
+            "bands first",
+            "nan",
+            "large",
+            "largest",
+            "unknown",
+            "unknown float",
+            "turned",
+            "inverted",
+            "pages",
+            "huge tiles",
+        ),
         *("short tiff", "short npy", "picture", "empty", "no bytes", "text"),
     ],
 )

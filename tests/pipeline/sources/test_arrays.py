@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
 from pipeline.errors import DataError
-from pipeline.sources import rasters
+from pipeline.sources import TrueLabels, rasters
 from pipeline.stores.labels import LabelSpace
 
 SIZE = (6, 4)
@@ -64,9 +66,52 @@ def test_rasters_source_turns_whole_numbers_into_the_unit(tmp_path: Path) -> Non
 
 def test_rasters_source_takes_what_is_not_finite_for_unknown(tmp_path: Path) -> None:
     numbers = HEIGHTS.astype(np.float64)
-    numbers[0] = np.nan, np.inf, 1e300
+    numbers[0] = np.nan, np.inf, -np.inf
     write_pair(tmp_path, "a.npy", numbers)
     np.testing.assert_array_equal(values_of(tmp_path)[..., 0], [[np.nan] * 3, HEIGHTS[1]])
+
+
+def truth_of(root: Path, **options: Any) -> TrueLabels:
+    (record,) = open_source(root, **options).records()
+    return record.truth(SIZE)
+
+
+def write_tiff(root: Path, numbers: NDArray[Any], unknown: str) -> None:
+    write_pair(root, "a.tif", HEIGHTS)
+    tifffile.imwrite(root / "dem/a.tif", numbers, extratags=[(42113, "s", 0, unknown, True)])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16, np.int32, np.float64])
+def test_rasters_source_takes_what_a_tiff_states_for_unknown(dtype: Any, tmp_path: Path) -> None:
+    numbers = HEIGHTS.astype(dtype)
+    numbers[0, 1] = -9999
+    write_tiff(tmp_path, numbers, "-9999")
+    for options in ({}, {"unknown": -9999}):
+        np.testing.assert_array_equal(values_of(tmp_path, **options)[0, :, 0], [0, np.nan, 2])
+    with pytest.raises(DataError, match=r"states that -9999 is unknown \(GDAL_NODATA\), and .* `unknown` is 0"):
+        values_of(tmp_path, unknown=0)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.uint8])
+def test_rasters_source_knows_a_stated_number_in_any_type(dtype: Any, tmp_path: Path) -> None:
+    numbers = HEIGHTS.astype(dtype)
+    numbers[0, 1] = 0.1
+    write_pair(tmp_path, "a.npy", numbers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not np.isnan(values_of(tmp_path, unknown=1e6)).any()
+        assert np.isnan(values_of(tmp_path, unknown=0.1)).sum() == (dtype is not np.uint8)
+
+
+@pytest.mark.parametrize(("large", "factor"), [(-3.4e38, 1), (1e31, 1e-6), (1e25, 1e10), (1e300, 1)])
+def test_rasters_source_counts_numbers_that_are_too_large(large: float, factor: float, tmp_path: Path) -> None:
+    numbers = HEIGHTS.astype(np.float64)
+    numbers[0] = np.nan, large, -large
+    write_pair(tmp_path, "a.npy", numbers)
+    truth = truth_of(tmp_path, factor=factor)
+    assert truth.notes == ["numbers above 1e+30 in size are unknown: 2 numbers"]
+    expected = np.array([np.nan] * 3 + [3, 4, 5]) * factor
+    np.testing.assert_allclose(truth.values["regression"]["values"].ravel(), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -75,9 +120,10 @@ def test_rasters_source_takes_what_is_not_finite_for_unknown(tmp_path: Path) -> 
         (np.zeros((4, 6, 2)), {}, r"holds 2 numbers in each cell; `array_channels` names 1 \(value\)"),
         (np.zeros((2, 32, 32)), {"array_channels": ["a", "b"], "aligned": False}, r"\(2, 32, 32\), not .* last"),
         (HEIGHTS.T, {}, "it is 2x3, the upright image 6x4"),
+        (np.ones((4, 6)), {"factor": 1e300}, r"all of its numbers are above 1e\+30 in size times `factor` 1e\+300"),
         (np.full((4, 6), -9999.0), {"unknown": -9999}, "all of its numbers are unknown"),
     ],
-    ids=["channels", "first", "shape", "unknown"],
+    ids=["channels", "first", "shape", "factor", "unknown"],
 )
 def test_rasters_source_refuses_arrays(numbers: NDArray[Any], options: Any, message: str, tmp_path: Path) -> None:
     write_pair(tmp_path, "a.npy", numbers)
@@ -88,6 +134,11 @@ def test_rasters_source_refuses_arrays(numbers: NDArray[Any], options: Any, mess
 def test_rasters_source_takes_arrays_of_any_shape_that_are_not_aligned(tmp_path: Path) -> None:
     write_pair(tmp_path, "a.npy", HEIGHTS.T)
     assert values_of(tmp_path, aligned=False).shape == (3, 2, 1)
+
+
+def test_rasters_config_refuses_a_factor_of_nothing() -> None:
+    with pytest.raises(ValidationError, match="all numbers times 0 are 0; leave `factor` out"):
+        rasters.Config.model_validate({"path": "a", "arrays": "dem", "factor": 0})
 
 
 @pytest.mark.parametrize("shape", [(1, 100, 13), (3, 40, 2), (1, 9, 3)], ids=str)

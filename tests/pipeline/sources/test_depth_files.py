@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -96,6 +97,28 @@ def test_depth_source_takes_sky_at_an_absurd_distance_for_unknown(tmp_path: Path
     assert depth_of(tmp_path, "a.npy", far).tolist() == expected.tolist()
     with pytest.raises(DataError, match=r"reaches 1e\+10 m, but at most 65504 m can be stored: is `unit_m` right"):
         depth_of(tmp_path, "a.npy", np.full((2, 4), 1e10, np.float32))
+
+
+def test_depth_source_takes_what_a_tiff_states_for_unknown(tmp_path: Path) -> None:
+    depth_of(tmp_path, "a.tif", METRES)
+    stated = METRES.copy()
+    stated[0, 0] = 7777
+    tifffile.imwrite(tmp_path / "depth/a.tif", stated, extratags=[(42113, "s", 0, "7777", True)])
+    (record,) = depth.Source(depth.Config(path=str(tmp_path))).records()
+    assert record.truth(SIZE).values["depth"]["depth"].ravel()[:2].tolist() == [0, METRES[0, 1]]
+
+
+@pytest.mark.parametrize("options", [{"scale": "relative"}, {"inverse": True, "unit_m": 1}], ids=str)
+def test_depth_source_counts_numbers_that_are_too_large(options: Any, tmp_path: Path) -> None:
+    large = METRES.astype(np.float32)
+    large[0, 0] = 3.4e38
+    depth_of(tmp_path, "a.npy", large)
+    (record,) = depth.Source(depth.Config(path=str(tmp_path), **options)).records()
+    truth = record.truth(SIZE)
+    assert truth.notes == ["numbers above 1e+30 in size are unknown: 1 numbers"]
+    found = truth.values["depth"]["depth"]
+    assert found[0, 0] == 0
+    assert found[0, 2] > 0
 
 
 def test_depth_source_strips_suffix_of_depth_maps(tmp_path: Path) -> None:
