@@ -77,7 +77,7 @@ def _to_json(value: Value) -> bytes:
 
 
 def _to_list(array: NDArray[Any]) -> list[Any]:
-    if array.dtype.kind == "S":
+    if array.dtype == object:
         return [text.decode("ascii") for text in array.tolist()]
     entries = array.astype(object)
     entries[np.isnan(array)] = None
@@ -86,5 +86,6 @@ def _to_list(array: NDArray[Any]) -> list[Any]:
 
 def _to_npz(value: Value) -> bytes:
     file = io.BytesIO()
-    np.savez_compressed(file, allow_pickle=False, **value)
+    plain = {name: array.astype(np.bytes_) if array.dtype == object else array for name, array in value.items()}
+    np.savez_compressed(file, allow_pickle=False, **plain)
     return file.getvalue()

@@ -2,7 +2,7 @@
 
 The text of a mask counts pixels down the columns, the first column first: how many are outside of the object, then how
 many are in it, and so on. `size` is (width, height) in pixels, as everywhere. Masks of a label are an array (N,) of
-NumPy's `bytes_`, which selects, copies and saves as numbers do.
+objects of the type `bytes`: in NumPy's own `bytes_` each would take as much memory as the longest.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ MAX_CHARACTERS = 8
 """Of a number in the text, 5 bits each: enough for any image."""
 
 
-def rle_array(masks: Iterable[bytes]) -> NDArray[np.bytes_]:
+def rle_array(masks: Iterable[bytes]) -> NDArray[np.object_]:
     """Return the texts of N masks as an array (N,)."""
-    return np.array(list(masks), dtype=np.bytes_)
+    return np.array([bytes(mask) for mask in masks], dtype=np.object_)
 
 
 def encode_mask(mask: NDArray[np.bool_], at: tuple[int, int] = (0, 0), size: Size | None = None) -> bytes:
@@ -109,7 +109,7 @@ def mask_overlaps(one: Sequence[bytes], other: Sequence[bytes], size: Size) -> N
     return np.array(found, dtype=np.float64).reshape(len(one), len(other))
 
 
-def resize_masks(masks: Iterable[bytes], size: Size, box: Box, to: Size) -> NDArray[np.bytes_]:
+def resize_masks(masks: Iterable[bytes], size: Size, box: Box, to: Size) -> NDArray[np.object_]:
     """Return the masks of the region `box` of an image of `size`, at the size `to`, by the nearest pixel."""
     if box == FULL_IMAGE and size == to:
         return rle_array(masks)

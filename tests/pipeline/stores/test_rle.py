@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -102,6 +104,16 @@ def test_surest_objects_gives_each_pixel_to_the_highest_score() -> None:
         "masks": rle_array(map(encode_mask, masks)),
     }
     assert surest_objects(value, (4, 2)).tolist() == [[0, 0, 2, 1], [0, 0, 0, 1]]
+
+
+def test_rle_array_takes_no_more_memory_than_its_texts() -> None:
+    texts = [bytes(1_000_000), *[b"04"] * 1000]
+    tracemalloc.start()
+    found = rle_array(texts)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.tolist() == texts
+    assert most < 1_000_000
 
 
 def test_as_coco_is_what_pycocotools_reads() -> None:
