@@ -38,7 +38,7 @@ from pipeline.sources._segmentation import read_mask
 from pipeline.sources._splits import SPLITS, Split, names_of_split, split_by_hash
 from pipeline.storage.path import StoragePath, require_exists
 from pipeline.stores.labels import LabelSpace
-from pipeline.stores.rle import rle_array
+from pipeline.stores.rle import box_around, decode_mask, rle_array
 
 ANNOTATIONS = (
     *("instances_{}.json", "annotations/instances_{}.json", "annotations/instances_{}2017.json"),
@@ -60,7 +60,7 @@ class Config(SourceConfig):
     """The classes: the file's categories, or the supercategories that group them."""
     masks: bool = False
     """True for a label `masks` beside `detection`: the boxes with the pixels of their objects, from `segmentation`.
-    Annotations without it count as dropped."""
+    Annotations without it count as dropped; those without `bbox` have the box around their mask."""
     keypoints: bool = False
     """True for a label `keypoints` beside `detection`: the boxes of the categories that have `keypoints`, with the
     points of each. Annotations with damaged ones count as dropped."""
@@ -219,7 +219,8 @@ class Source(FileSource):
         if stated := entry.size():
             check_size(stated, size, "the annotations say")
         indices = list(map(self._class_index, annotations))
-        truth, kept = checked_boxes(list(map(_shape, annotations, indices)), self._classes[0], size)
+        shapes = [_shape(annotation, index, size) for annotation, index in zip(annotations, indices, strict=True)]
+        truth, kept = checked_boxes(shapes, self._classes[0], size)
         if self.config.masks:
             _add_masks(truth, [annotations[number] for number in kept], size)
         if self.config.keypoints:
@@ -257,7 +258,7 @@ def _stray_annotations(part: SplitAnnotations) -> Iterator[tuple[int, str]]:
         yield count, f"has annotations of {len(unlisted)} images that it does not list, first {first}"
 
 
-def _shape(annotation: Annotation, index: int | None) -> BoxShape:
+def _shape(annotation: Annotation, index: int | None, size: tuple[int, int]) -> BoxShape:
     place, crowd = f"annotation {annotation.id}", annotation.crowd()
     if index is None:
         return BoxShape(place, index, None, "annotation without a category dropped")
@@ -265,6 +266,8 @@ def _shape(annotation: Annotation, index: int | None) -> BoxShape:
         return BoxShape(place, index, None, f"box with iscrowd {annotation.iscrowd!r:.20} dropped")
     if crowd:
         return BoxShape(place, index, None, "crowd box dropped", by_intent=True)
+    if annotation.bbox is None and isinstance(annotation, SegmentedAnnotation):
+        return _shape_of_mask(annotation, index, size)
     numbers = as_numbers(annotation.bbox, 4)
     if numbers is None:
         return BoxShape(place, index, None)
@@ -272,16 +275,27 @@ def _shape(annotation: Annotation, index: int | None) -> BoxShape:
     return BoxShape(place, index, (x, y, x + width, y + height))
 
 
+def _shape_of_mask(annotation: SegmentedAnnotation, index: int, size: tuple[int, int]) -> BoxShape:
+    """Return the box around the mask of an annotation that states no box."""
+    place = f"annotation {annotation.id}"
+    try:
+        box = box_around(decode_mask(read_mask(annotation.segmentation, size), size))
+    except DataError as error:
+        return BoxShape(place, index, None, f"box without four numbers dropped, {str(error).partition(': ')[0]}")
+    return BoxShape(place, index, (float(box[0]), float(box[1]), float(box[2]), float(box[3])))
+
+
 def _add_masks(truth: TrueLabels, annotations: list[Annotation], size: tuple[int, int]) -> None:
-    """Add the label `masks`: the boxes of `detection`, which are of these annotations, that have a mask of a pixel."""
+    """Add the label `masks`: the boxes of `detection`, of these annotations, that have a mask with a pixel in them."""
+    boxes = iter(truth.values["detection"]["boxes"].tolist())
 
     def read(annotation: Annotation) -> bytes:
         assert isinstance(annotation, SegmentedAnnotation)
-        return read_mask(annotation.segmentation, size)
+        return read_mask(annotation.segmentation, size, next(boxes))
 
     masks = read_objects(truth, annotations, read)
-    boxes = select_boxes(truth.values["detection"], [number for number, mask in enumerate(masks) if mask is not None])
-    truth.values["masks"] = {**boxes, "masks": rle_array(mask for mask in masks if mask is not None)}
+    kept = select_boxes(truth.values["detection"], [number for number, mask in enumerate(masks) if mask is not None])
+    truth.values["masks"] = {**kept, "masks": rle_array(mask for mask in masks if mask is not None)}
 
 
 def _usual_splits(root: StoragePath, names: Sequence[str]) -> set[Split]:

@@ -17,6 +17,7 @@ from tests.pipeline.sources.test_coco import SIZE, box, open_source, single_reco
 
 SQUARE = [10, 5, 40, 5, 40, 25.5, 10, 25.5]
 WIDE = [10, 5, 30, 20.5]
+ALL = [0, 0, *SIZE]
 
 
 def ellipse() -> NDArray[np.bool_]:
@@ -38,7 +39,7 @@ def test_coco_source_reads_masks_as_pycocotools_does(tmp_path: Path) -> None:
     given: list[Any] = [(rng.random(2 * count) * 60 - 5).round(2).tolist() for count in rng.integers(3, 12, 30)]
     segmentations: list[Any] = [[each] for each in given[:20]] + [given[20:23], given[23:25]]
     segmentations += [compressed(ellipse()), {"size": [50, 100], "counts": listed_runs(ellipse())}]
-    boxes = [box(WIDE, id=number, segmentation=each) for number, each in enumerate(segmentations, start=1)]
+    boxes = [box(ALL, id=number, segmentation=each) for number, each in enumerate(segmentations, start=1)]
     write(tmp_path, boxes)
     source = open_source(tmp_path, masks=True)
     assert set(source.spaces()) == {"detection", "masks"}
@@ -64,7 +65,7 @@ def test_coco_source_stores_masks_in_their_canonical_form(tmp_path: Path) -> Non
     runs = [0, 0, 100, 50, 0, 50, 4800]
     other = pycoco.frPyObjects({"size": [50, 100], "counts": runs}, 50, 100)["counts"].decode()
     texts = [{"size": [50, 100], "counts": counts} for counts in (runs, other)]
-    write(tmp_path, [box(WIDE, segmentation=each) for each in texts])
+    write(tmp_path, [box(ALL, segmentation=each) for each in texts])
     value = single_record(open_source(tmp_path, masks=True)).truth(SIZE).values["masks"]
     [text] = set(value["masks"].tolist())
     assert text == encode_mask(decode_mask(text, SIZE))
@@ -95,11 +96,13 @@ def test_coco_source_stores_masks_in_their_canonical_form(tmp_path: Path) -> Non
         ),
         ({"size": [50, 100], "counts": [10, 20]}, "runs of 30 pixels in an image of 100 x 50"),
         ({"size": [50, 100], "counts": [10, 5000]}, "runs of 5010 pixels in an image of 100 x 50"),
-        ({"size": [50, 100], "counts": [10, -10, 5000]}, "a run of -1 pixels"),
-        ({"size": [50, 100], "counts": [1e308, 1e308]}, "runs of .* pixels in an image"),
+        ({"size": [50, 100], "counts": [10, -10, 5000]}, "a run of -10 pixels"),
+        ({"size": [50, 100], "counts": [1e308, 1e308]}, r"a run of 1e\+308 pixels in an image of 100 x 50"),
+        ({"size": [50, 100], "counts": [10**40]}, r"a run of 1e\+40 pixels in an image"),
+        ({"size": [50, 100], "counts": [5001]}, "a run of 5001 pixels in an image"),
         (
             {"size": [50, 100], "counts": [0.5, 4999.5]},
-            "mask with counts that are no whole numbers dropped",
+            r"mask with counts that are no whole numbers dropped: annotation 9, \[0.5, 4999.5\]$",
         ),
         ({"size": [50, 100], "counts": ["x"]}, "mask with counts that are no whole numbers dropped"),
         ({"size": [50, 100], "counts": {"a": 1}}, "mask with counts that are no whole numbers dropped"),
@@ -107,15 +110,17 @@ def test_coco_source_stores_masks_in_their_canonical_form(tmp_path: Path) -> Non
         ({"size": [50, 100], "counts": "~~"}, "is no compressed run-length encoding"),
         (
             {"size": [50, 100], "counts": "\u00e9"},
-            "mask whose run lengths do not fit the image dropped",
+            "mask whose run lengths do not fit the image dropped: annotation 9, '\u00e9' is no compressed run-length",
         ),
+        ([[60, 30, 70, 30, 70, 40]], "mask outside of its box dropped: annotation 9"),
+        ([[0.1, 0.1, 0.9, 0.1, 0.9, 0.9, 0.1, 0.9]], "mask outside of its box dropped: annotation 9"),
         ({"size": [50, 100], "counts": ""}, "is no compressed run-length encoding"),
         ({"size": [50, 100], "counts": [5000]}, "mask without a pixel dropped"),
     ],
     ids=lambda each: str(each)[:40],
 )
 def test_coco_source_counts_what_is_no_mask(segmentation: Any, note: str, tmp_path: Path) -> None:
-    write(tmp_path, [box(WIDE, id=9, segmentation=segmentation), box([0, 0, 5, 5], 90, segmentation=[SQUARE])])
+    write(tmp_path, [box(WIDE, id=9, segmentation=segmentation), box(WIDE, 90, segmentation=[SQUARE])])
     truth = single_record(open_source(tmp_path, masks=True)).truth(SIZE)
     [told] = truth.notes
     assert told.partition(":")[2].startswith(" annotation 9")
@@ -124,6 +129,19 @@ def test_coco_source_counts_what_is_no_mask(segmentation: Any, note: str, tmp_pa
     assert len(truth.values["detection"]["boxes"]) == 2, "its box is one all the same"
     assert truth.values["masks"]["classes"].tolist() == [3]
     assert len(truth.values["masks"]["masks"]) == 1
+
+
+def test_coco_source_takes_boxes_that_are_not_stated_from_masks(tmp_path: Path) -> None:
+    without = {"id": 1, "image_id": 7, "category_id": 3, "segmentation": [SQUARE]}
+    damaged = {"id": 2, "image_id": 7, "category_id": 3, "segmentation": [[1, 2]]}
+    write(tmp_path, [without, damaged, box([1, 1], id=3, segmentation=[SQUARE])])
+    truth = single_record(open_source(tmp_path, masks=True)).truth(SIZE)
+    assert truth.values["masks"]["boxes"].tolist() == [[10, 5, 40, 26]]
+    assert truth.notes == [
+        "box without four numbers dropped, polygon of fewer than three points dropped: annotation 2",
+        "box without four numbers dropped: annotation 3",
+    ]
+    assert single_record(open_source(tmp_path)).truth(SIZE).dropped == 3
 
 
 def test_coco_source_takes_a_polygon_without_a_list_around_it(tmp_path: Path) -> None:
