@@ -36,6 +36,8 @@ INCREMENTAL_KEYS = ("files", "source.path", "source.max_bad")
 """Settings that decide neither which images are in the set nor in which split."""
 IN_FLIGHT = 64
 """Images read at once: with one shard's label rows, what ingesting holds in memory."""
+MOST_NOTES = 3
+"""Kinds of notes on labels that are told with their numbers."""
 PROGRESS_EVERY = 50
 """Records between reports of progress."""
 
@@ -77,9 +79,18 @@ def ingest(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str,
     run.index.write(out)
     write_json(out / "set.json", packer.summary())
     skipped = {"skipped": dict(run.source.skipped)} if run.source.skipped else {}
+    notes = dict(_frequent_notes(packer))
+    frequent = {"frequent_notes": notes} if notes else {}
     lost = _lost_classes(inputs.previous, run.labels)
     warnings = {"warnings": lost} if lost else {}
-    return {**packer.counts, "read_now": run.read_now, **skipped, **warnings, INHERITED_FILES: packer.inherited}
+    return {
+        **packer.counts,
+        "read_now": run.read_now,
+        **skipped,
+        **frequent,
+        **warnings,
+        INHERITED_FILES: packer.inherited,
+    }
 
 
 def _lost_classes(previous: Artifact | None, labels: Mapping[str, Label]) -> list[str]:
@@ -291,8 +302,13 @@ def _check_bad_share(packer: ShardPacker, max_bad: float, name: str) -> None:
         )
     dropped, annotations = packer.counts["dropped"], packer.counts["annotations"]
     if annotations and dropped / annotations > max_bad:
-        notes = collections.Counter(note.partition(":")[0] for *_, note in packer.lists["notes"])
+        notes = ", ".join(f"{note} ({count})" for note, count in _frequent_notes(packer))
         raise DataError(
             f"data.{name}: {dropped} of {annotations} annotations can't be used, more than max_bad = {max_bad:g} "
-            f"allows. Most frequent: {', '.join(f'{note} ({count})' for note, count in notes.most_common(3))}"
+            f"allows. Most frequent: {notes}"
         )
+
+
+def _frequent_notes(packer: ShardPacker) -> list[tuple[str, int]]:
+    """Return the most frequent notes on labels, without the place, and how often they were made."""
+    return collections.Counter(note.partition(":")[0] for *_, note in packer.lists["notes"]).most_common(MOST_NOTES)

@@ -30,6 +30,7 @@ import yaml
 from evaluation.report.formatting import plural, teacher_scores
 from flows.plan.run_plan import Plan
 from flows.run.processes import open_private
+from ingest.dataset import IngestedSet
 from pipeline.errors import ConfigError, Stopped, mask_credentials
 from pipeline.recipe.reader import as_written
 from pipeline.recipe.recipe import Recipe
@@ -44,6 +45,8 @@ from pipeline.storage.root import Root
 
 MOST_SUFFIXES = 5
 """Suffixes of files passed over that a progress line names."""
+MANY_NOTES = 0.05
+"""Notes of one kind on labels, for each image, from which on a progress line tells of them."""
 GetOrMake = Callable[["Run", Step, Inputs], tuple[Artifact, bool]]
 """Returns the artifact of a step, and True if it was made by this call."""
 
@@ -152,7 +155,11 @@ class Run:
             with self._lock:
                 self.made += 1
             self.record("made", step=step.name, artifact=fingerprint, seconds=round(seconds, 2), counts=artifact.counts)
-            runtime.progress(step.name, 1.0, f"made in {seconds:.0f} s{_unusable_files(artifact)}{_scores(artifact)}")
+            runtime.progress(
+                step.name,
+                1.0,
+                f"made in {seconds:.0f} s{_unusable_files(artifact)}{_labels(artifact)}{_scores(artifact)}",
+            )
         else:
             self._record_reuse(step.name, artifact)
         self._check_after_last_early_step(step.name, artifact)
@@ -172,6 +179,20 @@ def _scores(artifact: Artifact) -> str:
     """Return the end of a progress line that says how good a teacher is; "" if it was not measured."""
     scores = teacher_scores(artifact.counts) if artifact.kind == "teacher" else ""
     return f"; {scores}" if scores else ""
+
+
+def _labels(artifact: Artifact) -> str:
+    """Return the end of a progress line that says which images of a set lack labels, and what is odd about many."""
+    if artifact.kind != "data":
+        return ""
+    images, spaces = artifact.counts["images"], IngestedSet(artifact).spaces
+    told = ""
+    for task in spaces:
+        labelled = sum(count for key, count in artifact.counts.items() if key.startswith(f"labels.{task}."))
+        if labelled < images:
+            told += f"; labels{f' for {task}' if len(spaces) > 1 else ''} of {labelled:,} of {plural(images, 'image')}"
+    note, count = next(iter(artifact.counts.get("frequent_notes", {}).items()), ("", 0))
+    return f"{told}; {note}: {plural(count, 'time')}" if count >= MANY_NOTES * images and count else told
 
 
 def _unusable_files(artifact: Artifact) -> str:
