@@ -8,7 +8,7 @@ import importlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from inspect import getattr_static
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,19 @@ from typing import Any
 import yaml
 
 from ingest.ingest import open_source
+from pipeline.data.bands import BAND_SUFFIXES, RGB, channels_of, inspect_pixels
 from pipeline.errors import ConfigError, DataError, error_context
 from pipeline.recipe.plugins import modules
 from pipeline.recipe.reader import escape
-from pipeline.sources import BaseSource
+from pipeline.sources import BaseSource, SourceRecord
 from pipeline.sources._splits import parse_split
 from pipeline.storage.path import StoragePath, is_hidden, subfolders, walk
 
 GENERAL = ("rasters", "normals", "masks", "depth", "imagefolder", "parquet", "webdataset", "csv", "folder")
 """Source kinds whose layouts others may have as well, the most specific first. All other kinds are asked before them,
 by name: the first that recognises a folder reads it."""
+NO_PICTURES = (".tif", ".tiff", *BAND_SUFFIXES)
+"""Ends of the names of images that may be no pictures."""
 HINTS = {
     ".txt": ". If these are YOLO's labels: name their classes in a `data.yaml` or `classes.txt` for `kind: yolo`",
     ".xml": ". If these are Pascal VOC's labels: `kind: voc` reads them, but none has an <object> with a <bndbox>",
@@ -147,11 +150,21 @@ class DetectedSource:
         return (f"; not read: {listing}{hint}" if listing else "") + self._first_problem()
 
     def _first_problem(self) -> str:
-        if not self.source.problems:
+        problems = [*self.source.problems, *self._bad_image()]
+        if not problems:
             return ""
-        name, reason = self.source.problems[0]
-        count = len(self.source.problems)
+        name, reason = problems[0]
+        count = len(problems)
         return f"; can't be used: {name}: {reason}{f', and {count - 1:,} more' if count > 1 else ''}"
+
+    def _bad_image(self) -> Iterator[tuple[str, str]]:
+        """Yield the name of the first image, and why it can't be read, if it can't."""
+        first = _first_image(self.source)
+        try:
+            if first and first.name.lower().endswith(NO_PICTURES):
+                inspect_pixels(first.read(), self.source.channels)
+        except DataError as error:
+            yield first.name if first else "", str(error)
 
 
 def detect_source(folder: Path) -> DetectedSource:
@@ -186,6 +199,8 @@ def _detect(folder: Path) -> DetectedSource | None:
         if (settings := source_class.detect(str(folder))) is not None:
             entry = {"kind": kind, "path": str(folder), **settings}
             with error_context(f"{folder}, as {kind}"):
+                channels = _channels(entry)
+                entry |= {"channels": channels} if channels != RGB else {}
                 source = open_source(entry)
                 spaces = source.spaces().items()
                 next(iter(source.records()), None)
@@ -193,6 +208,19 @@ def _detect(folder: Path) -> DetectedSource | None:
             tasks = tuple(task for task, space in spaces if task != "classification" or len(space.classes) > 1)
             return DetectedSource(entry, source, tasks)
     return None
+
+
+def _channels(entry: Mapping[str, Any]) -> int:
+    """Return the channels of a set's first image, RGB for a picture."""
+    first = _first_image(open_source({**entry, "channels": 1}))  # of any number but RGB, files have the same suffixes
+    return channels_of(first.read()) if first and first.name.lower().endswith(NO_PICTURES) else RGB
+
+
+def _first_image(source: BaseSource) -> SourceRecord | None:
+    try:
+        return next(iter(source.records()), None)
+    except DataError:  # said when the set is opened as its kind
+        return None
 
 
 def _kinds() -> dict[str, type[BaseSource]]:

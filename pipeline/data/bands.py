@@ -6,6 +6,7 @@ are stored, whatever their range, and in the file's order of channels.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,21 @@ def inspect_bands(data: bytes, channels: int) -> tuple[Inspection, Bands]:
     bands = decode_bands(data, channels)
     suffix = "npy" if data.startswith(NPY) else "tif" if data.startswith(TIFF) else "png"
     return Inspection(bands.shape[1], bands.shape[0], suffix), bands
+
+
+def channels_of(data: bytes) -> int:
+    """Return the channels with which an image file can be read: RGB for pictures, and for what can't be read at all.
+
+    Raises ConfigError if the package that tells is missing.
+    """
+    try:
+        inspect_image(data)
+    except DataError:
+        with contextlib.suppress(DataError):
+            shape = _decode(data, RGB).shape if data.startswith((NPY, *TIFF)) else (0, 0, RGB)
+            found = shape[2] if len(shape) > 2 else 1
+            return found if found <= MOST_CHANNELS else RGB
+    return RGB
 
 
 def _inspect_picture(data: bytes) -> Inspection:

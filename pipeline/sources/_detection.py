@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pipeline.data.bands import RGB
 from pipeline.errors import MustError
 from pipeline.sources import BaseSource
 from pipeline.storage.path import StoragePath
@@ -14,8 +15,14 @@ def is_readable(open_source: Callable[[], BaseSource]) -> bool:
 
     For kinds that nothing but trying tells: a CSV file may be about anything.
     """
+    return any(_is_readable(open_source, channels) for channels in (RGB, 1))
+
+
+def _is_readable(open_source: Callable[[], BaseSource], channels: int) -> bool:
+    """Return True if there is an image of so many channels; of all numbers but RGB, files have the same suffixes."""
     try:
         source = open_source()
+        source.channels = channels
         source.spaces()
         return next(iter(source.records()), None) is not None
     except (MustError, ValueError):

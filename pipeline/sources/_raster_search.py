@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pipeline.data.arrays import ARRAY_SUFFIXES
+from pipeline.data.bands import BAND_SUFFIXES
 from pipeline.sources._files import IMAGE_SUFFIXES, images_under
 from pipeline.sources._mask_survey import survey_masks
 from pipeline.sources._pairs import IMAGE_FOLDERS, LABEL_FOLDERS, plain_name
@@ -77,7 +78,7 @@ def _in_folders(root: StoragePath) -> RasterLayout | None:
         if _label_of(images):
             continue
         found: dict[str, tuple[str, str, list[StoragePath]]] = {}
-        stems = set(_stems(folders, IMAGE_SUFFIXES))
+        stems = set(_stems(folders, (*IMAGE_SUFFIXES, *BAND_SUFFIXES)))
         for name in sorted(candidates, key=_preference):
             label = _label_of(name)
             if label is None or label in found or not stems:

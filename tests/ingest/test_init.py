@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 import must
 from flows.plan.selection import Selection
 from ingest.init import DetectedSource, detect_source, write_recipe
+from pipeline.data.bands import inspect_pixels
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.plugins import modules
 from pipeline.recipe.reader import read_recipe
@@ -114,6 +117,44 @@ def test_init_names_the_folder_and_kind_that_can_not_be_read(tmp_path: Path) -> 
         write_images(tmp_path / name)
     with pytest.raises(ConfigError, match=rf"^{tmp_path}, as masks: classes: there is no file .*classes\.json"):
         detect(tmp_path)
+
+
+def write_numbers(file: Path, shape: tuple[int, ...], dtype: str = "uint16") -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    numbers = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    if file.suffix == ".npy":
+        np.save(file, numbers)
+    else:
+        kind = "rgb" if shape[-1] == 3 and dtype == "uint8" else "minisblack"
+        tifffile.imwrite(file, numbers, photometric=kind, planarconfig="contig" if len(shape) > 2 else None)
+
+
+@pytest.mark.parametrize("suffix", ["tif", "npy"])
+@pytest.mark.parametrize("masks", [True, False], ids=["masks", "pool"])
+def test_init_writes_the_channels_of_images_that_are_no_pictures(masks: bool, suffix: str, tmp_path: Path) -> None:
+    cases: list[tuple[tuple[int, ...], str, int | None]] = [((30, 40, 5), "uint16", 5), ((30, 40), "float32", 1)]
+    cases += [((30, 40), "uint8", None), ((30, 40, 3), "uint8", None)] if suffix == "tif" else []
+    for number, (shape, dtype, channels) in enumerate(cases):
+        folder = tmp_path / f"set{number}"
+        write_numbers(folder / f"images/a.{suffix}", shape, dtype)
+        if masks:
+            (folder / "masks").mkdir()
+            Image.fromarray((np.arange(1200).reshape(30, 40) % 2).astype(np.uint8)).save(folder / "masks/a.png")
+        found = detect(folder)
+        assert (found.entry["kind"], found.entry.get("channels")) == ("masks" if masks else "folder", channels)
+        assert "can't be used" not in found.describe()
+        [record] = found.source.records()
+        assert inspect_pixels(record.read(), channels or 3)[:2] == (40, 30)
+
+
+def test_init_says_which_numbers_it_can_not_read(tmp_path: Path) -> None:
+    write_numbers(tmp_path / "first.tif", (30, 40, 3), "float32")
+    assert (
+        "; can't be used: first.tif: a TIFF of 3 bands of float32, which is no picture" in detect(tmp_path).describe()
+    )
+    write_numbers(tmp_path / "set/images/a.npy", (5, 30, 40))
+    with pytest.raises(DataError, match="no images found; they are known by their suffix"):
+        detect(tmp_path / "set")
 
 
 @pytest.mark.parametrize("kind", modules("pipeline.sources"))
