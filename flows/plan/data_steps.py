@@ -18,7 +18,7 @@ from pipeline.stores.rejections import rejected_images, rejected_labels, rejecte
 
 IMAGES_COPY = StepKind("rejected_images", "ingest.rejections:copy_images", early=True)
 LABELS_COPY = StepKind("rejected_labels", "ingest.rejections:copy_labels", early=True)
-DATA = StepKind("data", "ingest.ingest:ingest", version=4, early=True, incremental_keys=INCREMENTAL_KEYS)
+DATA = StepKind("data", "ingest.ingest:ingest", version=5, early=True, incremental_keys=INCREMENTAL_KEYS)
 
 
 def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:

@@ -142,7 +142,8 @@ def test_ingest_keeps_and_notes_image_without_label(photos: Path, read: Read) ->
     assert [row["reason"] for row in rows] == [None, "the set has no label for it", None]
     assert [row["key"] for row in rows] == shard.keys
     assert found.read_list("notes") == [("images/train/01.png", "train", "no mask")]
-    assert found.counts == {"images": 3, "images.train": 3, "labels.segmentation.train": 2, "notes": 1}
+    noted = {"notes": 1, "frequent_notes": {"no mask": 1}}
+    assert found.counts == {"images": 3, "images.train": 3, "labels.segmentation.train": 2, **noted}
 
 
 def write_boxes(photos: Path, boxes: Sequence[tuple[list[int], int]]) -> None:
@@ -217,6 +218,7 @@ def test_ingest_counts_what_it_wrote(photos: Path, read: Read) -> None:
         rows = [row for shard in found.shards(split) for row in found.labels(shard, split).rows()]
         counted[f"labels.segmentation.{split}"] = sum(row["status"] == "ok" for row in rows)
     lists = {"quarantined": "quarantine", "duplicates": "duplicates", "notes": "notes"}
+    assert found.counts.pop("frequent_notes") == {"no mask": 1}
     assert found.counts == {**counted, **{count: len(found.read_list(table)) for count, table in lists.items()}}
     about = read_json(found.out / "set.json")
     assert about["counts"] == found.counts
