@@ -282,7 +282,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command; exit with 0, 2 (configuration), 3 (data), 4 (shortage), 75 (stopped) or 1 (anything else)."""
     from cli.output import Output
     from flows.run.process_setup import set_up_process
-    from pipeline.storage.shortage import shortage_of
+    from pipeline.storage.shortage import WAYS_OUT, shortage_of
 
     _check_current_folder()
     set_up_process()
@@ -294,8 +294,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"must: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
-        print(f"must: {error.filename or 'the system'}: {error.strerror or error}.", file=sys.stderr)
-        sys.exit(Shortage.exit_code if shortage_of(error) else 1)
+        resource = shortage_of(error)
+        way_out = f" {WAYS_OUT[resource]}" if resource else ""
+        print(f"must: {error.filename or 'the system'}: {error.strerror or error}.{way_out}", file=sys.stderr)
+        sys.exit(Shortage.exit_code if resource else 1)
 
 
 def _check_current_folder() -> None:

@@ -24,7 +24,7 @@ Every command has `--help`. All commands end with one of these exit codes:
 | 0 | done |
 | {ConfigError.exit_code} | the recipe, an option or the environment needs a change |
 | {DataError.exit_code} | a file on disk needs a change |
-| {Shortage.exit_code} | this machine is short of memory, space, open files or threads; make room and run again |
+| {Shortage.exit_code} | this machine is short of memory, space, open files or the like; make room and run again |
 | {Stopped.exit_code} | stopped; run the same command again to go on |
 | 1 | anything else |
 """

@@ -105,7 +105,7 @@ def _read_index(previous: Artifact) -> pa.Table:
 def _read(path: Path) -> pa.Table:
     try:
         with explain_parquet_errors(path, "list of files", ""):
-            return pq.read_table(path, schema=SCHEMA)
+            return pq.read_table(path, schema=SCHEMA, page_checksum_verification=True)
     except DataError:
         return SCHEMA.empty_table()  # then the files are read again
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ingest.dataset import IngestedSet
 from ingest.rejections import REJECTED_IMAGES, REJECTED_LABELS, read_copy
@@ -17,7 +16,7 @@ from ingest.true_labels import train_classes
 from pipeline.data.sampling import long_tailed_counts, random_order
 from pipeline.errors import DataError
 from pipeline.steps.artifact import Artifact, Inputs, of_kind
-from pipeline.storage.parquet import read_parquet
+from pipeline.storage.parquet import read_parquet, write_parquet
 from pipeline.storage.root import in_parallel
 from pipeline.stores.images import ImageShard
 from pipeline.stores.naming import store_name
@@ -119,7 +118,7 @@ class _Pool(NamedTuple):
     def write(self, out: Path) -> None:
         """Write `pool.parquet`."""
         columns = [*self.images.columns, pc.is_null(self.reasons), self.reasons]
-        pq.write_table(pa.table(columns, schema=POOL_SCHEMA), out / FILE)
+        write_parquet(out / FILE, pa.table(columns, schema=POOL_SCHEMA))
 
     def counts(self) -> dict[str, Any]:
         """Return the counts for the manifest: all reasons that users gave count as one."""

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
 from pipeline.steps.artifact import Artifact, Inputs
-from pipeline.storage.parquet import read_parquet
+from pipeline.storage.parquet import read_parquet, write_parquet
 from pipeline.stores.rejections import (
     hash_rejections,
     read_rejections,
@@ -55,7 +54,7 @@ def _copy(table: pa.Table, planned: Mapping[str, Any], columns: list[str], out: 
             f"{planned['sha256']} then, {current['count']} with {current['sha256']} now. Run again."
         )
     # lists of the same rejections must give the same bytes, so times are left out
-    pq.write_table(sort_rejections(table).select(columns).replace_schema_metadata(), out / FILE)
+    write_parquet(out / FILE, sort_rejections(table).select(columns).replace_schema_metadata())
     return {"rejections": len(table)}
 
 

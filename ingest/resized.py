@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 import itertools
 import time
@@ -137,12 +136,7 @@ class _Resizing:
         """Read an image, and resize it if it is larger. Runs on a thread."""
         shard, number = place
         shard.download(CACHE_SHARE)
-        row, data = shard.row(number), shard.read(number)
-        if hashlib.sha256(data).hexdigest() != row.sha256:
-            raise DataError(
-                f"{shard.tar}: image {row.key} is damaged in it. `must run` with --force data.{self.name} reads "
-                "everything from the source again."
-            )
+        row, data = shard.row(number), shard.read_original(number, self.name)
         if min(row.width, row.height) <= self.short_side:
             return _Copy(row, data)
         scale = self.short_side / min(row.width, row.height)

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ingest.incremental import ExistingShard, finished_tars
-from pipeline.errors import DataError
 from pipeline.sources._splits import SPLITS
 from pipeline.steps.artifact import WORK
+from pipeline.storage.parquet import write_parquet
 from pipeline.storage.root import link_or_copy
 from pipeline.stores.images import NewImage, ShardWriter, local_shard, write_table
 from pipeline.stores.label_writer import LabelWriter, store_metadata
@@ -159,12 +158,8 @@ class ShardPacker:
             if record is None:
                 continue
             entry = shard.shard.row(row)
-            image = NewImage(shard.shard.read(row), entry.suffix, entry.width, entry.height, record.name)
-            if image.sha256 != entry.sha256:
-                raise DataError(
-                    f"{shard.shard.tar}: image {entry.key} is damaged in it. `must run` with --force data.{self.name} "
-                    "reads everything from the source again."
-                )
+            data = shard.shard.read_original(row, self.name)
+            image = NewImage(data, entry.suffix, entry.width, entry.height, record.name)
             self._pack(record, shard.split, image)
         if not shard.sealed:
             files = self.work.glob(f"**/{shard.split}/{shard.name}.*")
@@ -209,7 +204,7 @@ class ShardPacker:
         for table, rows in self.lists.items():
             rows.sort(key=lambda row: row[0])
             entries = [dict(zip(LIST_SCHEMA.names, row[1:], strict=True)) for row in rows]
-            pq.write_table(pa.Table.from_pylist(entries, schema=LIST_SCHEMA), self.out / f"{table}.parquet")
+            write_parquet(self.out / f"{table}.parquet", pa.Table.from_pylist(entries, schema=LIST_SCHEMA))
 
     def discard(self) -> None:
         """Remove half-written shards; after `close` there are none."""

@@ -3,7 +3,7 @@
 MustError
 ├── ConfigError   2   the recipe, an option or the environment: edit it and run again
 ├── DataError     3   files on disk: repair them or leave them out, and run again
-├── Shortage      4   this machine is short of memory, space, open files or threads: free some, and run again
+├── Shortage      4   this machine is short of memory, space, file size, open files or threads: free some, and run again
 ├── Stopped      75   a stop was requested; all work so far is kept: run again to resume
 │   └── TakenOver     another run has taken over the step
 └── Interrupted   1   a process was ended from outside: started again, it resumes from what it saved

@@ -13,7 +13,7 @@ import numpy as np
 from ingest.dataset import IngestedSet
 from ingest.label_precedence import TrueLabelIndex
 from ingest.true_labels import drop_unlabelled
-from pipeline.data.dataset import DatasetShard, ImageDataset
+from pipeline.data.dataset import CACHE_SHARE, DatasetShard, ImageDataset
 from pipeline.data.prefetch import prefetch
 from pipeline.export import TRAIN, VAL, ExportSample
 from pipeline.recipe.student import StudentConfig
@@ -94,11 +94,11 @@ def _read_sample(position: _Position) -> ExportSample:
     number, row = dataset.locate(index)
     shard = dataset.shards[number]
     image = shard.images.row(row)
-    _, data = dataset.read(index)
+    shard.images.download(CACHE_SHARE)
     labels = dataset.labels(index)
     return ExportSample(
         image.key,
-        data,
+        shard.images.read_original(row, shard.dataset),
         image.suffix,
         (image.width, image.height),
         image.source,

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from pipeline.errors import error_context
+from pipeline.errors import DataError, error_context
 from pipeline.recipe.augment import Resize
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.recipe.weight_names import HUB
+from pipeline.sources._classes import check_distinct
 from pipeline.steps.artifact import Inputs, read_json, write_json
 from pipeline.stores.labels import LabelSpace
 from teachers._held_out import measure_published
@@ -92,12 +93,22 @@ class Config(TeacherConfig):
         if sorted(self.classes) != sorted(self.prompts):
             given = list(self.classes), list(self.prompts)
             raise ValueError("classes {} are not those of prompts, {}: leave them out".format(*given))
+        if self.task == "classification" and len(self.classes) == 1:
+            name = self.classes[0]
+            raise ValueError(
+                f"prompts name the class {name!r} alone, which every image would have: add the others, as in "
+                f"{{{name}: [...], other: [...]}}, or write task: multilabel"
+            )
         if self.templates is not None and self.task not in WORDED:
             raise ValueError(f"templates {self.templates} are for {' and '.join(WORDED)} alone: leave them out")
         if self.background is not None and (self.task != "segmentation" or self.background in self.classes):
             raise ValueError(
                 f"background {self.background!r} is a class beside those of prompts, for segmentation: leave it out"
             )
+        try:
+            check_distinct(self.label_space().classes)
+        except DataError as error:
+            raise ValueError(str(error)) from error
         return self
 
     @field_validator("templates")

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from pipeline.export import BELOW_THRESHOLD, TRAIN, VAL, BaseWriter, ExportSample, unique_names
 from pipeline.export._coco import keypoint_triples
 from pipeline.export._png import png, to_class_ids
+from pipeline.storage.parquet import parquet_writer
 from pipeline.stores.codecs import share_to_byte
 from pipeline.stores.labels import PRESENT, Label, LabelOrigin, Value
 from pipeline.stores.rle import mask_area
@@ -113,7 +114,7 @@ class Writer(BaseWriter):
         paths = self._paths.setdefault(SPLIT_NAMES[self._split], [])
         if self._file is None:
             paths.append(self.folder / "data" / f"{SPLIT_NAMES[self._split]}-{len(paths):05d}.parquet")
-            self._file = self.files.enter_context(pq.ParquetWriter(paths[-1], self._schema, compression="zstd"))
+            self._file = self.files.enter_context(parquet_writer(paths[-1], self._schema, compression="zstd"))
         columns = [pa.concat_arrays(cells) for cells in self._cells.values()]
         self._file.write_table(pa.table(columns, self._schema), row_group_size=self._rows)
         self._cells = {name: [] for name in self._cells}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
@@ -12,17 +14,47 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
     field_validator,
     model_serializer,
     model_validator,
 )
-from pydantic_core.core_schema import ValidationInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import ValidationInfo, no_info_after_validator_function
 
 NAME = r"^[a-z][a-z0-9_]*$"
 LONGEST_NAME = 100
 """Characters: files and folders are called by names, and no file system takes more than 255."""
-Name = Annotated[str, Field(pattern=NAME, max_length=LONGEST_NAME)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Matching:
+    """Refuse texts that do not match a pattern, and say in words what would work."""
+
+    pattern: str
+    noun: str
+    wanted: str
+
+    def check(self, text: str) -> str:
+        if not re.search(self.pattern, text):
+            raise ValueError(f"{text!r} is no {self.noun}: {self.wanted} would work")
+        return text
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {**handler(schema), "pattern": self.pattern}
+
+
+Name = Annotated[
+    str,
+    Field(max_length=LONGEST_NAME),
+    Matching(NAME, "name", "lower-case letters, digits and '_', the first one a letter,"),
+]
 Optimizer = Literal["adamw", "sgd", "lars"]
 
 

@@ -87,7 +87,9 @@ def _once_for_each_place(problems: Sequence[ErrorDetails], given: Any) -> list[E
     found: dict[tuple[str, ...], ErrorDetails] = {}
     for problem in problems:
         place = tuple(_written(problem, given))
-        if place in found and problem["type"] not in ("missing", "extra_forbidden"):
+        if place in found and "value_error" in (problem["type"], found[place]["type"]):  # ours says all that would work
+            found[place] = problem if problem["type"] == "value_error" else found[place]
+        elif place in found and problem["type"] not in ("missing", "extra_forbidden"):
             other = problem["msg"].removeprefix("Input should be ")
             found[place] = {**found[place], "msg": f"{found[place]['msg']} or {other}"}
         else:
@@ -127,7 +129,7 @@ def apply_override(data: dict[str, Any], override: str) -> Location:
             place = place[location[-1]]
             continue
         location.append(parent)
-        place = place.setdefault(parent, {})
+        place = place.setdefault(parent, [] if [*location] == ["stages"] else {})
         if not isinstance(place, dict | list):
             raise ConfigError(f"-o {override!r}: {parent!r} holds the value {place!r} and has no keys.")
     if not isinstance(place, dict):
@@ -219,7 +221,11 @@ def _short(value: Any) -> str:
 def _written(problem: ErrorDetails, given: Any) -> list[str]:
     """Return the place of a mistake as the recipe has it, without pydantic's names for the members of a union."""
     location: list[str] = []
-    for part in problem["loc"]:
+    for step in problem["loc"]:
+        keys = given if isinstance(given, Mapping) else ()
+        part = next(
+            (key for key in keys if step == str(key)), step
+        )  # pydantic gives keys that are large numbers as text
         is_there = part in given if isinstance(given, Mapping) else isinstance(given, list) and isinstance(part, int)
         if is_there:
             given = given[part]

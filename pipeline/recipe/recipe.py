@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 from pydantic import Field, PrivateAttr, model_validator
 
 from pipeline.errors import ConfigError
-from pipeline.recipe.base import LONGEST_NAME, BaseConfig, Name, UniqueItems
+from pipeline.recipe.base import LONGEST_NAME, BaseConfig, Matching, Name, UniqueItems
 from pipeline.recipe.comparison import CompareConfig
 from pipeline.recipe.evaluation import EvaluateConfig
 from pipeline.recipe.plugins import CHOSEN, KindOf
@@ -20,6 +20,11 @@ from pipeline.recipe.teacher import TeacherConfig
 
 Location = tuple[str | int, ...]
 """The keys and positions that lead to a value of the recipe."""
+RUN_NAME = Matching(
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+    "name of a run",
+    "letters, digits, '.', '_' and '-', the first one a letter or digit,",
+)
 
 
 class Expansion(NamedTuple):
@@ -32,7 +37,7 @@ class Expansion(NamedTuple):
 class Recipe(BaseConfig):
     """A recipe."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)]
+    name: Annotated[str, Field(max_length=LONGEST_NAME), RUN_NAME]
     """Name of the run; the name of its folder begins with it."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything random."""

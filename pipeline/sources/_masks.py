@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.data.decode import decode_colors, decode_gray, decode_numbers
 from pipeline.errors import ConfigError, DataError
@@ -28,10 +28,26 @@ from pipeline.stores.labels import IGNORE, LabelSpace
 UNLISTED = -1
 MOST_SHOWN = 10
 """Ids and colours that a message lists."""
-ClassId = Annotated[int, Field(ge=0, lt=IGNORE)]
+
+
+def _check_class_id(stated: Any) -> int:
+    number = _id(stated) if isinstance(stated, int | str) and re.fullmatch(r"[0-9]{1,5}", str(stated)) else IGNORE
+    if number >= IGNORE:
+        raise ValueError(f"{stated!r} is no class id: 0 to {IGNORE - 1} would work")
+    return number
+
+
+def _check_color(stated: Any) -> Any:
+    numbers = stated if isinstance(stated, list | tuple) else []
+    is_color = len(numbers) == 3 and all(str(each).isdigit() and int(each) <= 255 for each in numbers)
+    if not is_color and not (isinstance(stated, str) and re.fullmatch(r"#?[0-9A-Fa-f]{6}", stated)):
+        raise ValueError(f"{stated!r} is no colour: '#804080' or [128, 64, 128] would work")
+    return stated
+
+
+ClassId = Annotated[int, BeforeValidator(_check_class_id), Field(ge=0, lt=IGNORE)]
 PixelId = Annotated[int, Field(ge=0, le=IGNORE)]
-Channel = Annotated[int, Field(ge=0, le=255)]
-Color = tuple[Channel, Channel, Channel] | Annotated[str, Field(pattern=r"^#?[0-9A-Fa-f]{6}$")]
+Color = Annotated[tuple[int, int, int] | str, BeforeValidator(_check_color)]
 """Red, green and blue, as numbers from 0 to 255 or as `#804080`."""
 
 

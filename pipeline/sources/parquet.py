@@ -27,7 +27,7 @@ from pipeline.sources._files import FileSource
 from pipeline.sources._splits import Split, parse_split, split_by_hash, split_from_path
 from pipeline.sources._tables import LabelColumns, TableConfig, classes_among, distinct_names
 from pipeline.storage.json_text import load_json
-from pipeline.storage.parquet import explain_parquet_errors
+from pipeline.storage.parquet import explain_parquet_errors, open_parquet
 from pipeline.storage.path import StoragePath, require_exists, walk
 from pipeline.storage.remote_file import open_file
 from pipeline.stores.labels import LabelSpace
@@ -166,7 +166,7 @@ def _open_parquet(file: StoragePath) -> Iterator[pq.ParquetFile]:
     with explain_parquet_errors(file, "Parquet file", "Repair it, or take it out."):
         source = file.path if file.local else open_file(file)
         # streams a row group page by page; by default Arrow would read all its images ahead into memory
-        with pq.ParquetFile(source, buffer_size=READ_AHEAD, pre_buffer=False) as parquet:
+        with open_parquet(source, buffer_size=READ_AHEAD, pre_buffer=False) as parquet:
             yield parquet
 
 

@@ -308,7 +308,10 @@ def parse_manifest(text: bytes, origin: str) -> dict[str, Any]:
     Raises DataError if it is damaged or names files that are not below the root, ConfigError if it is whole, but of
     another schema version.
     """
-    manifest: dict[str, Any] = parse_json(text, origin)
+    try:
+        manifest: dict[str, Any] = parse_json(text, origin)
+    except DataError as error:
+        raise DataError(f"{error} {REMEDY}") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
         raise DataError(f"{origin}: holds {manifest!r:.40}, which is no manifest. {REMEDY}")
     if manifest["schema"] != SCHEMA_VERSION:

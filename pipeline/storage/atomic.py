@@ -33,6 +33,17 @@ def fsync(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def name_in_errors(path: Path) -> Iterator[None]:
+    """Name the file in the system's errors from writing to it, which say nothing of where."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary file to write, renamed to `path` at the end; after an error it is deleted and `path` unchanged.
 
@@ -41,8 +52,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     temporary = temporary_path(path)
     try:
-        yield temporary
-        commit(temporary, path)
+        with name_in_errors(path):
+            yield temporary
+            commit(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
 from pipeline.errors import ConfigError, DataError, MustError, mask_credentials
-from pipeline.storage.atomic import atomic_write, fsync, temporary_path
+from pipeline.storage.atomic import atomic_write, fsync, name_in_errors, temporary_path
 from pipeline.storage.errors import (
     ALREADY_EXISTS,
     BEING_CREATED,
@@ -233,7 +233,8 @@ class StoragePath:
     def append(self, data: bytes) -> None:
         """Append to the file, creating it if needed. A remote one is rewritten: keep it small, with one writer."""
         if self.local:
-            with open(self._with_parents(), "ab") as file:
+            path = self._with_parents()
+            with name_in_errors(path), open(path, "ab") as file:
                 file.write(data)
         else:
             self.write((self.read_if_exists() or b"") + data)

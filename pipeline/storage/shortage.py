@@ -1,4 +1,4 @@
-"""Shortages of this machine, of memory, space, open files or threads: told as such, and never as damage to a file."""
+"""Shortages of this machine, as of memory, space or open files: told as such, and never as damage to a file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ NUMBERS = {
     errno.ENOMEM: "memory",
     errno.ENOSPC: "space",
     errno.EDQUOT: "space",
+    errno.EFBIG: "file size",
     errno.EMFILE: "open files",
     errno.ENFILE: "open files",
 }
@@ -24,6 +25,7 @@ TEXTS = {
         r"|size calculation overflowed"
     ),
     "space": r"no space left|disk quota exceeded",
+    "file size": r"file too large",
     "open files": r"too many open files",
     "threads": r"can't start new thread|resource temporarily unavailable",
 }
@@ -31,6 +33,10 @@ TEXTS = {
 WAYS_OUT = {
     "memory": "Set a smaller batch, image_size, backbone or width, or fewer workers, and run again.",
     "space": "Free some space and run the same command again.",
+    "file size": (
+        "Raise the limit (`ulimit -f`), or name a --root on a disk that takes larger files (FAT takes up to 4 GB), and "
+        "run again."
+    ),
     "open files": "Raise the limit (`ulimit -n`), or set fewer workers, and run again.",
     "threads": "Raise the limit (`ulimit -u`), or set fewer workers, and run again.",
 }

@@ -23,11 +23,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
 from pipeline.storage.atomic import atomic_write, commit, temporary_path
-from pipeline.storage.parquet import read_parquet
+from pipeline.storage.parquet import read_parquet, write_parquet
 from pipeline.storage.root import StoredFile, local_file
 from pipeline.storage.shortage import raise_shortage
 
@@ -93,7 +92,7 @@ class NewImage:
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file atomically. Equal tables make equal files."""
     with atomic_write(path) as temporary:
-        pq.write_table(table, temporary)
+        write_parquet(temporary, table)
 
 
 class ShardWriter:
@@ -242,6 +241,19 @@ class ImageShard:
             raise DataError(f"{self.tar}: can't be read ({error.strerror}): image {self.keys[index]}.") from error
         if len(data) != length:
             raise DataError(f"{self.tar}: cut short: image {self.keys[index]} needs bytes that are not there.")
+        return data
+
+    def read_original(self, index: int, dataset: str) -> bytes:
+        """Return the bytes of image `index` as they were in its set `dataset`; a resized image has others.
+
+        Raises DataError as `read` does, or if they do not have the hash that the index says.
+        """
+        data, row = self.read(index), self.row(index)
+        if hashlib.sha256(data).hexdigest() != row.sha256:
+            raise DataError(
+                f"{self.tar}: image {row.key} is damaged in it. `must run` with --force data.{dataset} reads "
+                "everything from the source again."
+            )
         return data
 
 

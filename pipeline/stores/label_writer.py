@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.storage.atomic import commit, temporary_path
+from pipeline.storage.parquet import parquet_writer
 from pipeline.stores.labels import COMMON, ROW_GROUP, SCHEMA_VERSION, Label, Row, Status
 
 
@@ -47,7 +48,7 @@ class LabelWriter:
     @functools.cached_property
     def _writer(self) -> pq.ParquetWriter:
         """The open file. On a full disk it can't be opened, and `discard` has to delete what is there."""
-        return pq.ParquetWriter(self._temporary, self._schema, compression="zstd", write_page_index=True)
+        return parquet_writer(self._temporary, self._schema, compression="zstd", write_page_index=True)
 
     def add(self, key: str, row: Row | None, status: Status = "ok", reason: str | None = None) -> None:
         """Append the encoded row of image `key`, or None with the status and reason of an image without a label."""

@@ -21,7 +21,7 @@ from PIL.Image import Image
 
 from pipeline.errors import DataError
 from pipeline.storage.json_text import load_json
-from pipeline.storage.parquet import explain_parquet_errors
+from pipeline.storage.parquet import explain_parquet_errors, open_parquet
 from pipeline.storage.root import PathOrFile, StoredFile
 from pipeline.stores.calibration import Calibration
 from pipeline.stores.rasters import DENSE_STRIDE, Box
@@ -341,7 +341,7 @@ def open_labels(file: StoredFile, reader: Callable[[pq.ParquetFile], T], whole: 
     def read(source: PathOrFile) -> T:
         with (
             explain_parquet_errors(file, "label shard", REMEDY),
-            pq.ParquetFile(source, memory_map=True) as parquet,  # `read_table` takes far longer to start
+            open_parquet(source, memory_map=True) as parquet,  # `read_table` takes far longer to start
         ):
             return reader(parquet)
 

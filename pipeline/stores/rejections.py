@@ -14,11 +14,10 @@ from collections.abc import Callable, Collection, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.storage.lock import DEAD_AFTER_S, LOCKS, IsHeld, OnWait, hold_lock
-from pipeline.storage.parquet import explain_parquet_errors
+from pipeline.storage.parquet import explain_parquet_errors, open_parquet, write_parquet
 from pipeline.storage.path import StoragePath
 from pipeline.storage.process_id import ProcessId
 from pipeline.storage.root import Root
@@ -58,7 +57,7 @@ def read_rejections(root: Root) -> pa.Table:
     if data is None:
         return NO_REJECTIONS
     with explain_parquet_errors(file, "list of rejections", REPAIR):
-        table = pq.read_table(pa.BufferReader(data))
+        table = open_parquet(pa.BufferReader(data)).read()
     if not table.schema.equals(SCHEMA):
         raise DataError(f"{file}: its columns are not {', '.join(SCHEMA.names)}, as documented. {REPAIR}")
     keys = table["key"].filter(pc.invert(pc.match_substring_regex(table["key"], KEY)))
@@ -186,7 +185,7 @@ def _replace(file: StoragePath, table: pa.Table, is_held: IsHeld) -> bool:
 
 def _to_bytes(table: pa.Table) -> bytes:
     stream = pa.BufferOutputStream()
-    pq.write_table(table, stream, compression="zstd")
+    write_parquet(stream, table, compression="zstd")
     data: bytes = stream.getvalue().to_pybytes()
     return data
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
 from pipeline.storage.atomic import atomic_write, check_new_file
+from pipeline.storage.parquet import parquet_writer
 from pipeline.storage.shortage import explain_shortage
 from tasks.inference.files import FilesRequest, check_any, image_key
 from tasks.inference.model import TrainedModel
@@ -73,7 +73,7 @@ def _vector_rows(model: TrainedModel, request: FilesRequest) -> Iterator[Rows]:
 def _write_parquet(out: Path, width: int, chunks: Iterator[Rows]) -> int:
     schema = pa.schema([("name", pa.string()), ("key", pa.string()), ("vector", pa.list_(pa.float32(), width))])
     count = 0
-    with atomic_write(out) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
+    with atomic_write(out) as part, parquet_writer(part, schema, compression="zstd") as writer:
         for rows in chunks:
             names, keys, vectors = zip(*rows, strict=True)
             flat = pa.array(np.concatenate(vectors), pa.float32())

@@ -9,11 +9,10 @@ from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 import tasks
 from pipeline.errors import DataError
-from pipeline.storage.parquet import explain_parquet_errors
+from pipeline.storage.parquet import explain_parquet_errors, open_parquet
 from pipeline.storage.root import Root, hash_file, in_parallel
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import APPLICABILITY, INAPPLICABLE
@@ -83,7 +82,7 @@ class LabelFolder:
 def read_facts(path: Path, rows: int) -> ShardFacts | None:
     """Read the facts of a local label file; None if it is damaged, of another version, or has not so many rows."""
     try:
-        with explain_parquet_errors(path, "label shard", ""), pq.ParquetFile(path) as parquet:
+        with explain_parquet_errors(path, "label shard", ""), open_parquet(path) as parquet:
             tasks.label_of_file(parquet.schema_arrow, path)
             table = parquet.read(["status", APPLICABILITY.name])
     except DataError:

@@ -21,6 +21,7 @@ from teachers.models.transformers_models import (
     IMAGES,
     check_image_size,
     describe_input,
+    load_config,
     load_network,
     load_part,
     run_model,
@@ -102,7 +103,7 @@ def fetch(weights: str, task: str, image_size: int | None) -> tuple[Transformers
     Return with it the part of a teacher's `model.json` that says how it is built and what its input is. Raises
     ConfigError if there is no such model, or `TransformersBackbone` does; DataError if it lacks weights.
     """
-    config = load_part(weights, "AutoConfig", task)
+    config = load_config(weights, task)
     part = _find_image_part(config, weights)
     asked = {"weights": weights, "task": task, "image_size": image_size}
     about = describe_input(load_part(weights, IMAGES, task), asked)

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
-from safetensors import SafetensorError
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import tasks
@@ -18,6 +19,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.models.weight_loading import check_finite_weights
 from pipeline.models.weights import expand_home
 from pipeline.recipe.weight_names import HUB
+from pipeline.storage.shortage import raise_shortage
 from pipeline.stores.labels import LabelSpace
 from tasks.prediction import Predictor, Preprocessing
 from tasks.rcnn import MIN_SCORE
@@ -48,8 +50,9 @@ MIN_DEPTH_M = 1e-3
 def fetch(where: str, task: str) -> tuple[Any, Any]:
     """Load the model for a task and its image processor, from a folder or the hub.
 
-    Raises ConfigError as `load_network` and `load_part` do, or if the model is not for the task.
+    Raises ConfigError as `load_config`, `load_network` and `load_part` do, or if the model is not for the task.
     """
+    load_config(where, task)
     model = load_network(where, MODELS[task], task)
     processor = load_part(where, IMAGES, task)
     _check_problem_type(where, task, model.config.problem_type)
@@ -60,10 +63,16 @@ def load_network(where: str, part: str, task: str, optional: str = "") -> Any:
     """Load a model by the library's class `part`, in float32 and eval mode, from a folder or the hub.
 
     Only safetensors are read. `optional`: a module of the model that becomes None if it has no weights. Raises
-    ConfigError as `load_part` does, or if weights are not finite; DataError if they lack another part of the model.
+    ConfigError as `load_part` does, or if weights are of other shapes or not finite; DataError if they lack another
+    part of the model.
     """
     options = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
-    model, info = load_part(where, part, task, **options)
+    model, info = load_part(where, part, task, ignore_mismatched_sizes=True, **options)
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        raise ConfigError(
+            f"{where!r}: its weights {name} are {tuple(found)}, and config.json makes them {tuple(expected)}: give a "
+            "folder whose files are of one model."
+        )
     missing = sorted(info["missing_keys"])
     if optional and missing and all(key.startswith(f"{optional}.") for key in missing):
         setattr(model, optional, None)
@@ -76,7 +85,8 @@ def load_network(where: str, part: str, task: str, optional: str = "") -> Any:
 def load_part(where: str, part: str, task: str, **options: Any) -> Any:
     """Load what belongs to a model for a task by the library's class `part`, from a folder or the hub.
 
-    No code that comes with a model is run. Raises ConfigError if there is no such thing.
+    No code that comes with a model is run. Raises ConfigError if there is no such thing, or it is damaged; Shortage if
+    the machine is short of something.
     """
     library: Any = transformers
     library.logging.set_verbosity_error()
@@ -87,13 +97,31 @@ def load_part(where: str, part: str, task: str, **options: Any) -> Any:
         return getattr(library, part).from_pretrained(
             source, local_files_only=local, trust_remote_code=False, **options
         )
-    except (ImportError, OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0]
+    except Exception as error:  # damaged files make the library raise errors of any type
+        raise_shortage(error, where)
         raise ConfigError(
-            f"{where!r} can't be loaded as a {task} model: {reason} Give a folder that save_pretrained wrote, with "
-            "config.json, model.safetensors, preprocessor_config.json and, for prompts, the files of the tokenizer, or "
-            "hub:<owner>/<model>."
+            f"{where!r} can't be loaded as a {task} model: {_reason(error)} Give a folder that save_pretrained wrote, "
+            "with config.json, model.safetensors, preprocessor_config.json and, for prompts, the files of the "
+            "tokenizer, or hub:<owner>/<model>."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the library's text up to the first line that is a sentence, after the type of errors not for users."""
+    line, _, more = str(error).strip().partition("\n")
+    text = f"{line} {more.strip().partition(chr(10))[0]}" if line.endswith(":") else line
+    known = isinstance(error, ImportError | OSError | ValueError) and text
+    return text if known else f"{type(error).__name__} {text}".rstrip(" .") + "."
+
+
+def load_config(where: str, task: str) -> Any:
+    """Load a model's config.json. Raises ConfigError as `load_part` does, or if its patches have no pixels."""
+    config = load_part(where, "AutoConfig", task)
+    patch = getattr(getattr(config, "vision_config", config), "patch_size", None)
+    sides = patch if isinstance(patch, list | tuple) else [patch]
+    if any(isinstance(side, int) and side <= 0 for side in sides):
+        raise ConfigError(f"{where!r}: the patch_size in its config.json is {patch}: a number above 0 would work.")
+    return config
 
 
 def _check_problem_type(where: str, task: str, problem_type: str | None) -> None:
@@ -117,16 +145,20 @@ def describe(model: Any, processor: Any, about: Mapping[str, Any]) -> dict[str, 
 
 
 def describe_input(processor: Any, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a teacher's `model.json` that says how images become its input."""
-    size, center = _input(processor, about["image_size"])
+    """Return the part of a teacher's `model.json` that says how images become its input.
+
+    Raises ConfigError if the preprocessing states no side, mean or standard deviation that can be used.
+    """
+    where = about["weights"]
+    size, center = _input(processor, about["image_size"], where)
     if getattr(processor, "do_flip_channel_order", False):
-        raise ConfigError(f"{about['weights']!r} was trained on images with blue first; only red first is supported.")
+        raise ConfigError(f"{where!r} was trained on images with blue first; only red first is supported.")
     return {
         "size": size,
         # maps, boxes and features have to be of the whole image
         "centre": center if MODELS.get(about["task"]) == MODELS["classification"] else None,
         "bicubic": int(getattr(processor, "resample", None) or 0) == BICUBIC,
-        **_statistics(processor),
+        **_statistics(processor, where),
     }
 
 
@@ -148,12 +180,8 @@ def preprocessing_of(about: Mapping[str, Any]) -> Preprocessing:
 
 def folder_space(folder: str, task: str, scale: str) -> LabelSpace:
     """Return the label space of a model in a folder, from its configuration. Raises ConfigError if it has none."""
-    library: Any = transformers
-    try:
-        config = library.AutoConfig.from_pretrained(expand_home(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder!r} has no config.json of a model: {str(error).partition(chr(10))[0]}") from error
-    return space_of({"task": task, "scale": scale, "classes": _output_names(config, task)})[0]
+    names = _output_names(load_config(folder, task), task)
+    return space_of({"task": task, "scale": scale, "classes": names})[0]
 
 
 def _output_names(config: Any, task: str) -> list[str]:
@@ -161,22 +189,40 @@ def _output_names(config: Any, task: str) -> list[str]:
     return [] if task == "depth" else [str(names[number]) for number in sorted(names)]
 
 
-def _statistics(processor: Any) -> dict[str, list[float]]:
+def _read_numbers(where: str, name: str, value: Any, count: int = 1, positive: bool = True) -> NDArray[np.float64]:
+    """Return numbers (count,) that the preprocessing states. Raises ConfigError unless they are finite, or above 0."""
+    try:
+        numbers = np.array(value, np.float64, ndmin=1)
+    except (TypeError, ValueError):
+        numbers = np.array([np.nan])
+    if numbers.shape != (count,) or not np.isfinite(numbers).all() or (positive and numbers.min() <= 0):
+        wanted = f"{'a finite number' if count == 1 else f'{count} finite numbers'}{' above 0' * positive}"
+        raise ConfigError(f"{where!r}: the {name} in its preprocessor_config.json is {value!r}: {wanted} would work.")
+    return numbers
+
+
+def _statistics(processor: Any, where: str) -> dict[str, list[float]]:
     """Return mean and standard deviation per channel for images in [0, 1], whatever range the processor uses."""
-    white = 255 * processor.rescale_factor if processor.do_rescale else 255
+    rescale = processor.rescale_factor if processor.do_rescale else 1
+    white = 255 * _read_numbers(where, "rescale_factor", rescale)
     offset = 1 if getattr(processor, "rescale_offset", False) else 0
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
-    return {"mean": [(value + offset) / white for value in mean], "std": [value / white for value in std]}
+    means = _read_numbers(where, "image_mean", mean, 3, positive=False)
+    return {
+        "mean": ((means + offset) / white).tolist(),
+        "std": (_read_numbers(where, "image_std", std, 3) / white).tolist(),
+    }
 
 
-def _input(processor: Any, image_size: int | None) -> tuple[int, float | None]:
+def _input(processor: Any, image_size: int | None, where: str) -> tuple[int, float | None]:
     """Return the side of the input in pixels, and the share of the shorter side in the central crop; None: no crop."""
     size = dict(processor.size or {})
-    side: int | None = size.get("shortest_edge") or size.get("height") or image_size
-    if side is None:
+    stated = size.get("shortest_edge", size.get("height", image_size))
+    if stated is None:
         raise ConfigError(f"The model's preprocessing states no side of the input, but size {size!r}: give image_size.")
+    side = int(_read_numbers(where, "size", stated)[0])
     if getattr(processor, "do_center_crop", False):
-        crop: int = dict(processor.crop_size)["height"]
+        crop = int(_read_numbers(where, "crop_size", dict(processor.crop_size).get("height"))[0])
         return image_size or crop, min(crop / side, 1.0)
     share = getattr(processor, "crop_pct", None)  # ConvNeXt: only below 384 pixels
     return image_size or side, share if share and side < UNCROPPED_FROM else None

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import ConfigError
+from teachers.models import transformers_models
 from teachers.models.transformers_models import load_part
 
 DELIMITERS = ".?"
@@ -67,7 +68,7 @@ def find_type(config: Any, about: Mapping[str, Any]) -> ModelType:
 
 def load_config(about: Mapping[str, Any]) -> Any:
     """Load the configuration of a teacher's model. Raises ConfigError if there is none, or it is not for the task."""
-    config = load_part(about["weights"], "AutoConfig", about["task"])
+    config = transformers_models.load_config(about["weights"], about["task"])
     find_type(config, about)
     return config
 

@@ -12,6 +12,7 @@ import pytest
 from cli.main import main
 from cli.output import Output
 from pipeline.errors import Shortage
+from pipeline.storage.atomic import name_in_errors
 
 
 class FullDisk(io.StringIO):
@@ -81,3 +82,19 @@ def test_main_says_that_the_current_folder_is_gone(
         main(["plan", "mine.yaml"])
     assert end.value.code == 2
     assert "the current folder has been deleted" in capsys.readouterr().err
+
+
+def test_main_tells_a_shortage_with_its_file_and_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        with name_in_errors(tmp_path / "mine.yaml"):
+            raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr("ingest.init.write_recipe", fail)
+    with pytest.raises(SystemExit) as end:
+        main(["init", str(tmp_path)])
+    assert end.value.code == 4
+    assert capsys.readouterr().err.startswith(
+        f"must: {tmp_path / 'mine.yaml'}: File too large. Raise the limit (`ulimit -f`)"
+    )

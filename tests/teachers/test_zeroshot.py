@@ -55,6 +55,15 @@ def plan(teacher: str) -> dict[str, Any]:
             r"prompts: the phrase 'Van' of class 'car' is there twice, the other one for 'car': say each thing once",
         ),
         (LISTED + "{car: [van], truck: ['van ']}", r"the phrase 'van ' of class 'truck' is there twice, .* for 'car'"),
+        (LISTED + "{Cat: [cat face], cat: [kitten]}", r"things: .*the classes 'Cat' and 'cat' differ only by case"),
+        (
+            "task: segmentation, weights: w, prompts: [car], background: Car",
+            r"things: .*the classes 'Car' and 'car' differ only by case",
+        ),
+        (
+            "task: classification, weights: w, prompts: [car]",
+            r"prompts name the class 'car' alone, .*: add the others, as in \{car: \[.*\]\}, or write task: multilabel",
+        ),
         (LISTED + "[car, car]", r"prompts: the phrase 'car' of class 'car' is there twice"),
         (LISTED + "[car], classes: [van]", r"things: classes \['van'\] are not those of prompts, \['car'\]: leave"),
         (LISTED + "[car], templates: ['a {}']", r"templates \['a \{\}'\] are for classification and multilabel alone"),
@@ -64,7 +73,7 @@ def plan(teacher: str) -> dict[str, Any]:
             r"background 'car' is a class beside those of prompts",
         ),
         (
-            "task: classification, weights: w, prompts: [car], templates: [a photo]",
+            "task: classification, weights: w, prompts: [car, van], templates: [a photo]",
             r"templates: 'a photo' has no one place for a phrase: write \{\} there, once",
         ),
         ("task: depth, weights: w, prompts: [car]", r"teachers\.things\.task: .*'classification'"),

@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from ingest.dataset import IngestedSet
+from pipeline.errors import DataError
 from pipeline.sources import coco, depth, imagefolder, masks
+from pipeline.stores.images import ImageShard
 from student.dataset import heads_of
 from student.export_samples import held_out_shards
 from tests.exports import CONFIG, export_splits, samples
@@ -44,6 +46,21 @@ def test_held_out_shards_have_each_image_once_with_true_labels(world: World) -> 
     for shard in shards:
         assert (shard.dataset, "gabor" in shard.label_sources) == ("truth", False)
         assert {source.origin for each in shard.label_sources.values() for source in each} == {("true", "truth")}
+
+
+@pytest.mark.parametrize("form", ["coco", "masks", "hf", "webdataset"])
+def test_labelled_samples_copy_no_image_that_has_changed(
+    form: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = ImageShard.read
+
+    def zero(shard: ImageShard, index: int) -> bytes:
+        data = read(shard, index)
+        return data[:200] + bytes(200) + data[400:]
+
+    monkeypatch.setattr(ImageShard, "read", zero)
+    with pytest.raises(DataError, match=r"\.tar: image \w+ is damaged in it\. .*--force data\.\w+ reads"):
+        export_splits(world, form, tmp_path / "out")
 
 
 def test_coco_writer_writes_a_validation_split(world: World, tmp_path: Path) -> None:

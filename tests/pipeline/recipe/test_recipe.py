@@ -134,7 +134,6 @@ def test_recipe_missing_key_is_named() -> None:
         ("runtime.device=tpu", "runtime.device", "'tpu'"),
         ("pool=street", "pool", "'street'"),
         ("seed=-1", "seed", "-1"),
-        ("name=a/b", "name", "'a/b'"),
     ],
 )
 def test_recipe_wrong_value_is_quoted_with_its_place(override: str, where: str, value: str) -> None:
@@ -201,6 +200,8 @@ def test_recipe_numbers_are_finite(override: str) -> None:
     [
         ("teachers.thing.steps=3", "-o 'teachers.thing.steps=3': teachers 'thing' is unknown. Did you mean 'things'?"),
         ("data.q.count=3", "-o 'data.q.count=3': data 'q' is unknown. Known: street, things."),
+        ("stages.x.steps=1", "-o 'stages.x.steps=1': 'x' is unknown. Known: none."),
+        ("stages.x=1", "-o 'stages.x=1': stages is a list: name the section to change."),
     ],
 )
 def test_override_of_an_unknown_name_is_refused_with_the_known_ones(override: str, says: str) -> None:
@@ -217,6 +218,14 @@ def test_validate_config_takes_steps_or_a_share(every: str) -> None:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
+        (
+            "name=a/b",
+            "name: 'a/b' is no name of a run: letters, digits, '.', '_' and '-', the first one a letter or",
+        ),
+        (
+            "data={Street: {}}",
+            "data.Street: 'Street' is no name: lower-case letters, digits and '_', the first one a",
+        ),
         ("pool=[]", "pool: list should have at least 1 item"),
         ("teachers={}", "teachers: dictionary should have at least 1 item"),
         ("pool=[street, street]", "pool: 'street' is there twice"),

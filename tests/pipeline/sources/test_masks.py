@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from pipeline.data.decode import inspect_image
 from pipeline.errors import ConfigError, DataError
+from pipeline.recipe.reader import read_section
 from pipeline.sources import SourceRecord, TrueLabels, masks
 
 CLASSES = {"ignore_index": 11, "classes": {"2": "sky", "7": "road", "300": "far"}}
@@ -247,3 +248,20 @@ def test_masks_source_file_stamps_cover_images_masks_and_classes(root: Path) -> 
     image(root, "a.jpg")
     mask(root, "a.png")
     assert [row[0] for row in open_source(root).file_stamps()] == ["classes.json", "images/a.jpg", "masks/a.png"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"colors": {"sky": "#zzz"}}, "colors.sky: '#zzz' is no colour: '#804080' or [128, 64, 128] would work."),
+        ({"ignore": ["red"]}, "ignore.0: 'red' is no colour: '#804080' or [128, 64, 128] would work."),
+        ({"classes": {99999999999999999999: "sky"}}, "99999999999999999999 is no class id: 0 to 65534 would work."),
+        ({"classes": {-1: "sky"}}, "classes.-1: -1 is no class id: 0 to 65534 would work."),
+        ({"classes": {"sky": "blue"}}, "classes.sky: 'sky' is no class id: 0 to 65534 would work."),
+    ],
+)
+def test_mask_keys_say_in_words_what_would_work(keys: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        read_section(masks.Config, {"kind": "masks", "path": "p", **keys}, "r")
+    assert str(raised.value).endswith(says), raised.value
+    assert len(str(raised.value).splitlines()) == 1

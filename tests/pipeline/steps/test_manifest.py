@@ -52,7 +52,7 @@ def test_parse_manifest_refuses_fields_of_other_types(key: str, value: object) -
             parse_manifest(json.dumps(fields).encode(), "manifest.json")
 
 
-@pytest.mark.parametrize("text", ["[]", "null", '{"schema": 1}', "{}", '{"schema": [1], "software": 5}'])
+@pytest.mark.parametrize("text", ["[]", "null", "{}", '{"schema": [1], "software": 5}', "", '{"schema": 1', "\0" * 9])
 def test_parse_manifest_refuses_what_is_none(text: str) -> None:
-    with pytest.raises(DataError, match=r"^manifest\.json: "):
+    with pytest.raises(DataError, match=r"^manifest\.json: .*Delete this file, as `must artifacts verify"):
         parse_manifest(text.encode(), "manifest.json")

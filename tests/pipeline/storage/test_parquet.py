@@ -1,4 +1,4 @@
-"""Parquet files that can't be read."""
+"""Parquet files that can't be read, or are not what was written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ConfigError, DataError, MustError, Shortage
-from pipeline.storage.parquet import explain_parquet_errors, read_parquet
+from pipeline.storage.parquet import explain_parquet_errors, read_parquet, write_parquet
 
 
 @pytest.fixture
@@ -54,3 +54,17 @@ def test_explain_parquet_errors_calls_nothing_damaged_that_the_system_cannot_rea
     with pytest.raises(kind) as raised, explain_parquet_errors("x.parquet", "list", "Delete it."):
         raise error
     assert "Delete it" not in str(raised.value)
+
+
+def test_write_parquet_makes_changed_values_damage(tmp_path: Path) -> None:
+    file, table = tmp_path / "list.parquet", pa.table({"blob": [b"0123456789" * 9], "row": [7]})
+    write_parquet(file, table, compression="none", use_dictionary=False, write_statistics=False)
+    content = file.read_bytes()
+    place = content.index(b"0123456789") + 3
+    file.write_bytes(content[:place] + b"x" + content[place + 1 :])
+    with pytest.raises(DataError, match=r"list\.parquet: not a readable Parquet file \(.*verify --repair"):
+        read_parquet(file)
+
+
+def test_read_parquet_reads_files_without_checksums(file: Path) -> None:
+    assert pq.ParquetFile(file).metadata.num_rows == read_parquet(file).num_rows

@@ -17,6 +17,7 @@ from ingest import incremental
 from pipeline.data.decode import decode_image
 from pipeline.errors import DataError, Shortage
 from pipeline.sources import parquet
+from pipeline.storage.atomic import atomic_write
 from pipeline.storage.root import Root, local_file
 from pipeline.storage.shortage import explain_shortage, shortage_of
 from pipeline.stores.images import read_index
@@ -39,6 +40,9 @@ from teachers.labelling.label_folder import read_facts
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "space"),
         (OSError("Error writing bytes to file. Detail: [errno 28] No space left on device"), "space"),
         (safetensors.SafetensorError("I/O error: No space left on device (os error 28)"), "space"),
+        (OSError(errno.EFBIG, "File too large"), "file size"),
+        (safetensors.SafetensorError("Error while serializing: I/O error: File too large (os error 27)"), "file size"),
+        (OSError("Error writing bytes to file. Detail: [errno 27] File too large"), "file size"),
         (OSError(errno.EMFILE, "Too many open files"), "open files"),
         (RuntimeError("can't start new thread"), "threads"),
         (OSError(errno.EAGAIN, "Resource temporarily unavailable"), None),
@@ -62,6 +66,10 @@ def test_shortage_of_knows_what_is_short(error: Exception, resource: str | None)
         (
             pa.ArrowMemoryError("malloc of size 3221225472 failed"),
             r"short of memory \(3.0 GiB at once\). Fin",
+        ),
+        (
+            OSError(errno.EFBIG, "File too large", "/disk/model.safetensors"),
+            r"run: .* short of file size \(.*File too large: '/disk/model\.safetensors'\)\. .*ulimit -f.*FAT",
         ),
         (OSError(errno.EMFILE, "Too many open files"), r"short of open files .*Raise the limit \(`ulimit -n`\)"),
         (RuntimeError("can't start new thread"), r"short of threads \(can't start new thread\).*ulimit -u"),
@@ -129,3 +137,10 @@ def test_readers_tell_damage_that_asks_for_impossible_memory(
     monkeypatch.setattr(pq, "ParquetFile", fail)
     with pytest.raises(DataError, match="not a readable"):
         READERS[name](tmp_path / name)
+
+
+def test_atomic_write_names_the_file_in_errors_of_the_system(tmp_path: Path) -> None:
+    says = r"No space left on device: '.*list\.json'"
+    with pytest.raises(OSError, match=says), atomic_write(tmp_path / "list.json"), open("/dev/full", "wb") as full:
+        full.write(b"x")
+    assert list(tmp_path.iterdir()) == []

@@ -216,3 +216,14 @@ def test_image_store_counts_its_images(tmp_path: Path) -> None:
     shards = [image_shard(write(tmp_path, blobs()[:count], f"shard-{count:06d}")) for count in (1, 3)]
     assert len(ImageStore(shards)) == 4
     assert len(ImageStore([])) == 0
+
+
+def test_image_shard_read_original_refuses_changed_bytes(tmp_path: Path) -> None:
+    path = write(tmp_path, blobs())
+    shard, content = image_shard(path), path.read_bytes()
+    assert [shard.read_original(index, "photos") for index in range(len(SIZES))] == blobs()
+    place = shard.row(5).offset + 9_000
+    path.write_bytes(content[:place] + bytes(200) + content[place + 200 :])
+    assert shard.read_original(4, "photos") == blobs()[4]
+    with pytest.raises(DataError, match=rf"tar: image {shard.keys[5]} is damaged in it\. .*--force data\.photos reads"):
+        shard.read_original(5, "photos")

@@ -177,3 +177,21 @@ def test_label_shard_value_names_file_and_key_of_a_damaged_label(tmp_path: Path)
     assert shard.value(0) is not None
     with pytest.raises(DataError, match=r"s\.parquet: the label of hurt is damaged"):
         shard.value(1)
+
+
+def test_label_writer_makes_changed_values_damage(tmp_path: Path) -> None:
+    """Whatever byte of a page is changed, a label file gives the values that were written, or none."""
+    path = write(tmp_path / "s.parquet", 40)
+    content, expected = path.read_bytes(), LabelShard(stored(path), LABEL).table
+    pages = pq.read_metadata(path).row_group(0)
+    spans = [pages.column(number) for number in range(pages.num_columns)]
+    refused = 0
+    for span in spans:
+        begin = span.data_page_offset if span.dictionary_page_offset is None else span.dictionary_page_offset
+        for place in range(begin, begin + span.total_compressed_size, 5):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            try:
+                assert LabelShard(stored(path), LABEL).table.equals(expected), f"byte {place}"
+            except DataError:
+                refused += 1
+    assert refused > len(spans)
