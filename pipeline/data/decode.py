@@ -276,9 +276,9 @@ def _check_end(data: bytes) -> None:
 
 
 def _check_mode(image: Image.Image, modes: tuple[str, ...]) -> None:
-    if modes is COLOR_MODES and SIGNED in getattr(image, "tag_v2", {}).get(ExifTags.Base.SampleFormat, ()):
-        raise DataError("pixels of signed numbers have no known range; save as grey or RGB of 8 or 16 bits")
     if image.mode in modes or _has_16_bits(image):
+        if modes is COLOR_MODES and SIGNED in getattr(image, "tag_v2", {}).get(ExifTags.Base.SampleFormat, ()):
+            raise DataError("pixels of signed numbers have no known range; save as grey or RGB of 8 or 16 bits")
         return
     if modes is NUMBER_MODES:
         raise DataError(f"pixels of mode {image.mode!r} are colours, not numbers; save them with one channel")

@@ -42,7 +42,7 @@ Tag = ExifTags.Base
 
 
 class TiffPage(NamedTuple):
-    """What the tags of a TIFF's first page state."""
+    """The first page of a TIFF, as its tags state it."""
 
     dtype: str
     """The type of its numbers, as `int8`."""
