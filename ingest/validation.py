@@ -52,8 +52,9 @@ def validation_sets(
     if found:
         return found
     lacking = [
-        f"the set {name!r} has no images with labels for {tasks[head]!r} in its split {' and '.join(needed)!r}"
+        f"the set {name!r} has no images with labels for {tasks[head]!r} in its split {' or '.join(map(repr, splits))}"
         for head, (name, ingested) in sets.items()
+        if (splits := [split for split in needed if not ingested.counts.get(f"labels.{tasks[head]}.{split}")])
     ]
     raise ConfigError(
         f"validate: {'; '.join(lacking) or 'no teacher learns from a labelled set'}. Add a split {SPLIT!r} with "

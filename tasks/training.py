@@ -17,7 +17,7 @@ import tasks
 from pipeline.data.dataset import ImageDataset
 from pipeline.data.loader import WEIGHTS, Batch, BatchLoader, LoaderConfig
 from pipeline.data.sampling import random_order
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, error_context
 from pipeline.recipe.augment import AugmentConfig
 from pipeline.recipe.base import FitConfig, ValidateConfig
 from pipeline.steps import ranks
@@ -200,7 +200,8 @@ def fitted_space(space: LabelSpace, images: ImageDataset, head: str) -> LabelSpa
 def train_network(
     network: Network, combine: nn.Module, dataset: ImageDataset, plan: TrainingPlan, runtime: Runtime
 ) -> TrainingResult:
-    """Train `network` in place. Raises DataError if the dataset is empty or the loss stops being finite.
+    """Train `network` in place. Raises DataError if the dataset is empty or the loss stops being finite,
+    ConfigError if a batch is far larger than the dataset.
 
     Under torchrun, every process calls this and ends with the same weights; only the first should save them. With
     several processes on CUDA, the backbone's batch norms are synchronized (SyncBatchNorm). Those of the heads are not,
@@ -215,6 +216,8 @@ def train_network(
             f"{plan.name}: there is not one image with a label for {', '.join(network.tasks)} to train on: add "
             "labelled images to the split 'train' of its set, or hold out fewer."
         )
+    with error_context(plan.name):
+        plan.fit.check_batch(len(dataset))
     with ProcessGroup(find_device(runtime.device)) as group:
         if runtime.gradient_checkpointing:
             network.backbone.checkpoint_blocks()

@@ -25,6 +25,8 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import ValidationInfo, no_info_after_validator_function
 
+from pipeline.errors import ConfigError
+
 NAME = r"^[a-z][a-z0-9_]*$"
 LONGEST_NAME = 100
 """Characters: files and folders are called by names, and no file system takes more than 255."""
@@ -56,6 +58,10 @@ Name = Annotated[
     Matching(NAME, "name", "lower-case letters, digits and '_', the first one a letter,"),
 ]
 Optimizer = Literal["adamw", "sgd", "lars"]
+MOST_REPEATS = 1000
+"""How often a batch may have each image of a small set: with more, the first step would not end."""
+LARGEST_REPEATING = 65_536
+"""Images in the largest batch that may be larger than its set."""
 
 
 def _once(values: list[Any]) -> list[Any]:
@@ -225,6 +231,14 @@ class FitConfig(BaseConfig):
         without.
         """
         return self.optimizer if self.optimizer == "adamw" else f"{self.optimizer} with momentum {self.momentum}"
+
+    def check_batch(self, images: int) -> None:
+        """Raise ConfigError if a batch is so far above the number of images that it is a mistake."""
+        most = max(images, min(MOST_REPEATS * images, LARGEST_REPEATING))
+        if self.batch > most:
+            raise ConfigError(
+                f"batch ({self.batch}) is far more than the {images} images there are: {most} or fewer would work."
+            )
 
     def total_steps(self, images: int) -> int:
         """Return the number of optimizer steps for a set of `images`."""

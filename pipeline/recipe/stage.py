@@ -211,11 +211,15 @@ def classes_a_step(labels: LabelledConfig, classes: Sequence[str]) -> int:
 def labelled_images(stage: StageConfig, classes: Sequence[str]) -> int:
     """Return the number of labelled images in a step. ConfigError if too few unlabelled ones would be left."""
     assert stage.labels is not None
-    drawn = classes_a_step(stage.labels, classes)
-    count, most = drawn * stage.labels.images, 2 * (stage.batch - 2)
+    drawn, images = classes_a_step(stage.labels, classes), stage.labels.images
+    count, most = drawn * images, 2 * (stage.batch - 2)
     if count % 2 or count > most:
+        even = images + count % 2
+        works = [f"images: {even}"] if count % 2 else []
+        works += [f"batch: {drawn * even // 2 + 2}"] if drawn * even > most else []
+        room = f"an even number, at most {most}" if most else "none"
         raise ConfigError(
-            f"{drawn} classes x {stage.labels.images} images make {count} beside views of "
-            f"a batch of {stage.batch}: they have to be even and at most {most}. Set labels.classes, or a larger batch."
+            f"{drawn} classes x {images} images make {count} labelled images a step, and a batch of {stage.batch} has "
+            f"room for {room}: {' with '.join(works)} would work, or fewer classes or images a step."
         )
     return count

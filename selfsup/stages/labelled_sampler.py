@@ -72,7 +72,7 @@ def class_sampler(config: LabelledConfig, classes: ImageClasses, seed: int) -> C
             raise ConfigError(
                 f"of {len(classes.keys)} images {len(positions)} are labelled as {name!r}, and {needed} of each "
                 f"class are asked for (per_class {config.per_class}, images {config.images}): "
-                f"{f'ask for at most {len(positions)}, or ' if len(positions) else ''}label more."
+                f"{f'ask for at most {len(positions)}, or ' if len(positions) > 1 else ''}label more."
             )
         members.append(positions[: config.per_class])
     return ClassSampler(members, count, config.images, seed, tuple(classes.names))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,8 +78,10 @@ def load_images(stage: StageConfig, inputs: Inputs, seed: int) -> ImageDataset:
     """Load the images of the stage's pool, or the stage's `share` of them. Raises ConfigError if they are too few."""
     pool = inputs[f"pool.{stage.name}"]
     channels = IngestedSet(inputs[f"data.{stage.data[0]}"]).channels
-    listed = pool_shards(pool, inputs.of_kind("data"))
-    shards = [DatasetShard(shard, rows, {}, channels=channels) for _, shard, rows in listed]
+    listed = [
+        DatasetShard(shard, rows, {}, channels=channels) for _, shard, rows in pool_shards(pool, inputs.of_kind("data"))
+    ]
+    shards = list(listed)
     if stage.share < 1:
         chosen = pool_keys(pool, stage.share, seed)
         for number, shard in enumerate(shards):
@@ -86,8 +89,20 @@ def load_images(stage: StageConfig, inputs: Inputs, seed: int) -> ImageDataset:
             shards[number] = dataclasses.replace(shard, rows=np.array(rows, shard.rows.dtype))
     images = read_resized(ImageDataset(shards), inputs)
     if len(images) < 2:
-        raise ConfigError(f"{len(images)} images to train on in {', '.join(stage.data)}: 2 or more are needed.")
+        raise ConfigError(_too_few(stage, len(images), sum(len(shard.rows) for shard in listed)))
+    stage.check_batch(len(images))
     return images
+
+
+def _too_few(stage: StageConfig, images: int, pooled: int) -> str:
+    """Return what is wrong where a stage has fewer than 2 images, of so many in its pool."""
+    data = ", ".join(stage.data)
+    if pooled < 2:
+        return f"{images} images to train on in {data}: 2 or more are needed."
+    return (
+        f"share {stage.share:g} of {pooled} images leaves {images} to train on in {data}: 2 are needed, so that "
+        f"{math.ceil(2000 / pooled) / 1000:g} or more would work."
+    )
 
 
 def load_frozen_teacher(stage: MethodConfig, inputs: Inputs) -> FrozenTeacher | None:

@@ -65,6 +65,16 @@ def test_train_network_tells_dark_from_light(
     assert after == 1.0
 
 
+def test_train_network_refuses_a_batch_far_above_the_images(
+    dataset: ImageDataset, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime
+) -> None:
+    network, batch = make_network({"kind": KINDS}), 10**8
+    says = rf"^teacher\.kind: batch \({batch}\) is far more than the {len(dataset)} images there are"
+    asked = plan(tmp_path, 3, name="teacher.kind", batch=batch)
+    with pytest.raises(ConfigError, match=says):
+        train_network(network, WeightedSum({"kind": 1.0}), dataset, asked, runtime)
+
+
 def test_train_network_depends_on_the_seed(
     dataset: ImageDataset, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime
 ) -> None:

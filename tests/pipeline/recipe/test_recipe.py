@@ -265,6 +265,15 @@ def test_fit_config_total_steps_of_epochs(fields: dict[str, float], images: int,
     assert FitConfig.model_validate(fields).total_steps(images) == steps
 
 
+@pytest.mark.parametrize(("batch", "images", "most"), [(6001, 6, 6000), (10**8, 10**6, 10**6), (65537, 100, 65536)])
+def test_fit_config_check_batch_refuses_one_far_above_the_images(batch: int, images: int, most: int) -> None:
+    FitConfig(batch=most).check_batch(images)
+    with pytest.raises(
+        ConfigError, match=rf"batch \({batch}\) is far more than the {images} images .*: {most} or fewer"
+    ):
+        FitConfig(batch=batch).check_batch(images)
+
+
 def test_overrides_are_yaml_at_a_path() -> None:
     data = {"student": {"epochs": 3}}
     for override in ("student.epochs=5", "student.augment.flip=0", "pool=[a, b]", "name=x=y", "seed="):

@@ -300,7 +300,14 @@ def test_initialize_sees_all_images_once_before_the_first_step(
         ({"method": "byol", "labels": TWO, "data": ["kinds"]}, r"'byol' takes no labelled images beside the others"),
         ({"data": ["pool"], "labels": {}}, r"the sets pool have 0 kinds of class labels"),
         ({"labels": {"per_class": 50}, "data": ["kinds"]}, r"of 14 images 6 are labelled as .a., and 50 of each class"),
-        ({"labels": {"images": 4}, "data": ["kinds"]}, r"2 classes x 4 images make 8 .* even and at most 4"),
+        (
+            {"labels": {"images": 4}, "data": ["kinds"]},
+            r"2 classes x 4 images make 8 .* batch of 4 has room for an even number, at most 4: batch: 6 would work",
+        ),
+        ({"labels": {"images": 5}, "data": ["kinds"]}, r"make 10 .* batch: 7 would work"),
+        ({"labels": {}, "data": ["kinds"], "batch": 2}, r"batch of 2 has room for none: batch: 6 would work"),
+        ({"share": 0.001}, r"share 0\.001 of \d+ images leaves 0 to train on in truth: .* 0\.\d+ or more would work"),
+        ({"batch": 10**8}, r"batch \(100000000\) is far more than the \d+ images there are: \d+ or fewer would work"),
     ],
 )
 def test_run_stage_refuses_impossible_settings(sandbox: StageSandbox, settings: dict[str, Any], says: str) -> None:
