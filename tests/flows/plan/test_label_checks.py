@@ -46,7 +46,8 @@ def written(folder: Path, section: str) -> Path:
         (
             STAGE.replace("labels: {%s}", "validate: {every: 1}").replace("kinds", "world"),
             WHOLE,
-            r"stages\.s: validate: the set 'world' has no images with labels for 'classification' in its split 'train' or 'val'\.",
+            r"stages\.s: validate: the set 'world' has no images with labels for 'classification' in its split "
+            r"'train' or 'val'\.",
         ),
         (
             "evaluate: {probes: [knn], labels: [100000]}",
