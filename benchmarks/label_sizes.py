@@ -1,6 +1,6 @@
 """Measure how many bytes a label takes on disk, by teacher: of all labels that the newest run of a root has made.
 
-must run recipes/quickstart.yaml --root ROOT
+must label benchmarks/label_sizes.yaml --root ROOT
 python -m benchmarks.label_sizes --root ROOT
 """
 
