@@ -20,6 +20,7 @@ from pipeline.storage.parquet import read_parquet, write_parquet
 from pipeline.storage.root import in_parallel
 from pipeline.stores.images import ImageShard
 from pipeline.stores.naming import store_name
+from pipeline.stores.rejections import rejected_labels
 
 LOCATION_SCHEMA = pa.schema(
     [
@@ -203,3 +204,13 @@ def rejected_rows(artifacts: Mapping[str, Artifact]) -> dict[tuple[str, str, str
         for row in locations.filter(pc.is_in(locations.column("key"), value_set=keys)).to_pylist():
             rows.setdefault((row["set"], row["shard"], teacher), set()).add(row["row"])
     return {place: frozenset(numbers) for place, numbers in rows.items()}
+
+
+def lapsed_rejections(artifacts: Mapping[str, Artifact]) -> dict[str, int]:
+    """Count, by teacher, the rejected labels of other versions than the one in `artifacts`: they do not count."""
+    rejected = read_copy(artifacts[REJECTED_LABELS])
+    lapsed = {}
+    for teacher, made in of_kind(artifacts.values(), "teacher").items():
+        stores = rejected_labels(rejected, [teacher]).column("store")
+        lapsed[teacher] = pc.sum(pc.not_equal(stores, store_name(teacher, made.digest))).as_py() or 0
+    return {teacher: count for teacher, count in lapsed.items() if count}

@@ -9,7 +9,7 @@ from typing import Any
 import tasks
 from ingest.dataset import IngestedSet
 from ingest.label_precedence import LabelPrecedence
-from ingest.pool import pool_shards, rejected_rows
+from ingest.pool import lapsed_rejections, pool_shards, rejected_rows
 from ingest.rejections import REJECTED_LABELS
 from ingest.true_labels import drop_unlabelled
 from pipeline.data.dataset import DatasetShard, ImageDataset
@@ -93,7 +93,8 @@ def student_shards(config: StudentConfig, heads: Mapping[str, StudentHead], inpu
 def count_rejected(inputs: Inputs) -> dict[str, Any]:
     """Count, for the manifest, the pool's rejected pseudo labels by teacher; {} if none were rejected in this root.
 
-    `unmatched_rejections` are of images outside the pool, or of another version of their teacher.
+    `unmatched_rejections` are of images outside the pool, or of another version of their teacher; of these,
+    `lapsed_rejections` has the number by teacher.
     """
     if REJECTED_LABELS not in inputs.artifacts:
         return {}
@@ -101,4 +102,6 @@ def count_rejected(inputs: Inputs) -> dict[str, Any]:
     for (_, _, teacher), rows in rejected_rows(inputs.artifacts).items():
         counts[teacher] += len(rows)
     unmatched = inputs[REJECTED_LABELS].counts["rejections"] - counts.total()
-    return {"rejected": dict(counts), **({"unmatched_rejections": unmatched} if unmatched else {})}
+    lapsed = lapsed_rejections(inputs.artifacts)
+    optional = {"unmatched_rejections": unmatched, "lapsed_rejections": lapsed}
+    return {"rejected": dict(counts), **{name: each for name, each in optional.items() if each}}

@@ -127,6 +127,7 @@ def warnings(run: RunRecord) -> list[ReportWarning]:
         *_foreign(run),
         *_unchanged(run),
         *_skewed(run),
+        *_lapsed(run),
         *_collapsed(run),
     ]
     return [
@@ -166,6 +167,17 @@ def _unchanged(run: RunRecord) -> Iterator[str]:
 def _skewed(run: RunRecord) -> list[str]:
     student = run.student
     return [f"Kept labels: {warning}." for warning in student.counts.get("warnings", ())] if student else []
+
+
+def _lapsed(run: RunRecord) -> Iterator[str]:
+    student = run.student
+    for teacher, count in (student.counts.get("lapsed_rejections", {}) if student else {}).items():
+        verbs = "is of another version" if count == 1 else "are of other versions"
+        ends = "doesn't count" if count == 1 else "don't count"
+        yield (
+            f"{plural(count, 'rejected label')} {verbs} of {teacher}, and {ends}: look at the labels of this version, "
+            "and reject those that are wrong."
+        )
 
 
 def _collapsed(run: RunRecord) -> Iterator[str]:

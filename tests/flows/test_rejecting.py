@@ -150,6 +150,8 @@ def test_rejections_of_an_unused_label_version_change_nothing(copy: Path, recipe
     assert after.ran == 2
     assert after.artifacts["student"].counts["unmatched_rejections"] == len(used(before))
     assert "rejected by hand" not in report(after)
+    warning = f"{len(used(before))} rejected labels are of other versions of masks, and"
+    assert warning in report(after)
 
 
 def test_rejections_reach_runs_of_some_steps(copy: Path, recipe: Path) -> None:

@@ -193,7 +193,8 @@ def test_count_rejected_ignores_other_versions_of_a_teacher(world: World, tmp_pa
         key: set(values) for key, values in learned(inputs).items()
     }
     assert count_kept(heads_of(CONFIG, rejected), rejected) == count_kept(heads_of(CONFIG, inputs), inputs)
-    assert count_rejected(rejected) == {"rejected": {}, "unmatched_rejections": 7}
+    counts = {"rejected": {}, "unmatched_rejections": 7, "lapsed_rejections": {"masks": 7}}
+    assert count_rejected(rejected) == counts
     assert count_rejected(inputs) == {}
 
 
