@@ -25,7 +25,7 @@ def _existing_root(path: str) -> Root:
     from pipeline.storage.root import Root
 
     root = Root.of(path)
-    if not root.path.exists():
+    if not (root.path.exists() or root.local_path().exists()):  # of a remote one, files of earlier work may be here
         raise ConfigError(f"--root: there is no folder {root}.")
     return root
 

@@ -76,7 +76,10 @@ def test_run_folder_holds_recipe_plan_metrics_and_report(finished_root: Path, re
         ("teachers.masks.task=segmentatoin", r"teachers\.masks\.task 'segmentatoin' is unknown\. Did you mean"),
         ("teachers.gabor.require={r2: 0.5}", r"teachers\.gabor\.require .*only teachers that are trained here"),
         ("student.loss_weights={}", r"'gabor' has no training schedule.*student\.loss_weights\.gabor.*equal"),
-        ("teachers.masks.optimizer=sgd", r"Teacher 'masks' is trained by sgd and the student by adamw, whose learning"),
+        (
+            "teachers.masks.optimizer=sgd",
+            r"Teacher 'masks' is trained by sgd with momentum 0\.9 and the student by adamw, whose learning",
+        ),
         ("student.weighting=uncertainty", r"loss_weights can't be given with weighting: uncertainty"),
         ("evaluate.sets=[pool]", r"evaluate\.sets names 'pool', which has labels for nothing: no teacher"),
     ],
