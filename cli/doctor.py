@@ -141,9 +141,6 @@ def _check_recipe(path: Path, trial: bool) -> Iterator[Finding]:
         usable[name], images[name] = config, found.images.get("train", 0)
     try:
         resolved = resolve(recipe.model_copy(update={"data": usable}))
-        if usable.keys() == recipe.data.keys():
-            require_known_names(recipe)
-            plan_recipe(resolved)
         sections = resolved.models()
     except MustError as error:
         yield False, str(path), str(error)
@@ -156,7 +153,15 @@ def _check_recipe(path: Path, trial: bool) -> Iterator[Finding]:
         elif problem not in reported or not place.startswith(f"{COMPARE}."):  # trials share a start: report it once
             reported.add(problem)
             yield False, place, problem
-    if trial and not reported and usable.keys() == recipe.data.keys():
+    if reported or usable.keys() != recipe.data.keys():
+        return
+    try:
+        require_known_names(recipe)
+        plan_recipe(resolved)
+    except MustError as error:
+        yield False, str(path), str(error)
+        return
+    if trial:
         yield from _estimate(recipe, images)
 
 

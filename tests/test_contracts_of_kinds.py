@@ -31,7 +31,7 @@ EXAMPLES: dict[str, Any] = {
     "model": "test_resnet",
     "weights": "weights.safetensors",
     "boxes": "things",
-    "prompts": {"car": ["car", "van"]},
+    "prompts": {"car": ["car", "van"], "dog": ["dog"]},
 }
 """A value for every required field of any kind, by the field's name."""
 

@@ -145,7 +145,7 @@ def test_parse_recipe_refuses_wrong_stages(stages: str, says: str) -> None:
         ),
         (
             "data: [kinds], batch: 8, labels: {}",
-            r"6 classes x 4 images make 24 beside views of a batch of 8: .* most 12",
+            r"6 classes x 4 images make 24 labelled images a step, .* at most 12: batch: 14 would work",
         ),
     ],
 )
