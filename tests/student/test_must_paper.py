@@ -191,9 +191,10 @@ def stored(
     )
 
 
-def test_3_threshold_for_boxes_and_masks_is_one_half() -> None:
+def test_3_threshold_for_objects_and_segmentation_is_one_half() -> None:
     found = {task: threshold_for(StudentConfig(), task, LabelSpace(task)) for task in tasks.names()}
-    assert {task for task, threshold in found.items() if threshold == 0.5} == {"detection", "masks", "segmentation"}
+    halves = {task for task, threshold in found.items() if threshold == 0.5}
+    assert halves == {"detection", "masks", "keypoints", "segmentation"}
     assert {found[task] for task in ("classification", "depth", "normals")} == {0.0}
     chosen = StudentConfig(thresholds={"detection": 0.6, "things": 0.7})
     assert [threshold_for(chosen, name, BOXES) for name in ("things", "others")] == [0.7, 0.6]

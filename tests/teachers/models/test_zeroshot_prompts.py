@@ -22,7 +22,7 @@ def config_for(folder: Path, name: str, **settings: Any) -> zeroshot.Config:
     published = folder / "published"
     if not published.exists():
         save(folder, *random_model(name))
-    teacher = {"task": TASKS[name], "weights": str(published), "prompts": {"car": ["car"]}, **settings}
+    teacher = {"task": TASKS[name], "weights": str(published), "prompts": {"car": ["car"], "dog": ["dog"]}, **settings}
     return zeroshot.Config.model_validate(teacher)
 
 
@@ -104,7 +104,7 @@ def test_encode_prompts_raises_what_check_raises(tmp_path: Path) -> None:
     good = config_for(tmp_path, "clip")
     model, _ = models.fetch(good.about())
     with pytest.raises(ConfigError, match="knows no word of 'zyzzyva'"):
-        prompts.encode_prompts(model, config_for(tmp_path, "clip", prompts=["zyzzyva"]).about())
+        prompts.encode_prompts(model, config_for(tmp_path, "clip", prompts=["zyzzyva", "dog"]).about())
     shutil.rmtree(tmp_path / "published")
 
 
