@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -143,19 +143,19 @@ def footnote(result: Mapping[str, Any]) -> str:
     software = ", ".join(f"{name} {version}" for name, version in environment["software"].items())
     machine = f"{environment['processor']}, {environment['cores']} cores, load {environment['load']} at the start"
     last = f"`{environment['command']}`, {environment['date']}, on {environment['device']} ({machine}). {software}."
-    parts = Counter(f"{each['date'].split()[0]} on {each['processor']}" for each in _environments(result, "measured"))
+    parts = Counter(
+        f"{each['date'].split()[0]} on {each['processor']}" for each in _environments(list(result.values()))
+    )
     others = ", ".join(f"{count} of {where}" for where, count in sorted(parts.items()))
     return f"{last} That is the last run; parts by day and processor: {others}." if len(parts) > 1 else last
 
 
-def _environments(result: Any, *without: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the environments of the parts of a result, but for those at the keys `without`."""
-    if not isinstance(result, Mapping):
-        return
-    for key, value in result.items():
-        if key == "measured" and key not in without:
-            yield value
-        yield from _environments(value)
+def _environments(parts: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the environments of those parts that have one, and of parts in parts."""
+    for part in parts:
+        if isinstance(part, Mapping):
+            yield from [part["measured"]] if "measured" in part else []
+            yield from _environments(part.values())
 
 
 def run_part(part: str, folder: Path, program: str = "") -> dict[str, Any]:

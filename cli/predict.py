@@ -10,6 +10,7 @@ import typer
 
 from cli.export import describe_written, forms_of, local_path
 from cli.options import OverrideOptions, RootOption
+from evaluation.report.formatting import describe_suffixes
 from must import load
 from pipeline.errors import ConfigError
 from pipeline.storage import DEFAULT_ROOT
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 commands = typer.Typer(no_args_is_help=True)
 SHOWN = 3
 """Unreadable files that are printed; the summary lists more."""
-NO_SUFFIX = "without a suffix"
 PathsArgument = Annotated[
     list[str], typer.Argument(metavar="PATH", help="Images, folders, patterns (quoted) or videos.", show_default=False)
 ]
@@ -168,8 +168,7 @@ def describe_predictions(summary: Mapping[str, Any], out: str) -> Iterator[str]:
 def describe_skipped(skipped: Mapping[str, int]) -> Iterator[str]:
     """Yield a line on the files in folders that are no images for the model; none if all are."""
     if skipped:
-        by_suffix = sorted(skipped.items(), key=lambda entry: (-entry[1], entry[0]))
-        yield f"No images: {', '.join(f'{count:,} {suffix or NO_SUFFIX}' for suffix, count in by_suffix[:SHOWN])}."
+        yield f"No images: {describe_suffixes(skipped)}."
 
 
 def describe_unreadable(unreadable: Mapping[str, Any]) -> Iterator[str]:

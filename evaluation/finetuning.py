@@ -21,7 +21,6 @@ from evaluation.schedules import SCHEDULES, FinetuneSchedule
 from ingest.resized import read_resized
 from pipeline.data.bands import Pixels
 from pipeline.data.dataset import ImageDataset
-from pipeline.data.statistics import own_statistics
 from pipeline.errors import error_context
 from pipeline.models.backbone import register_statistics
 from pipeline.models.initial import InitialBackbone, backbone_from_config
@@ -171,7 +170,7 @@ class _Finetuning:
     ) -> FineTuned:
         train, val = read_resized(datasets[0], self.inputs), datasets[1]
         fit, runtime = FitConfig.model_validate(settings), self.runtime
-        start = backbone_from_config(self.start, self.inputs, trial.seed, own_statistics(trial.splits.train))
+        start = backbone_from_config(self.start, self.inputs, trial.seed, trial.splits.own_statistics)
         blank = self.schedule.blank_head
         space = fitted_space(trial.splits.space, datasets[0], trial.task)
         network = build_finetuning_network(start, {trial.task: space}, self.config, blank, trial.seed)

@@ -18,6 +18,7 @@ from ingest.true_labels import CLASSIFICATION, class_ids, held_out_keys, true_la
 from ingest.validation import check_measurable
 from pipeline.data.dataset import ImageDataset
 from pipeline.data.sampling import random_order
+from pipeline.data.statistics import Statistics, own_statistics
 from pipeline.errors import ConfigError
 from pipeline.recipe.evaluation import Amount
 from pipeline.steps.artifact import Inputs
@@ -50,6 +51,11 @@ class Splits:
     def train_classes(self) -> NDArray[np.int64]:
         """Class ids of the training images (N,); classification only."""
         return class_ids(self.train, CLASSIFICATION)
+
+    @functools.cached_property
+    def own_statistics(self) -> Statistics | None:
+        """Statistics of the training images, if they are no pictures."""
+        return own_statistics(self.train)
 
     def order(self, seed: int) -> NDArray[np.int64]:
         """Return all positions in `train` in an order whose beginnings are the subsets of labels."""

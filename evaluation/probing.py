@@ -23,7 +23,6 @@ from evaluation.measurement import MEASUREMENTS_FILE, Measurement, measurements
 from evaluation.probe import LabelledFeatures, ProbeData, ProbeResult
 from ingest.true_labels import CLASSIFICATION, class_ids
 from pipeline.data.dataset import ImageDataset
-from pipeline.data.statistics import own_statistics
 from pipeline.errors import error_context
 from pipeline.models.initial import backbone_from_config
 from pipeline.recipe.evaluation import Amount, StartConfig
@@ -49,7 +48,7 @@ def probe(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
         requests, reasons = possible_requests(config, inputs)
     records: list[Measurement] = []
     if requests:
-        own = own_statistics(next(iter(requests.values())).splits.train)
+        own = next(iter(requests.values())).splits.own_statistics
         start = backbone_from_config(StartConfig.model_validate(config["start"]), inputs, config["seed"], own)
         extractor = FeatureExtractor(start, inputs.runtime)
         for request in requests.values():

@@ -6,9 +6,9 @@ import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from pipeline.errors import error_context
 from pipeline.recipe.teacher import TeacherConfig
@@ -16,7 +16,7 @@ from pipeline.recipe.weight_names import HUB
 from pipeline.steps.artifact import LOG, MANIFEST, Inputs, read_json, write_json
 from tasks.teacher import FILE, Teacher
 from teachers._held_out import measure_published
-from teachers._hugging_face import check_installed
+from teachers._hugging_face import NEEDS_TRANSFORMERS
 
 if TYPE_CHECKING:
     from tasks.prediction import Predictor
@@ -29,7 +29,7 @@ class Config(TeacherConfig):
     """A model for promptable segmentation, and the teacher that prompts it. Needs the extra `transformers`."""
 
     readout = "vector"
-    kind: Literal["promptable"] = "promptable"
+    kind: Annotated[Literal["promptable"], NEEDS_TRANSFORMERS] = "promptable"
     task: Literal["masks"] = "masks"
     boxes: str
     """The teacher whose boxes are the prompts, by its name under `teachers`: of any kind, for detection or masks. Each
@@ -45,12 +45,6 @@ class Config(TeacherConfig):
     @property
     def prompted_by(self) -> str:
         return self.boxes
-
-    @field_validator("kind")
-    @classmethod
-    def _check_installed(cls, kind: str) -> str:
-        check_installed()
-        return kind
 
     def check(self) -> None:
         """Raise ConfigError or DataError if a folder has no whole model that takes boxes.

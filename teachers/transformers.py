@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from pipeline.recipe.augment import Resize
 from pipeline.recipe.teacher import TeacherConfig
@@ -14,7 +14,7 @@ from pipeline.recipe.weight_names import HUB
 from pipeline.steps.artifact import Inputs, read_json, write_json
 from pipeline.stores.labels import LabelSpace
 from teachers._held_out import measure_published
-from teachers._hugging_face import check_installed
+from teachers._hugging_face import NEEDS_TRANSFORMERS
 
 if TYPE_CHECKING:
     from tasks.prediction import Predictor
@@ -24,7 +24,7 @@ class Config(TeacherConfig):
     """A model for one task. Needs the extra `transformers`."""
 
     readout = "nothing"
-    kind: Literal["transformers"] = "transformers"
+    kind: Annotated[Literal["transformers"], NEEDS_TRANSFORMERS] = "transformers"
     task: Literal["classification", "multilabel", "detection", "segmentation", "depth"]
     weights: str
     """A folder that `save_pretrained` wrote, or `hub:<owner>/<model>` to download from the Hugging Face hub."""
@@ -41,12 +41,6 @@ class Config(TeacherConfig):
         from teachers.models.transformers_models import folder_space
 
         return None if self.weights.startswith(HUB) else folder_space(self.weights, self.task, self.scale)
-
-    @field_validator("kind")
-    @classmethod
-    def _check_installed(cls, kind: str) -> str:
-        check_installed()
-        return kind
 
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:

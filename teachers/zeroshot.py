@@ -16,7 +16,7 @@ from pipeline.sources._classes import check_distinct
 from pipeline.steps.artifact import Inputs, read_json, write_json
 from pipeline.stores.labels import LabelSpace
 from teachers._held_out import measure_published
-from teachers._hugging_face import check_installed
+from teachers._hugging_face import NEEDS_TRANSFORMERS
 
 if TYPE_CHECKING:
     from tasks.prediction import Predictor
@@ -56,7 +56,7 @@ class Config(TeacherConfig):
     """A model that compares images with text, and the text. Needs the extra `transformers`."""
 
     readout = "vector"
-    kind: Literal["zeroshot"] = "zeroshot"
+    kind: Annotated[Literal["zeroshot"], NEEDS_TRANSFORMERS] = "zeroshot"
     task: Literal["classification", "multilabel", "detection", "segmentation"]
     weights: str
     """A folder that `save_pretrained` wrote, or `hub:<owner>/<model>` to download from the Hugging Face hub: CLIP or
@@ -118,12 +118,6 @@ class Config(TeacherConfig):
             if template.count("{}") != 1:
                 raise ValueError(f"{template!r} has no one place for a phrase: write {{}} there, once")
         return templates
-
-    @field_validator("kind")
-    @classmethod
-    def _check_installed(cls, kind: str) -> str:
-        check_installed()
-        return kind
 
     def label_space(self) -> LabelSpace:
         return LabelSpace(self.task, (*([self.background] if self.background else []), *self.classes))

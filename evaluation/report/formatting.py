@@ -7,6 +7,8 @@ from typing import Any
 
 DASH = "\N{EN DASH}"
 """Shown where there is no number."""
+MOST_SUFFIXES = 5
+"""Suffixes of files that a line names."""
 
 
 def duration(seconds: float) -> str:
@@ -31,6 +33,13 @@ def count(number: int) -> str:
 def plural(number: int, noun: str, many: str | None = None) -> str:
     """Return `1 image`, `1,234 images`."""
     return f"{number:,} {noun if number == 1 else many or noun + 's'}"
+
+
+def describe_suffixes(counts: Mapping[str, int]) -> str:
+    """Return `5 .txt, 1 without a suffix`, at most MOST_SUFFIXES of them, the most frequent first."""
+    largest = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+    named = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in largest[:MOST_SUFFIXES])
+    return f"{named}{', ...' if len(largest) > MOST_SUFFIXES else ''}"
 
 
 def percent(share: float) -> str:

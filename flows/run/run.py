@@ -27,7 +27,7 @@ from typing import Any
 
 import yaml
 
-from evaluation.report.formatting import plural, teacher_scores
+from evaluation.report.formatting import describe_suffixes, plural, teacher_scores
 from flows.plan.run_plan import Plan
 from flows.run.processes import open_private
 from ingest.dataset import IngestedSet
@@ -43,8 +43,6 @@ from pipeline.storage.lock import IsHeld, hold_lock
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 
-MOST_SUFFIXES = 5
-"""Suffixes of files passed over that a progress line names."""
 MANY_NOTES = 0.05
 """Notes of one kind on labels, for each image, from which on a progress line tells of them."""
 GetOrMake = Callable[["Run", Step, Inputs], tuple[Artifact, bool]]
@@ -204,11 +202,7 @@ def _unusable_files(artifact: Artifact) -> str:
         unusable += f"; {plural(conflicts, 'file')} with another label than the same image has already"
     if dropped:
         unusable += f"; {dropped:,} of {artifact.counts['annotations']:,} annotations could not be used"
-    if not skipped:
-        return unusable
-    largest = sorted(skipped.items(), key=lambda entry: (-entry[1], entry[0]))
-    named = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in largest[:MOST_SUFFIXES])
-    return f"{unusable}; no images: {named}{', ...' if len(largest) > MOST_SUFFIXES else ''}"
+    return f"{unusable}; no images: {describe_suffixes(skipped)}" if skipped else unusable
 
 
 def _new_folder(root: Root, recipe: Recipe) -> StoragePath:

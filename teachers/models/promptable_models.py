@@ -24,6 +24,7 @@ from pipeline.stores.rle import Size, box_around, encode_mask
 from tasks.masks.model import TaskModel as Masks
 from tasks.prediction import Predictor, Preprocessing
 from tasks.task import Prediction
+from teachers.models import transformers_models
 from teachers.models.torchvision_models import Adapter
 from teachers.models.transformers_models import (
     IMAGES,
@@ -48,7 +49,7 @@ LARGEST = 60_000.0
 
 def load_config(weights: str) -> Any:
     """Load the configuration of a model. Raises ConfigError if there is none, or it takes no boxes."""
-    config = load_part(weights, "AutoConfig", TASK)
+    config = transformers_models.load_config(weights, TASK)
     if config.model_type not in TYPES:
         raise ConfigError(
             f"weights {weights!r} are of a model of type {config.model_type!r}, which makes no masks of boxes here; "

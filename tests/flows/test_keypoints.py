@@ -10,52 +10,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import must
 from browser.answers import Answers
 from browser.filters import ImageSelection
 from browser.loading import Loading
 from browser.together import draw_together
 from cli.main import main
-from pipeline.recipe.student import StudentConfig
 from pipeline.sources import coco
-from pipeline.steps.artifact import Inputs
-from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
-from student.dataset import heads_of, student_dataset
+from tests.flows.objects import check_measured, learned_dataset, objects_recipe, run_objects
 
-RECIPE = """
-name: ends
-runtime: {runner: inline, device: cpu, precision: "32", workers: 1}
-data:
-  world: {kind: scenes, count: 10, val: 2, test: 3, seed: 1, size: 48, tasks: [keypoints]}
-  pool: {kind: scenes, count: 4, seed: 2, size: 48}
-teachers:
-  ends: {kind: supervised, task: keypoints, data: world, backbone: test_resnet, image_size: 64, width: 16,
-    proposals: 16, steps: 3, batch: 4, require: none, calibrate: null}
-pool: [pool, world]
-student: {backbone: test_resnet, image_size: 64, width: 16, proposals: 16, steps: 2, batch: 4,
-  thresholds: {keypoints: 0.02}}
-"""
+RECIPE = objects_recipe("keypoints", "ends")
 
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    path = tmp_path_factory.mktemp("ends") / "ends.yaml"
-    path.write_text(RECIPE, "utf-8")
-    return must.run(path, path.parent / "root")
+    return run_objects(RECIPE, tmp_path_factory.mktemp("ends"))
 
 
 def test_run_measures_a_teacher_and_a_student_of_keypoints(outcome: Any) -> None:
-    metrics = json.loads((outcome.folder / "metrics.json").read())
-    found = {(each["model"], each["metric"]) for each in metrics}
-    assert found >= {(model, metric) for model in ("teacher:ends", "student", "baseline") for metric in ("ap", "ap50")}
-    assert "keypoints" in (outcome.folder / "report.html").read().decode()
+    check_measured(outcome, "keypoints", "ends")
 
 
 def test_student_dataset_of_keypoints_has_true_ones_and_those_above_the_threshold(outcome: Any) -> None:
-    inputs = Inputs(dict(outcome.artifacts), Runtime(Root.of(str(outcome.folder.parent.parent)), "cpu", "32", 1))
-    config = StudentConfig(thresholds={"keypoints": 0.02})
-    dataset = student_dataset(config, heads_of(config, inputs), inputs)
+    dataset = learned_dataset(outcome, "keypoints")
     values = [dataset.values(index)["ends"] for index in range(len(dataset.keys()))]
     assert len(values) == 14
     for value in values:
@@ -86,7 +63,7 @@ def test_browser_filters_and_draws_keypoints(outcome: Any) -> None:
 
 
 def test_predict_and_export_write_keypoints(outcome: Any, tmp_path: Path) -> None:
-    root, recipe = outcome.folder.parent.parent, outcome.folder.parent.parent.parent / "ends.yaml"
+    root, recipe = outcome.folder.parent.parent, outcome.folder.parent.parent.parent / "objects.yaml"
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (48, 48), (90, 120, 40)).save(tmp_path / "photos" / "a.png")
     written = {form: tmp_path / form for form in ("json", "coco", "pictures", "labels")}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 import pytest
 
-import must
 from browser.answers import Answers
 from browser.filters import ImageSelection
 from browser.loading import Loading
@@ -17,49 +15,25 @@ from flows.plan.steps import build_steps
 from ingest.dataset import IngestedSet
 from pipeline.errors import ConfigError
 from pipeline.recipe.reader import parse_recipe
-from pipeline.recipe.student import StudentConfig
-from pipeline.steps.artifact import Inputs
-from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
 from pipeline.stores.rle import decode_mask
-from student.dataset import heads_of, student_dataset
+from tests.flows.objects import check_measured, inputs_of, learned_dataset, objects_recipe, run_objects
 
-RECIPE = """
-name: objects
-runtime: {runner: inline, device: cpu, precision: "32", workers: 1}
-data:
-  world: {kind: scenes, count: 10, val: 2, test: 3, seed: 1, size: 48, tasks: [masks]}
-  pool: {kind: scenes, count: 4, seed: 2, size: 48}
-teachers:
-  things: {kind: supervised, task: masks, data: world, backbone: test_resnet, image_size: 64, width: 16, proposals: 16,
-    steps: 3, batch: 4, require: none, calibrate: null}
-pool: [pool, world]
-student: {backbone: test_resnet, image_size: 64, width: 16, proposals: 16, steps: 2, batch: 4,
-  thresholds: {masks: 0.02}}
-"""
+RECIPE = objects_recipe("masks", "things")
 
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    path = tmp_path_factory.mktemp("objects") / "objects.yaml"
-    path.write_text(RECIPE, "utf-8")
-    return must.run(path, path.parent / "root")
+    return run_objects(RECIPE, tmp_path_factory.mktemp("objects"))
 
 
 def test_run_measures_a_teacher_and_a_student_of_masks(outcome: Any) -> None:
-    metrics = json.loads((outcome.folder / "metrics.json").read())
-    found = {(each["model"], each["metric"]) for each in metrics}
-    assert found >= {
-        (model, metric) for model in ("teacher:things", "student", "baseline") for metric in ("ap", "ap50")
-    }
-    assert "masks" in (outcome.folder / "report.html").read().decode()
+    check_measured(outcome, "masks", "things")
 
 
 def test_student_dataset_of_masks_has_true_ones_and_those_above_the_threshold(outcome: Any) -> None:
-    inputs = Inputs(dict(outcome.artifacts), Runtime(Root.of(str(outcome.folder.parent.parent)), "cpu", "32", 1))
-    config = StudentConfig(thresholds={"masks": 0.02})
-    dataset = student_dataset(config, heads_of(config, inputs), inputs)
-    pool = set(IngestedSet(inputs["data.pool"]).images("train").shards[0].keys)
+    dataset = learned_dataset(outcome, "masks")
+    pool = set(IngestedSet(inputs_of(outcome)["data.pool"]).images("train").shards[0].keys)
     by_key = {key: dataset.values(index)["things"] for index, key in enumerate(dataset.keys())}
     assert len(by_key) == 14
     for key, value in by_key.items():
