@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,15 @@ def test_load_config_refuses_a_model_that_takes_no_boxes(tmp_path: Path) -> None
     transformers.ViTConfig().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"a model of type 'vit', which makes no masks of boxes here; SAM \(hub:face"):
         models.load_config(str(tmp_path))
+
+
+def test_load_config_refuses_patches_without_pixels(tmp_path: Path) -> None:
+    file = save_promptable(tmp_path, "sam") / "config.json"
+    about = json.loads(file.read_text("utf-8"))
+    about["vision_config"]["patch_size"] = 0
+    file.write_text(json.dumps(about), "utf-8")
+    with pytest.raises(ConfigError, match=r"the patch_size in its config\.json is 0"):
+        models.load_config(str(file.parent))
 
 
 def test_load_processor_refuses_images_of_another_size_than_the_model_takes(tmp_path: Path) -> None:
